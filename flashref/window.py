@@ -1,0 +1,63 @@
+"""The sliding window: which neurons stay in DRAM after each token. Chapter: specs/30-window.md.
+
+Satisfies: WIN-1 to WIN-9.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.types import NEVER, Delta, DomainError, Ids, Window, ascending_ids
+
+
+def empty_window(n: int, k: int, capacity: int) -> Window:
+    """The window of a layer of n neurons before its first token: nothing is resident.
+
+    k: tokens, ≥ 1; capacity: rows of the DRAM matrix, ≥ 0. Raises DomainError. Requirement: WIN-1.
+    """
+    if n < 1 or k < 1 or capacity < 0:
+        raise DomainError(
+            f"a window needs n ≥ 1 neurons, k ≥ 1 tokens and capacity ≥ 0 rows, not {n}, {k}, {capacity}"
+        )
+    return Window(k, capacity, 0, np.full(n, NEVER, np.int64))
+
+
+def resident_neurons(window: Window) -> Ids:
+    """The ids in DRAM, C_t: every neuron whose stamp is not NEVER (paper §3.3). Requirement: WIN-2."""
+    return np.flatnonzero(window.last != NEVER)
+
+
+def window_update(window: Window, active: npt.ArrayLike) -> tuple[Window, Delta]:
+    """The window after one token that predicts `active`, and what to load, evict and bypass.
+
+    active: (m,) strictly ascending ids, else IdsError (paper §3.1.2, Fig. 4b; decisions 1, 2, 8, 9).
+    The window that was passed is not changed. Requirements: WIN-3 to WIN-9.
+    """
+    n = len(window.last)
+    predicted = np.zeros(n, bool)
+    predicted[ascending_ids(active, n)] = True
+    was_resident = window.last != NEVER
+
+    # The oldest tokens leave until the union fits; the token itself stays even if it does not fit.
+    start = max(window.token - window.k + 1, 0)
+    while start < window.token and _union(window, start, predicted).sum() > window.capacity:
+        start += 1
+
+    # Rows that are there already stay first, then new ones in ascending id: a stable sort by newness.
+    by_newness = np.argsort(~was_resident, kind="stable")
+    predicted_by_newness = by_newness[predicted[by_newness]]
+    kept = np.zeros(n, bool)
+    kept[predicted_by_newness[: window.capacity]] = True
+
+    stays = _union(window, start, kept)
+    last = np.where(stays, np.where(kept, window.token, window.last), NEVER)
+    delta = Delta(
+        load=np.flatnonzero(stays & ~was_resident),
+        evict=np.flatnonzero(was_resident & ~stays),
+        bypass=np.flatnonzero(predicted & ~kept),
+    )
+    return window._replace(token=window.token + 1, last=last), delta
+
+
+def _union(window: Window, start: int, newest: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Mask of the kept sets of tokens start … t − 1, and the newest token's."""
+    return newest | (window.last >= start)

@@ -1,0 +1,83 @@
+"""The spec and the code say the same: ids, headings, functions, tests."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from conftest import CITED
+
+SPECS = Path(__file__).parents[1] / "specs"
+REQUIREMENT = re.compile(r"^\*\*([A-Z]+-\d+)\*\* `\[(\w+)\]`", re.M)
+HEADING = re.compile(r"^## `(\w+)\(", re.M)
+MODULE = re.compile(r"^Module: `flashref/(\S+)\.py`", re.M)
+CLASSES = {"exact", "bounded", "unspecified", "informative"}
+
+CHAPTERS = sorted(page for page in SPECS.glob("[0-9]*.md"))
+
+
+def requirements() -> dict[str, str]:
+    """Id → class over all chapters; no id twice, no unknown class."""
+    found: dict[str, str] = {}
+    for page in CHAPTERS:
+        for requirement, kind in REQUIREMENT.findall(page.read_text()):
+            assert requirement not in found, f"{requirement} is defined twice"
+            assert kind in CLASSES, f"{requirement} has the unknown class {kind}"
+            found[requirement] = kind
+    return found
+
+
+@pytest.fixture
+def cited(request: pytest.FixtureRequest) -> dict[str, list[str]]:
+    if request.config.args != request.config.getini("testpaths") or request.config.option.keyword:
+        pytest.skip("only a whole collection knows what is tested")
+    return request.config.stash[CITED]
+
+
+def test_every_testable_requirement_is_tested(cited):
+    testable = {r for r, kind in requirements().items() if kind in ("exact", "bounded")}
+    assert testable
+    assert testable - set(cited) == set()
+
+
+def test_every_cited_requirement_exists(cited):
+    assert set(cited) - set(requirements()) == set()
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_headings_are_the_public_functions_of_the_module(page):
+    [name] = MODULE.findall(page.read_text())
+    module = importlib.import_module("flashref." + name.replace("/", "."))
+    public = {
+        attribute
+        for attribute, value in vars(module).items()
+        if inspect.isroutine(value) and value.__module__ == module.__name__ and not attribute.startswith("_")
+    }
+    headings = HEADING.findall(page.read_text())
+    assert len(headings) == len(set(headings))
+    assert set(headings) == public
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_a_module_names_the_requirements_of_its_chapter(page):
+    text = page.read_text()
+    [name] = MODULE.findall(text)
+    module = importlib.import_module("flashref." + name.replace("/", "."))
+    [line] = re.findall(r"^Satisfies: (.*)\.$", module.__doc__ or "", re.M)
+    named = set()
+    for area, first, last in re.findall(r"([A-Z]+)-(\d+)(?: to \1-(\d+))?", line):
+        named |= {f"{area}-{i}" for i in range(int(first), int(last or first) + 1)}
+    assert named == {requirement for requirement, _ in REQUIREMENT.findall(text)}
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_every_chapter_has_an_example_that_runs(page):
+    assert ">>> " in page.read_text()
+
+
+def test_capitals_of_rfc_2119_stand_in_requirements_only():
+    for page in CHAPTERS:
+        for line in page.read_text().splitlines():
+            if re.search(r"\b(MUST|SHOULD|MAY|SHALL)\b", line):
+                assert REQUIREMENT.match(line), f"{page.name}: {line}"
