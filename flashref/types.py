@@ -196,16 +196,44 @@ class IO(NamedTuple):
     read_bytes: int
     nanoseconds: int
 
-    def plus(self, other: "IO") -> "IO":
-        """The cost of both."""
-        return IO(*(a + b for a, b in zip(self, other, strict=True)))
-
 
 class Gathered(NamedTuple):
     """Bundles in DRAM: rows (m, fields, d) in the stored dtype, copies, and what they cost."""
 
     rows: Array
     io: IO
+
+
+class ResidentFFN(NamedTuple):
+    """What of an FFN never leaves DRAM: all but the bundles (paper §3.3: "pointers and scalars").
+
+    gate: (n, d), only where the bundles hold no gate row (decision 13); biases as in FFN.
+    """
+
+    activation: str
+    gate: Array | None = None
+    up_bias: Array | None = None
+    gate_bias: Array | None = None
+    down_bias: Array | None = None
+    tau: float = 0.0
+
+
+class LayerState(NamedTuple):
+    """One layer between two tokens (paper §3.3, Fig. 6).
+
+    layout: its bundles on flash; checksums: CRC-32 of each padded bundle by neuron, (n,) uint32, or None;
+    matrix: (capacity, fields, d) in the stored dtype; bypass_rows: rows of the bypass buffer;
+    max_gap: bytes that a read may run over.
+    """
+
+    layout: Layout
+    resident: ResidentFFN
+    checksums: Array | None
+    window: Window
+    slots: Slots
+    matrix: Array
+    bypass_rows: int
+    max_gap: int
 
 
 class Step(NamedTuple):

@@ -1,0 +1,116 @@
+"""The feed-forward network, dense and over chosen neurons. Chapter: specs/10-ffn.md.
+
+Satisfies: FFN-1 to FFN-12.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.numerics import ACTIVATIONS, activate, ascending_sum
+from flashref.types import (
+    FFN,
+    Array,
+    DomainError,
+    Ids,
+    ShapeError,
+    Vector,
+    ascending_ids,
+    stored_dtype,
+    widen,
+)
+
+
+def dense_ffn(x: Vector, ffn: FFN) -> Vector:
+    """The FFN over all its neurons: (d,) float32 → (d,) float32 (paper §3.1, Fig. 3b).
+
+    Raises ShapeError, DomainError. Requirements: FFN-1 to FFN-3, FFN-9.
+    """
+    y = add_neurons(np.zeros(ffn.up.shape[-1], np.float32), x, ffn)
+    return y if ffn.down_bias is None else y + widen(ffn.down_bias)
+
+
+def sparse_ffn(x: Vector, ffn: FFN, active: npt.ArrayLike) -> Vector:
+    """The FFN over these neurons and no others; the down bias is added whatever the set.
+
+    active: (m,) strictly ascending ids, else IdsError. Requirements: FFN-4 to FFN-8.
+    """
+    return dense_ffn(x, take_neurons(ffn, active))
+
+
+def active_neurons(x: Vector, ffn: FFN) -> Ids:
+    """The truly active ids, by the reference's own pre-activations (paper §3.1; decision 7).
+
+    ReLU, squared ReLU: z > 0. FATReLU(τ): z > τ. SiLU, GELU: all. Requirement: FFN-10.
+    """
+    _check(x, ffn)
+    z = _gate_pre_activation(x, ffn)
+    if ffn.activation in ("relu", "squared_relu"):
+        return np.flatnonzero(z > 0)
+    if ffn.activation == "fatrelu":
+        return np.flatnonzero(z > np.float32(ffn.tau))
+    return np.arange(len(z), dtype=np.int64)
+
+
+def take_neurons(ffn: FFN, ids: npt.ArrayLike) -> FFN:
+    """The FFN of these neurons only: their rows and biases; the down bias stays.
+
+    ids: (m,) strictly ascending, else IdsError. Decision 14. Requirement: FFN-11.
+    """
+    checked = ascending_ids(ids, len(ffn.up))
+
+    def rows(of: Array | None) -> Array | None:
+        return None if of is None else of[checked]
+
+    return ffn._replace(
+        up=ffn.up[checked],
+        down=ffn.down[checked],
+        gate=rows(ffn.gate),
+        up_bias=rows(ffn.up_bias),
+        gate_bias=rows(ffn.gate_bias),
+    )
+
+
+def add_neurons(y: Vector, x: Vector, ffn: FFN) -> Vector:
+    """y plus every neuron's contribution in ascending order, without the down bias; y is not changed.
+
+    y, x: (d,) float32. A sum in several parts is the sum in one. Requirement: FFN-12.
+    """
+    _check(x, ffn)
+    h = activate(ffn.activation, _gate_pre_activation(x, ffn), ffn.tau)
+    if ffn.gate is not None:
+        h = h * _pre_activation(x, ffn.up, ffn.up_bias)
+    return ascending_sum(h, widen(ffn.down), start=y)
+
+
+def _gate_pre_activation(x: Vector, ffn: FFN) -> Vector:
+    """What the activation is applied to: the gate's pre-activation if there is a gate, else up's."""
+    if ffn.gate is not None:
+        return _pre_activation(x, ffn.gate, ffn.gate_bias)
+    return _pre_activation(x, ffn.up, ffn.up_bias)
+
+
+def _pre_activation(x: Vector, matrix: Array, bias: Array | None) -> Vector:
+    z = ascending_sum(x, widen(matrix).T)
+    return z if bias is None else z + widen(bias)
+
+
+def _check(x: Vector, ffn: FFN) -> None:
+    if ffn.activation not in ACTIVATIONS:
+        raise DomainError(f"activation {ffn.activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+    if not (np.isfinite(ffn.tau) and ffn.tau >= 0):
+        raise DomainError(f"FATReLU's tau must be finite and at least 0, not {ffn.tau}")
+    if ffn.up.ndim != 2:
+        raise ShapeError(f"up must be (n, d), not {ffn.up.shape}")
+    n, d = ffn.up.shape
+    expected = {"down": (n, d), "gate": (n, d), "up_bias": (n,), "gate_bias": (n,), "down_bias": (d,)}
+    for name, shape in expected.items():
+        array = getattr(ffn, name)
+        if array is not None and (array.shape != shape or stored_dtype(array) != stored_dtype(ffn.up)):
+            raise ShapeError(
+                f"{name} must be {stored_dtype(ffn.up)} of shape {shape} as up is, "
+                f"not {array.dtype} of shape {array.shape}; row i belongs to neuron i"
+            )
+    if ffn.gate is None and ffn.gate_bias is not None:
+        raise ShapeError("gate_bias needs a gate")
+    if x.dtype != np.float32 or x.shape != (d,):
+        raise ShapeError(f"x must be float32 of shape ({d},), not {x.dtype} of shape {x.shape}")

@@ -1,0 +1,81 @@
+"""The DRAM matrix without gaps: which neuron lies in which row. Chapter: specs/70-slots.md.
+
+Satisfies: SLT-1 to SLT-9.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.types import NEVER, Array, Delta, DomainError, Ids, IdsError, Moves, ShapeError, Slots
+
+
+def empty_slots(capacity: int) -> Slots:
+    """The slots of a preallocated matrix of capacity rows, none in use (paper §3.3). Requirement: SLT-1."""
+    if capacity < 0:
+        raise DomainError(f"a matrix has at least 0 rows, not {capacity}")
+    return Slots(np.full(capacity, NEVER, np.int64), 0)
+
+
+def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
+    """The paper's placement: the last rows fill the holes, then new rows are appended (§3.3, Fig. 6).
+
+    Holes below the count after eviction, ascending, are each filled by the highest surviving row; `load`
+    goes behind them in ascending id. Raises IdsError, DomainError. Requirements: SLT-2 to SLT-5.
+    """
+    survives = _survives(slots, delta)
+    count = int(survives.sum())
+    target = np.flatnonzero(~survives[:count])
+    source = (count + np.flatnonzero(survives[count:]))[::-1]
+    put = np.arange(count, count + len(delta.load))
+    return _placed(slots, delta, Moves(source, target, put), count + len(delta.load))
+
+
+def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
+    """The other placement: new rows go straight into the lowest holes (decision 11).
+
+    Further new rows are appended; holes left below the final count, ascending, are each filled by the
+    highest surviving row. Raises IdsError, DomainError. Requirements: SLT-2, SLT-3, SLT-6, SLT-7.
+    """
+    survives = _survives(slots, delta)
+    count = int(survives.sum()) + len(delta.load)
+    holes = np.concatenate([np.flatnonzero(~survives), np.arange(slots.used, max(count, slots.used))])
+    put, left = np.split(holes, [len(delta.load)])
+    target = left[left < count]
+    source = (count + np.flatnonzero(survives[count:]))[::-1]
+    return _placed(slots, delta, Moves(source, target, put), count)
+
+
+def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
+    """The matrix after its moves: first row source[j] → target[j], then rows[j] → put[j]; a new array.
+
+    matrix: (capacity, …), rows: (m, …) of the same dtype, one a put; else ShapeError. Requirements: SLT-8, SLT-9.
+    """
+    if rows.shape != (len(moves.put), *matrix.shape[1:]) or rows.dtype != matrix.dtype:
+        raise ShapeError(
+            f"new rows must be {matrix.dtype} of shape {(len(moves.put), *matrix.shape[1:])}, "
+            f"not {rows.dtype} of shape {rows.shape}"
+        )
+    after = matrix.copy()
+    after[moves.target] = matrix[moves.source]
+    after[moves.put] = rows
+    return after
+
+
+def _survives(slots: Slots, delta: Delta) -> npt.NDArray[np.bool_]:
+    """Mask over the used rows: which stay. Refuses a delta that does not fit these slots."""
+    used = slots.ids[: slots.used]
+    if not np.isin(delta.evict, used).all():
+        raise IdsError("evict names a neuron that is in no slot; the delta belongs to another state")
+    if np.isin(delta.load, used).any():
+        raise IdsError("load names a neuron that is in a slot already; the delta belongs to another state")
+    needed = slots.used - len(delta.evict) + len(delta.load)
+    if needed > len(slots.ids):
+        raise DomainError(f"{needed} rows do not fit a matrix of {len(slots.ids)}; the window bounds them")
+    return ~np.isin(used, delta.evict)
+
+
+def _placed(slots: Slots, delta: Delta, moves: Moves, used: int) -> tuple[Slots, Moves]:
+    ids: Ids = slots.ids.copy()  # what lies behind the used rows stays as it was (Fig. 6)
+    ids[moves.target] = slots.ids[moves.source]
+    ids[moves.put] = delta.load
+    return Slots(ids, used), moves

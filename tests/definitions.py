@@ -1,0 +1,81 @@
+"""The definitions of the spec in exact arithmetic and plain Python; slow, obvious, and free of flashref's code."""
+
+import struct
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+
+
+def exact(array):
+    """Every element as an exact Fraction, in nested lists; uint16 is bfloat16."""
+    if array.dtype == np.uint16:
+        bits = [struct.unpack("<f", struct.pack("<I", int(v) << 16))[0] for v in array.ravel()]
+        return reshaped([Fraction(v) for v in bits], array.shape)
+    return reshaped([Fraction(float(v)) for v in array.ravel()], array.shape)
+
+
+def reshaped(flat, shape):
+    if len(shape) == 1:
+        return flat
+    return [flat[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
+
+
+def exact_activation(name, z, tau):
+    """act(z) of chapter 10; SiLU and GELU to 60 digits."""
+    if name == "relu":
+        return max(z, Fraction(0))
+    if name == "squared_relu":
+        return max(z, Fraction(0)) ** 2
+    if name == "fatrelu":
+        return z if z > Fraction(float(np.float32(tau))) else Fraction(0)
+    if abs(z) > 300:  # within 10^−120 of its limit, and the digits of e^−z would not fit in memory
+        return max(z, Fraction(0))
+    with mpmath.workdps(60):
+        v = mpmath.mpf(z.numerator) / z.denominator
+        if name == "silu":
+            value = v / (1 + mpmath.exp(-v))
+        elif name == "gelu_tanh":
+            inner = mpmath.sqrt(2 / mpmath.pi) * (v + mpmath.mpf("0.044715") * v**3)
+            value = v / 2 * (1 + mpmath.tanh(inner))
+        else:
+            value = v / 2 * mpmath.erfc(-v / mpmath.sqrt(2))
+        return Fraction(mpmath.nstr(value, 50, min_fixed=0, max_fixed=0) if value else 0)
+
+
+def exact_ffn(x, ffn, active=None):
+    """y of chapter 10 as Fractions, over `active` or over all neurons."""
+    n, d = ffn.up.shape
+    x, up, down = exact(x), exact(ffn.up), exact(ffn.down)
+    gate = None if ffn.gate is None else exact(ffn.gate)
+    bias = [None if b is None else exact(b) for b in (ffn.up_bias, ffn.gate_bias, ffn.down_bias)]
+    up_bias, gate_bias, down_bias = bias
+    y = list(down_bias) if down_bias is not None else [Fraction(0)] * d
+    for i in range(n) if active is None else active:
+        z = sum(a * b for a, b in zip(x, up[i], strict=True)) + (up_bias[i] if up_bias else 0)
+        if gate is None:
+            h = exact_activation(ffn.activation, z, ffn.tau)
+        else:
+            g = sum(a * b for a, b in zip(x, gate[i], strict=True)) + (gate_bias[i] if gate_bias else 0)
+            h = exact_activation(ffn.activation, g, ffn.tau) * z
+        y = [a + h * b for a, b in zip(y, down[i], strict=True)]
+    return y
+
+
+def exact_logits(x, predictor):
+    """z of chapter 20 as Fractions."""
+    x, a, b = exact(x), exact(predictor.a), exact(predictor.b)
+    t = [sum((p * q for p, q in zip(row, x, strict=True)), Fraction(0)) for row in a]
+    z = [sum((p * q for p, q in zip(row, t, strict=True)), Fraction(0)) for row in b]
+    if predictor.bias is not None:
+        z = [p + q for p, q in zip(z, exact(predictor.bias), strict=True)]
+    return z
+
+
+def scalar_sum(factors, rows, start):
+    """chapter 90's ascending sum, one float32 operation at a time."""
+    total = [np.float32(s) for s in start]
+    for factor, row in zip(factors, rows, strict=True):
+        for j, value in enumerate(row):
+            total[j] = np.float32(total[j] + np.float32(factor * value))
+    return np.array(total, np.float32)

@@ -1,0 +1,256 @@
+"""Chapter 90: sums to the bit, and bounds against exact arithmetic."""
+
+import math
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+from definitions import exact_activation, exact_ffn, exact_logits, scalar_sum
+from hypothesis import event, example, given
+from hypothesis import strategies as st
+from strategies import ACTIVATIONS, dyadic_cases, plain_arrays, plain_cases, predictors, read_only
+
+from flashref import active_neurons, dense_ffn, same, sparse_ffn
+from flashref.numerics import (
+    ACTIVATIONS as KNOWN,
+)
+from flashref.numerics import (
+    PIECE_BYTES,
+    SMOOTH,
+    activate,
+    ascending_sum,
+    exact_on_dyadic,
+    ffn_bound,
+    gamma,
+    predictor_bound,
+    unit_roundoff,
+)
+from flashref.types import FFN, DomainError, Predictor, ShapeError, widen
+
+
+@pytest.mark.req("ACC-1")
+def test_unit_roundoff_is_half_the_spacing_at_one():
+    for name, dtype in (("F64", np.float64), ("F32", np.float32), ("F16", np.float16)):
+        assert unit_roundoff(name) == float(np.nextafter(dtype(1), dtype(2)) - dtype(1)) / 2
+    one, following = widen(np.uint16([0x3F80, 0x3F81]))
+    assert unit_roundoff("BF16") == (following - one) / 2
+    with pytest.raises(DomainError, match="unit roundoff"):
+        unit_roundoff("F8")
+
+
+@pytest.mark.req("ACC-2")
+@given(st.integers(0, 10**7), st.sampled_from([2.0**-8, 2.0**-24, 2.0**-53]))
+def test_gamma_is_highams(k, u):
+    product = k * Fraction(u)
+    if product >= 1:
+        with pytest.raises(DomainError, match="γ needs"):
+            gamma(k, u)
+    else:
+        assert math.isclose(gamma(k, u), product / (1 - product), rel_tol=4 * 2.0**-53)
+
+
+@pytest.mark.req("ACC-3")
+@given(st.data(), st.integers(0, 6), st.integers(0, 5), st.booleans(), st.booleans())
+def test_a_sum_is_the_scalar_loop(data, m, width, transposed, started):
+    factors = data.draw(plain_arrays((m,)))
+    rows = data.draw(plain_arrays((width, m))).T if transposed else data.draw(plain_arrays((m, width)))
+    start = data.draw(plain_arrays((width,))) if started else None
+    read_only((factors, rows, start))
+    expected = scalar_sum(factors, rows, np.zeros(width) if start is None else start)
+    assert same(ascending_sum(factors, rows, start), expected)
+
+
+@pytest.mark.req("ACC-3")
+@pytest.mark.parametrize("shape", [(1000, 1), (1000, 2), (300, 129)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_long_sums_of_either_memory_order_are_the_scalar_loop(shape, order, monkeypatch):
+    rng = np.random.default_rng(7)
+    factors, rows = rng.standard_normal(shape[0], np.float32), rng.standard_normal(shape, np.float32)
+    expected = np.zeros(shape[1], np.float32)
+    for factor, row in zip(factors, rows, strict=True):
+        expected = expected + factor * row
+    assert same(ascending_sum(factors, np.asarray(rows, order=order)), expected)
+    monkeypatch.setattr("flashref.numerics.PIECE_BYTES", 64)  # many pieces, the same bits
+    assert same(ascending_sum(factors, np.asarray(rows, order=order)), expected)
+    assert PIECE_BYTES == 16 * 2**20
+
+
+@pytest.mark.req("ACC-4")
+@given(st.data(), st.integers(1, 6), st.integers(1, 4))
+def test_rows_with_a_zero_product_change_no_bit(data, m, width):
+    factors, rows = data.draw(plain_arrays((m,))), data.draw(plain_arrays((m, width)))
+    at = data.draw(st.integers(0, m))
+    zero = data.draw(st.sampled_from([np.float32(0.0), np.float32(-0.0)]))
+    more_factors = np.insert(factors, at, zero)
+    more_rows = np.insert(rows, at, data.draw(plain_arrays((width,))), axis=0)
+    assert same(ascending_sum(more_factors, more_rows), ascending_sum(factors, rows))
+
+
+def test_sums_of_other_dtypes_or_shapes_are_refused():
+    for factors, rows in [
+        (np.zeros(2), np.zeros((2, 1), np.float32)),
+        (np.zeros(2, np.float32), np.zeros((2, 1))),
+        (np.zeros(2, np.float32), np.zeros((3, 1), np.float32)),
+    ]:
+        with pytest.raises(ShapeError, match="a sum needs"):
+            ascending_sum(factors, rows)
+
+
+@pytest.mark.req("ACC-5")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@given(z=plain_arrays((4,), limit=30.0), tau=st.sampled_from([0.0, 0.01, 0.5]))
+@example(z=np.float32([-8, -0.0, 1e-38, 0.5]), tau=0.5)  # 1 + erf is 2 % off at −8; a tie at τ
+@example(z=np.float32([-30, -5.5, 30, 1e-20]), tau=0.0)
+def test_an_activation_is_its_definition_rounded_once(name, z, tau):
+    values = activate(name, z, tau)
+    assert values.dtype == np.float32
+    for value, v in zip(values, z, strict=True):
+        truth = exact_activation(name, Fraction(float(v)), tau)
+        nearest = np.float32(mpmath.mpf(truth.numerator) / truth.denominator)
+        if name in SMOOTH:
+            assert abs(Fraction(float(value)) - truth) <= Fraction(float(np.spacing(np.abs(nearest))))
+        else:
+            assert value == nearest
+
+
+def test_an_unknown_activation_is_refused_by_name():
+    with pytest.raises(DomainError, match="'swish' is unknown; use one of relu, "):
+        activate("swish", np.float32([1]))
+    assert set(KNOWN) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_slope_and_curvature_are_those_of_the_activation(name):
+    z = np.linspace(-12, 12, 240_001)
+    slope, curvature = SMOOTH[name]
+    step = z[1] - z[0]
+    numeric = np.gradient(KNOWN[name](z, np.float32(0)), step)
+    # Central differences are off by at most step²/6 · |third derivative| (< 2), one-sided ones by step.
+    assert np.abs(slope(z) - numeric)[1:-1].max() < step**2
+    assert np.abs(np.gradient(slope(z), step)).max() <= curvature
+
+
+def evaluations(x, ffn):
+    """Correct float32 evaluations that differ in rounding: BLAS, backwards, wide inside, fused, flushed."""
+    up, down = widen(ffn.up), widen(ffn.down)
+    gate = None if ffn.gate is None else widen(ffn.gate)
+    biases = [None if b is None else widen(b) for b in (ffn.up_bias, ffn.gate_bias, ffn.down_bias)]
+
+    def evaluate(product, dtype, finish=lambda v: v):
+        cast = [None if b is None else b.astype(dtype) for b in biases]
+
+        def pre(matrix, bias):
+            z = product(matrix.astype(dtype), x.astype(dtype))
+            return finish(z if bias is None else z + bias)
+
+        def act(z):
+            if dtype == np.float32:
+                return finish(activate(ffn.activation, z, ffn.tau))
+            return KNOWN[ffn.activation](z, np.float32(ffn.tau))
+
+        z = pre(up, cast[0])
+        h = act(z) if gate is None else finish(act(pre(gate, cast[1])) * z)
+        y = product(down.T.astype(dtype), h)
+        return (y if cast[2] is None else y + cast[2]).astype(np.float32)
+
+    def backwards(matrix, v):
+        total = np.zeros(len(matrix), matrix.dtype)
+        for k in reversed(range(len(v))):
+            total = total + matrix[:, k] * v[k]
+        return total
+
+    def fused(matrix, v):  # one rounding a step, as fused multiply-add; float64 holds the product exactly
+        total = np.zeros(len(matrix), np.float32)
+        for k in range(len(v)):
+            total = (matrix[:, k].astype(np.float64) * v[k] + total).astype(np.float32)
+        return total
+
+    def flushed(v):
+        return np.where(np.abs(v) < 2.0**-126, np.float32(0), v).astype(v.dtype)
+
+    yield "ascending", dense_ffn(x, ffn)
+    yield "blas", evaluate(lambda m, v: m @ v, np.float32)
+    yield "backwards", evaluate(backwards, np.float32)
+    yield "float64 inside", evaluate(lambda m, v: m @ v, np.float64)
+    yield "fused", evaluate(fused, np.float32)
+    yield "flushed", evaluate(lambda m, v: flushed(flushed(m) @ flushed(v)), np.float32, flushed)
+
+
+@pytest.mark.req("ACC-6", "FFN-2")
+@given(plain_cases())
+@example((np.float32([-1.9995]), FFN("relu", np.float32([[-1.1754944e-38]]), np.float32([[0.0625]]))))
+def test_the_ffn_bound_holds_for_every_order(case):
+    x, ffn = case
+    event(ffn.activation)
+    truth, bound = exact_ffn(x, ffn), ffn_bound(x, ffn)
+    assert np.isfinite(bound).all()
+    for name, y in evaluations(x, ffn):
+        for got, want, most in zip(y, truth, bound, strict=True):
+            assert abs(Fraction(float(got)) - want) <= Fraction(float(most)), name
+
+
+@pytest.mark.req("ACC-6")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_ffn_bound_has_teeth(activation, gated):
+    # On Gaussian data of 32 × 16 it must notice bfloat16 weights, and the loss of the smallest contribution
+    # (of the median one where the activation's tail makes contributions as small as one likes).
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal(16, np.float32)
+    up, down, gate = (rng.standard_normal((32, 16), np.float32) for _ in range(3))
+    ffn = FFN(activation, up, down, gate if gated else None)
+    bound = ffn_bound(x, ffn)
+    contributions = [sparse_ffn(x, ffn, [i]) for i in active_neurons(x, ffn)]
+    contributions.sort(key=lambda y: np.abs(y).max())
+    lost = contributions[len(contributions) // 2 if activation in SMOOTH else 0]
+    assert (np.abs(lost) > 2 * bound).any()
+    coarse = widen((down.view(np.uint32) >> 16).astype(np.uint16))
+    assert (np.abs(dense_ffn(x, ffn._replace(down=coarse)) - dense_ffn(x, ffn)) > 2 * bound).any()
+
+
+@pytest.mark.req("ACC-8")
+@given(st.data(), st.integers(1, 5), st.integers(1, 4))
+@example(None, 1, 1)
+def test_the_predictor_bound_holds_for_every_order(data, n, d):
+    if data is None:  # underflow in both products
+        x = np.float32([2.0**-80])
+        predictor = Predictor(np.float32([[2.0**-69]]), np.float32([[1 / 3]]), None, 0.0)
+    else:
+        x, predictor = data.draw(plain_arrays((d,))), data.draw(predictors(plain_arrays, n, d))
+    truth, bound = exact_logits(x, predictor), predictor_bound(x, predictor)
+    zero = np.zeros(len(predictor.b), np.float32) if predictor.bias is None else predictor.bias
+    t = ascending_sum(x, predictor.a.T)
+    answers = [
+        ascending_sum(t, predictor.b.T) + zero,
+        predictor.b @ (predictor.a @ x) + zero,
+        ascending_sum(t[::-1], predictor.b.T[::-1]) + zero,
+    ]
+    for answer in answers:
+        for got, want, most in zip(answer, truth, bound, strict=True):
+            assert abs(Fraction(float(got)) - want) <= Fraction(float(most))
+
+
+@pytest.mark.req("ACC-9")
+@given(dyadic_cases())
+def test_dyadic_data_is_exact_in_every_order(case):
+    x, ffn = case
+    truth = [float(v) for v in exact_ffn(x, ffn)]
+    for name, y in evaluations(x, ffn):
+        assert y.tolist() == truth, name
+
+
+@pytest.mark.req("ACC-9")
+@pytest.mark.parametrize("activation", ACTIVATIONS[:3])
+@pytest.mark.parametrize("gated", [False, True])
+def test_dyadic_limits_are_the_largest_values(activation, gated):
+    # All entries 1 give the largest sums; the limit must hold them below 2^24 units of the smallest step.
+    factors = (2 if activation == "squared_relu" else 1) + gated
+    for n in (1, 7, 8, 10, 11, 64):
+        for d in (1, 6, 64):
+            for bits in (1, 2, 3):
+                largest = n * (d + 1) ** factors + 1
+                unit = Fraction(1, 2 ** ((2 * factors + 1) * bits))
+                fits = largest / unit <= 2**24
+                assert exact_on_dyadic(n, d, bits, activation, gated) == fits
+    assert not exact_on_dyadic(1, 1, 1, "silu", False)
