@@ -74,7 +74,7 @@ def empty_layer(
 
 
 def read_batches(delta: Delta, bypass_rows: int) -> tuple[Ids, ...]:
-    """The ids that each batch of a token reads: what is kept with the first buffer of the bypass, then the rest.
+    """The ids of each batch of a token: what is kept and a first buffer of the bypass, then more buffers.
 
     bypass_rows: rows of the bypass buffer, ≥ 1. At least one batch, empty if there is nothing to read.
     Decisions 8, 18. Requirement: DEC-10.

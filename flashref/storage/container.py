@@ -1,7 +1,56 @@
-"""The safetensors container: a validated header, and tensors as arrays. Also used for checkpoints."""
+"""The safetensors container: a validated header, tensors as arrays, a new file written whole or not at all.
 
+Checkpoints and flash images are both such files. A header is a claim by a stranger: it is checked against
+the file before anything is allocated, and every refusal is an ImageError with one sentence.
+"""
+
+import contextlib
+import errno
+import functools
+import io
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.types import Array, DomainError, FlashrefError, ImageError
+
+MAX_HEADER_BYTES = 100_000_000  # as in the safetensors format
+PIECE_BYTES = 4 << 20  # a tensor that is only passed through is held in pieces of this size
+CHECKED_BYTES = 256 << 10  # and looked through in such ones, which fit into a cache
+
+# Every dtype of safetensors that fills whole bytes. BF16 and the F8 travel as bits: NumPy does not know them.
+NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
+    **dict.fromkeys(("U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), np.dtype("u1")),
+    **dict.fromkeys(("U16", "BF16"), np.dtype("<u2")),
+    **{name: np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}") for name in ("I8", "I16", "I32", "I64")},
+    **{name: np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}") for name in ("F16", "F32", "F64", "C64")},
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "BOOL": np.dtype("?"),
+}
+
+# A value of a float dtype is not finite exactly if (its bits & mask) == pattern: (bits, mask, pattern).
+_NOT_FINITE: Mapping[str, tuple[str, int, int]] = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000, 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000, 0x7F80_0000),
+    "C64": ("<u4", 0x7F80_0000, 0x7F80_0000),
+    "F16": ("<u2", 0x7C00, 0x7C00),
+    "BF16": ("<u2", 0x7F80, 0x7F80),
+    "F8_E5M2": ("u1", 0x7C, 0x7C),
+    "F8_E4M3": ("u1", 0x7F, 0x7F),
+    "F8_E8M0": ("u1", 0xFF, 0xFF),
+    "F8_E4M3FNUZ": ("u1", 0xFF, 0x80),
+    "F8_E5M2FNUZ": ("u1", 0xFF, 0x80),
+}
 
 
 class TensorEntry(NamedTuple):
@@ -20,3 +69,259 @@ class Container(NamedTuple):
     size: int
     metadata: dict[str, str]
     tensors: dict[str, TensorEntry]
+
+
+def read_container(path: str | os.PathLike[str]) -> Container:
+    """The checked header of a safetensors file. Raises ImageError for a file that is none, or is damaged."""
+    path = Path(path)
+    with _refusing(path), _open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(_read_exactly(file, 8, "its length prefix"), "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise ValueError(f"its header claims {length} bytes, more than the file or the format allows")
+        header = parse_json(_read_exactly(file, length, "its header"))
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its metadata are not strings")
+        entries = {name: _entry(name, claim, start=8 + length) for name, claim in header.items()}
+        tensors = dict(sorted(entries.items(), key=lambda item: (item[1].offset, item[1].length)))
+        _require_no_gaps(tensors, 8 + length, size)
+        return Container(path, size, metadata, tensors)
+
+
+def tensor_entry(container: Container, name: str) -> TensorEntry:
+    """The entry of a tensor, or ImageError if the file has none of that name."""
+    if name not in container.tensors:
+        raise ImageError(f"{container.path}: has no tensor {name!r}; is it a checkpoint of this model?")
+    return container.tensors[name]
+
+
+def tensor_array(container: Container, name: str) -> Array:
+    """A tensor read from the file: a C-contiguous array of its own, BF16 as uint16 bits; or ImageError."""
+    entry = tensor_entry(container, name)
+    array = np.empty(entry.shape, NUMPY_DTYPES[entry.dtype])
+    with _refusing(container.path), _open_regular(container.path) as file:
+        file.seek(entry.offset)
+        _read_into(file, array.reshape(-1).view(np.uint8), f"the tensor {name!r}")
+    return array
+
+
+def tensor_pieces(container: Container, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+    """The bytes of a tensor in pieces of at most 4 MiB, each valid until the next. Raises ImageError."""
+    entry = tensor_entry(container, name)
+    return byte_pieces(container, entry.offset, entry.length)
+
+
+def byte_pieces(container: Container, offset: int, length: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Bytes [offset, offset + length) of the file in such pieces. Raises ImageError."""
+    buffer = np.empty(min(length, PIECE_BYTES), np.uint8)
+    with _refusing(container.path), _open_regular(container.path) as file:
+        file.seek(offset)
+        for done in range(0, length, PIECE_BYTES):
+            piece = buffer[: length - done]
+            _read_into(file, piece, "its tensors")
+            yield piece
+
+
+def require_finite(container: Container, name: str, piece: Array) -> None:
+    """DomainError naming the tensor if the piece, C-contiguous values of it, holds a NaN or an infinity."""
+    dtype = tensor_entry(container, name).dtype
+    if dtype in _NOT_FINITE:
+        bits, mask, pattern = _NOT_FINITE[dtype]
+        values = piece.reshape(-1).view(bits)
+        step = CHECKED_BYTES // values.itemsize  # so that what is computed on the way stays in the cache
+        if any(
+            np.any((values[first : first + step] & values.dtype.type(mask)) == pattern)
+            for first in range(0, values.size, step)
+        ):
+            raise DomainError(
+                f"{container.path}: the tensor {name!r} holds a value that is not finite; "
+                "a model with a NaN or an infinity has no defined output"
+            )
+
+
+def encode_header(
+    entries: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str], block: int
+) -> bytes:
+    """The header of a file whose tensors lie end to end in this order, its data starting on a block.
+
+    entries: name → (dtype, shape). Equal inputs give equal bytes. Raises ImageError if it grows too long.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, (dtype, shape) in entries.items():
+        end = offset + tensor_bytes(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    length = -(-(8 + len(text)) // block) * block - 8
+    if length > MAX_HEADER_BYTES:
+        raise ImageError(f"a header of {length} bytes is more than safetensors allows; leave orders out")
+    return length.to_bytes(8, "little") + text.ljust(length)
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """The bytes of a tensor."""
+    return math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """A JSON object without duplicate keys, or ValueError with half a sentence."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("its header names something twice")
+        return found
+
+    def refused(number: str) -> int:
+        raise ValueError(f"its header holds {number[:20]}, where only whole numbers of 63 bits belong")
+
+    def whole(number: str) -> int:
+        return int(number) if len(number) <= 19 and int(number) < 1 << 63 else refused(number)
+
+    try:
+        parse = functools.partial(json.loads, object_pairs_hook=unique, parse_int=whole)
+        parsed = parse(text.decode(), parse_float=refused, parse_constant=refused)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError("its header is not JSON in UTF-8") from error
+    if not isinstance(parsed, dict) or not text.startswith(b"{"):
+        raise ValueError("its header is not a JSON object")
+    return parsed
+
+
+@contextlib.contextmanager
+def create_file(path: Path, size: int) -> Iterator[int]:
+    """A descriptor of a new file of `size` bytes that appears under its name whole or not at all.
+
+    Written under a temporary name, synced, then linked: an existing file is never replaced, and whatever
+    is raised meanwhile leaves nothing behind. Raises ImageError, for a full disk with the bytes needed.
+    """
+    folder = path.parent
+    temporary = folder / f".{path.name}.{secrets.token_hex(8)}.part"
+    if os.path.lexists(path):
+        raise _exists(path)
+    try:
+        if shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, "")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _link(temporary, path)
+        _sync_folder(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(folder).free
+            raise ImageError(
+                f"{path}: needs {size} bytes, but {free} are free; make room or choose another disk"
+            ) from error
+        raise ImageError(f"{path}: cannot be written ({error.strerror or error}); check the path") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _exists(path: Path) -> ImageError:
+    return ImageError(f"{path}: exists, and files are never overwritten; remove it or choose another name")
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give the finished file its name, unless somebody else took it meanwhile."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise _exists(path) from error
+    except OSError:  # a file system without hard links: reserve the name, then rename over the reservation
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError as error:
+            raise _exists(path) from error
+        os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns half a sentence about a file, or the system's complaint, into an ImageError."""
+    try:
+        yield
+    except FlashrefError:
+        raise
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}; it is damaged or no safetensors file, so get it again") from error
+
+
+def _open_regular(path: Path) -> io.FileIO:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a pipe would wait for a writer
+        raise ValueError("is not a regular file")
+    return open(path, "rb", buffering=0)
+
+
+def _read_exactly(file: io.FileIO, length: int, what: str) -> bytes:
+    buffer = np.empty(length, np.uint8)
+    _read_into(file, buffer, what)
+    return buffer.tobytes()
+
+
+def _read_into(file: io.FileIO, buffer: npt.NDArray[np.uint8], what: str) -> None:
+    """Fill the buffer; the system may give less at a time, never more than 2 GiB."""
+    done = 0
+    while done < buffer.size:
+        got = file.readinto(buffer[done:].data)
+        if not got:
+            raise ValueError(f"the file ends inside {what}")
+        done += got
+
+
+def _entry(name: str, claim: object, start: int) -> TensorEntry:
+    """A tensor's checked entry; its bytes count from the file's first. Raises ValueError."""
+    what = f"the tensor {_short(name)}"
+    if name.encode(errors="ignore").decode() != name:
+        raise ValueError(f"{what} has a name that is not Unicode text")
+    if not isinstance(claim, dict) or claim.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{what} is not given by dtype, shape and data_offsets")
+    dtype, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
+        raise ValueError(f"{what} has the unknown dtype {_short(dtype)}")
+    if not _are_sizes(shape) or len(shape) > 64 or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{what} has an impossible shape {_short(shape)} or offsets {_short(offsets)}")
+    if tensor_bytes(dtype, tuple(size or 1 for size in shape)) >= 1 << 63:
+        raise ValueError(f"{what} claims the huge shape {_short(shape)}")
+    length = offsets[1] - offsets[0]
+    if length != tensor_bytes(dtype, tuple(shape)):
+        raise ValueError(f"{what} has {length} bytes, which are not those of {dtype} {_short(shape)}")
+    return TensorEntry(dtype, tuple(shape), start + offsets[0], length)
+
+
+def _short(value: object) -> str:
+    """A stranger's value for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _are_sizes(values: object) -> bool:
+    """Whether this is a list of whole numbers from 0 up; JSON's true is none."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _require_no_gaps(tensors: Mapping[str, TensorEntry], start: int, size: int) -> None:
+    """ValueError unless the tensors fill the file from `start` to its end, without holes or overlaps."""
+    position = start
+    for name, entry in tensors.items():
+        if entry.offset != position:
+            raise ValueError(f"the tensor {_short(name)} overlaps the one before it, or leaves a hole")
+        position = entry.offset + entry.length
+    if position != size:
+        raise ValueError(f"its tensors end at byte {position}, but the file has {size} bytes")

@@ -1,0 +1,56 @@
+"""The command line: words become functions, errors one sentence, and Ctrl-C leaves nothing half-written."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from flashref import SPEC_VERSION, __version__
+from flashref.types import FlashrefError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a mistake answered in one sentence and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence on stderr, where to find more, and the end."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`flashref …`: 0 if what was checked held, 1 if it did not, 2 for a user's mistake, 130 for Ctrl-C."""
+    from flashref.cli import run
+
+    parser = Parser(prog="flashref", description='The executable reference of "LLM in a flash".')
+    parser.add_argument("--version", action="version", version=f"flashref {__version__}, spec {SPEC_VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    run.add_parser(commands)
+    warnings.showwarning = _one_line_warning  # type: ignore[assignment]  # it takes more and uses the first
+    try:
+        # A reader of stdout that has gone away (| head) may show only when the last bytes are flushed.
+        options = parser.parse_args(arguments)
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except FlashrefError as error:
+        return _mistake(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell shows SIGPIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _mistake(f"{where}{error.strerror or error}; check the path, its permissions and the disk")
+    except KeyboardInterrupt:
+        print("flashref: interrupted; nothing half-written was left", file=sys.stderr)
+        return 130
+
+
+def _mistake(sentence: str) -> int:
+    print(f"flashref: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _one_line_warning(message: Warning | str, *_: object) -> None:
+    print(f"flashref: warning: {message}", file=sys.stderr)

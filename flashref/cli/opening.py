@@ -1,0 +1,109 @@
+"""What a run opens: the image (packed if there is none), its readers, predictors and held-out text."""
+
+import argparse
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.storage.image import Image, fingerprint, open_image, pack_image, require_checkpoint
+from flashref.storage.readers import DirectReader, memory_reader
+from flashref.transformer.checkpoint import Checkpoint
+from flashref.transformer.predictors import FILE_NAME, Predictors, load_predictors
+from flashref.transformer.session import Advance
+from flashref.types import Device, DomainError, ImageError, Layout, Reader
+
+HELD_OUT = "held_out.txt"
+
+
+class Storage(NamedTuple):
+    """The opened image with its reader; and, where really read, the unbundled rows with theirs."""
+
+    image: Image
+    read: Reader
+    rows: tuple[tuple[Layout, ...], ...] = ()
+    read_rows: Reader | None = None
+    direct: bool | None = None
+
+
+def open_storage(
+    options: argparse.Namespace,
+    checkpoint: Checkpoint,
+    device: Device,
+    resources: ExitStack,
+    advance: Advance,
+) -> Storage:
+    """The image, packed if there is none, and readers of it; temporary files go with `resources`."""
+    path = options.image
+    if path is None:
+        path = Path(resources.enter_context(TemporaryDirectory(prefix="flashref-"))) / "image"
+    identity = fingerprint(checkpoint.tensors, checkpoint.config_text)
+    image = _open_or_pack(path, checkpoint, identity, device, True, advance)
+    if options.reader == "memory":
+        return Storage(image, memory_reader(np.memmap(path, np.uint8, "r"), device))
+    beside = path.with_name(path.name + ".unbundled")
+    rows = _open_or_pack(beside, checkpoint, identity, device, False, advance)
+    block = image.layouts[0][0].block
+    readers = [
+        resources.enter_context(DirectReader(opened.container.path, device.queue_depth, block))
+        for opened in (image, rows)
+    ]
+    direct = all(reader.direct for reader in readers)
+    return Storage(image, readers[0].read, tuple(rows.layouts.values()), readers[1].read, direct)
+
+
+def _open_or_pack(
+    path: Path, checkpoint: Checkpoint, identity: str, device: Device, bundled: bool, advance: Advance
+) -> Image:
+    """An existing image is used or refused, never overwritten; a missing one is packed."""
+    if not path.exists():
+        pack_image(
+            path,
+            checkpoint.tensors,
+            dict(enumerate(checkpoint.layers)),
+            checkpoint.config_text,
+            block=max(4096, device.block),
+            bundled=bundled,
+            progress=partial(advance, f"packing {path.name}"),
+        )
+    image = open_image(path)
+    require_checkpoint(image, identity)
+    if image.bundled != bundled:
+        raise ImageError(
+            f"{path}: holds {'bundles' if image.bundled else 'rows'}; give another name with --image"
+        )
+    if image.layouts[0][0].block % device.block:
+        raise ImageError(
+            f"{path}: has blocks of {image.layouts[0][0].block} bytes, the device of {device.block}; "
+            "pack it again under another name"
+        )
+    return image
+
+
+def read_held_out(options: argparse.Namespace) -> list[int] | None:
+    """The first bytes of the model's held-out text; None if it has none, or none are wanted."""
+    path = options.model / HELD_OUT
+    if options.perplexity_bytes < 2 or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        found = file.read(options.perplexity_bytes)
+    if len(found) < 2:
+        raise DomainError(f"{path}: is empty; give a text, or --perplexity-bytes 0")
+    return list(found)
+
+
+def read_predictors(options: argparse.Namespace, checkpoint: Checkpoint) -> Predictors | None:
+    """The trained predictors; with the exact one they may be missing, and give statistics only."""
+    path = options.predictors or options.model / FILE_NAME
+    config = checkpoint.config
+    if path.is_file() or options.predictors:
+        return load_predictors(path, config.layers, config.neurons, config.width)
+    if options.predictor == "trained":
+        raise ImageError(
+            f"{path}: there are no trained predictors; fit them with `flashref train`, "
+            "or use the oracle with --predictor exact"
+        )
+    return None

@@ -1,0 +1,174 @@
+"""What `flashref run` shows: the text, what was proven, and the tables."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flashref.simulate.methods import Method
+from flashref.simulate.scaled import PAPER_IO_MS
+from flashref.transformer.budget import Budget
+from flashref.transformer.proof import Proof
+from flashref.transformer.session import Advance
+from flashref.types import Layout
+
+if TYPE_CHECKING:
+    from flashref.cli.run import Result
+
+
+LABELS = {
+    "naive": "naive",
+    "hybrid": "hybrid",
+    "predictor": "+ predictor",
+    "windowing": "+ windowing",
+    "bundling": "+ bundling",
+}
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Advance]:
+    """Progress bars on stderr, on a terminal only; gives the function that moves them."""
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
+    ) as bars:
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield advance
+
+
+def show(
+    result: "Result",
+    methods: Sequence[Method],
+    scaled: Sequence[Method],
+    layout: Layout,
+    budget: Budget,
+    proof: Proof,
+) -> None:
+    """Text, proof and tables on stdout."""
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(f"[bold]{escape(result.prompt)}[/bold]{escape(result.text)}\n")
+    for line in _proof_lines(result, budget, proof):
+        out.print(line)
+    out.print()
+    measured = methods[0].measured_io_ms_per_token is not None
+    title = f"{result.model} on {result.device}: bytes, reads and I/O time per new token"
+    out.print(_table(title, methods, measured, paper=False))
+    out.print(escape(_size_sentence(methods, layout)))
+    out.print()
+    title = f"simulated: the same trace at OPT 6.7B's shape in fp16, half in memory, on {result.device}"
+    out.print(_table(title, scaled, measured=False, paper=True))
+
+
+def _proof_lines(result: "Result", budget: Budget, proof: Proof) -> Iterator[str]:
+    if proof.failure is None:
+        yield (
+            f"[green]verified[/green]: in {proof.steps} steps of a layer, the bytes read, the resident set "
+            "and the output to the last bit are what the definition gives from weights in memory"
+        )
+    else:
+        yield f"[red]NOT verified[/red]: {escape(proof.failure)}"
+    dense = (
+        "the text is the dense model's" if result.same_as_dense else "the text differs from the dense model's"
+    )
+    depends = "" if result.semantics == "predicted" else "; it may depend on the memory given"
+    yield f"{dense}, with {result.semantics} semantics{depends}"
+    yield (
+        f"memory: {result.memory_fraction:g} of the model, {_size(budget.dram_bytes)} used, a window of "
+        f"{result.window}, rows per layer {', '.join(map(str, budget.capacities))}"
+    )
+    if result.overflows:
+        yield (
+            f"the rows did not hold the whole window {result.overflows} times: tokens left early, or their "
+            "neurons were read and not kept; the text is right all the same, and costs more reads"
+        )
+    rates = result.predictor
+    yield (
+        f"predictor: {rates['false_negative_rate']:.1%} of the active neurons missed, "
+        f"{rates['false_positive_rate']:.1%} of the inactive ones read for nothing"
+    )
+    dense_perplexity, flash_perplexity = result.perplexity["dense"], result.perplexity["flash"]
+    if dense_perplexity is not None and flash_perplexity is not None:
+        yield (
+            f"perplexity per byte on held-out text: {dense_perplexity:.3f} dense, {flash_perplexity:.3f} "
+            f"from flash ({flash_perplexity / dense_perplexity - 1:+.2%})"
+        )
+
+
+def _table(title: str, methods: Sequence[Method], measured: bool, paper: bool) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
+    table.add_column("method", no_wrap=True)
+    headings = ["useful", "read", "reads", "in DRAM", "moved", "simulated"]
+    headings += ["measured"] * measured + ["paper"] * paper
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for method, paper_ms in zip(methods, PAPER_IO_MS, strict=True):
+        cells = [
+            LABELS[method.name],
+            _size(method.useful_bytes_per_token),
+            _size(method.flash_bytes_per_token),
+            f"{method.reads_per_token:,.0f}",
+            _size(method.dram_bytes),
+            _size(method.dram_moved_bytes_per_token),
+            _milliseconds(method.simulated_io_ms_per_token),
+        ]
+        if method.measured_io_ms_per_token is not None:
+            cells.append(_milliseconds(method.measured_io_ms_per_token))
+        if paper:
+            cells.append(_milliseconds(paper_ms))
+        table.add_row(*cells)
+    return table
+
+
+def _size_sentence(methods: Sequence[Method], layout: Layout) -> str:
+    """What the table means for bundles of this size, from its own figures."""
+    naive, last = methods[0], methods[-1]
+    measured = last.measured_io_ms_per_token is not None and naive.measured_io_ms_per_token is not None
+    times = [
+        (m.measured_io_ms_per_token if measured else m.simulated_io_ms_per_token) or 0.0
+        for m in (naive, last)
+    ]
+    useful = naive.useful_bytes_per_token / max(last.useful_bytes_per_token, 1)
+    amplified = last.flash_bytes_per_token / max(last.useful_bytes_per_token, 1)
+    faster = f"{times[0] / times[1]:.1f} times faster" if times[1] < times[0] else "no faster"
+    if times[1] > times[0]:
+        faster = f"{times[1] / times[0]:.1f} times slower"
+    why = ""
+    if layout.bundle_bytes < layout.block:
+        why = (
+            f": a bundle has {layout.bundle_bytes} bytes, {layout.bundle_bytes / layout.block:.3g} of a "
+            f"block, so {amplified:.1f} bytes are read for a useful one, in {last.reads_per_token:.0f} small reads"
+        )
+    how = "measured" if measured else "simulated"
+    return (
+        f"A token needs {useful:.0f} times fewer useful bytes than naively, and its I/O is {faster} "
+        f"({times[0]:.2f} → {times[1]:.2f} ms {how}){why}."
+    )
+
+
+def _size(amount: float) -> str:
+    """Bytes in units of 1000, three digits: GB = 10^9."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if amount >= size:
+            return f"{_three_digits(amount / size)} {unit}"
+    return f"{amount:.0f} B"
+
+
+def _milliseconds(amount: float) -> str:
+    return f"{_three_digits(amount)} ms"
+
+
+def _three_digits(amount: float) -> str:
+    return f"{amount:,.{0 if amount >= 100 else 1 if amount >= 10 else 2}f}"

@@ -1,0 +1,74 @@
+"""The read plan: which aligned reads fetch the extents that are wanted. Chapter: specs/52-plan.md.
+
+Satisfies: PLN-1 to PLN-8.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.types import IO, DomainError, Extent, LayoutError
+
+
+def read_plan(extents: Iterable[Extent], block: int, max_gap: int) -> tuple[Extent, ...]:
+    """The aligned, ascending, disjoint reads that cover the extents (paper §3.2, §4; decision 18).
+
+    Rounds out to blocks, joins what touches or overlaps, reads over gaps of at most max_gap bytes.
+    block: bytes, a power of two; max_gap: bytes ≥ 0, else DomainError; an extent that is empty or
+    begins before 0 raises LayoutError. Requirements: PLN-1 to PLN-5.
+    """
+    if block < 1 or block & (block - 1):
+        raise DomainError(f"block must be a power of two, not {block}")
+    if max_gap < 0:
+        raise DomainError(f"max_gap must be at least 0 bytes, not {max_gap}; 0 reads over no gap")
+    plan: list[Extent] = []
+    for offset, length in sorted(extents):
+        if offset < 0 or length < 1:
+            raise LayoutError(f"an extent must begin at 0 or later and hold a byte, not ({offset}, {length})")
+        start = offset // block * block
+        end = -(-(offset + length) // block) * block
+        if plan and start - _end(plan[-1]) <= max_gap:
+            first = plan[-1].offset
+            # The extent before may reach further than this one.
+            plan[-1] = Extent(first, max(_end(plan[-1]), end) - first)
+        else:
+            plan.append(Extent(start, end - start))
+    return tuple(plan)
+
+
+def plan_bytes(
+    plan: Sequence[Extent], buffers: Sequence[npt.NDArray[np.uint8]], extent: Extent
+) -> npt.NDArray[np.uint8]:
+    """The extent's bytes among what was read: a view (length,) of one buffer, as long-lived as that.
+
+    buffers: one uint8 array for each read of the plan. Raises LayoutError if no read of the plan
+    contains the extent, or a buffer is missing. Requirements: PLN-6, PLN-7.
+    """
+    if len(buffers) != len(plan):
+        raise LayoutError(f"a plan of {len(plan)} reads needs as many buffers, not {len(buffers)}")
+    index = bisect_right(plan, extent.offset, key=lambda read: read.offset) - 1
+    if index < 0 or extent.length < 1 or _end(extent) > _end(plan[index]):
+        raise LayoutError(
+            f"no read of the plan contains the extent of {extent.length} bytes at {extent.offset}"
+        )
+    start = extent.offset - plan[index].offset
+    return buffers[index][start : start + extent.length]
+
+
+def plan_io(plan: Sequence[Extent], extents: Iterable[Extent], nanoseconds: int) -> IO:
+    """What it costs to fetch the extents by this plan: requests, bytes wanted, bytes read, time.
+
+    nanoseconds: the batch's time, from its reader. Requirement: PLN-8.
+    """
+    return IO(
+        requests=len(plan),
+        useful_bytes=sum(extent.length for extent in extents),
+        read_bytes=sum(read.length for read in plan),
+        nanoseconds=nanoseconds,
+    )
+
+
+def _end(extent: Extent) -> int:
+    return extent.offset + extent.length

@@ -1,0 +1,153 @@
+"""From logits to text and to perplexity, for any model that takes one token at a time.
+
+A model is a `ForwardOne`: a token id in, the logits of the next token out, its state (KV cache, windows)
+held inside. The token ids are the truth; text is what they look like.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.types import Array, DomainError
+
+ForwardOne = Callable[[int], Array]  # token id to the logits of the next one (vocabulary,)
+Choose = Callable[[Array], int]  # logits to a token id
+
+
+class Perplexity(NamedTuple):
+    """How well a text was foreseen: mean nats per token, exp of it, and how many tokens were foreseen."""
+
+    nats: float
+    perplexity: float
+    tokens: int
+
+
+def greedy(logits: Array) -> int:
+    """The token with the highest logit, the lowest id among equals."""
+    return int(np.argmax(logits))
+
+
+def sampler(temperature: float, seed: int) -> Choose:
+    """A seeded draw from softmax(logits / temperature), in float64; temperature 0 is greedy.
+
+    Equal seeds give equal draws for equal logits. Raises DomainError for a negative temperature or seed.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise DomainError(f"temperature must be a number from 0 up, not {temperature}; 0 takes the likeliest")
+    if seed < 0:
+        raise DomainError(f"seed must be a whole number from 0 up, not {seed}")
+    if temperature == 0:
+        return greedy
+    generator = np.random.default_rng(seed)
+
+    def draw(logits: Array) -> int:
+        wide = logits.astype(np.float64)
+        with np.errstate(over="ignore"):  # a tiny temperature: −inf, whose exp is 0
+            weights = np.exp((wide - wide.max()) / temperature)
+        # One uniform number through the inverse of the distribution; always a token of weight above 0.
+        total = np.cumsum(weights)
+        return int(np.searchsorted(total, generator.random() * total[-1], side="right"))
+
+    return draw
+
+
+def check_ids(ids: Sequence[int], vocabulary: int) -> None:
+    """DomainError unless there is a token and every id is in 0 … vocabulary − 1."""
+    if len(ids) == 0:
+        raise DomainError("the prompt is empty; give at least one token")
+    for token_id in ids:
+        if not 0 <= token_id < vocabulary:
+            raise DomainError(f"token id {token_id} is outside the vocabulary; use 0 … {vocabulary - 1}")
+
+
+def generate(
+    forward_one: ForwardOne,
+    prompt_ids: Sequence[int],
+    count: int,
+    choose: Choose = greedy,
+    *,
+    context: int,
+    vocabulary: int,
+) -> Iterator[tuple[int, Array]]:
+    """Each of `count` new tokens with the logits that it was chosen from, as they come.
+
+    The prompt's tokens pass one by one (decision 21); the last new token is not passed on, so that there
+    are len(prompt) + count − 1 passes. Raises DomainError at once, before any pass.
+    """
+    check_request(prompt_ids, count, context, vocabulary)
+    return _generate(forward_one, prompt_ids, count, choose)
+
+
+def check_request(prompt_ids: Sequence[int], count: int, context: int, vocabulary: int) -> None:
+    """DomainError unless prompt and new tokens fit context and vocabulary; names the largest count."""
+    check_ids(prompt_ids, vocabulary)
+    largest = context - len(prompt_ids)
+    if largest < 1:
+        raise DomainError(
+            f"the prompt has {len(prompt_ids)} tokens and the context {context}; shorten it to {context - 1}"
+        )
+    if not 1 <= count <= largest:
+        raise DomainError(
+            f"{count} new tokens after a prompt of {len(prompt_ids)} do not fit the context of {context}; "
+            f"ask for 1 … {largest}"
+        )
+
+
+def _generate(
+    forward_one: ForwardOne, prompt_ids: Sequence[int], count: int, choose: Choose
+) -> Iterator[tuple[int, Array]]:
+    for token_id in prompt_ids[:-1]:
+        forward_one(token_id)
+    token_id = prompt_ids[-1]
+    for _ in range(count):
+        logits = forward_one(token_id)
+        token_id = choose(logits)
+        yield token_id, logits
+
+
+def perplexity(ids: Sequence[int], context: int, fresh: Callable[[], ForwardOne]) -> Perplexity:
+    """Teacher-forced over a text in chunks of the context, which share nothing.
+
+    fresh: called at the start of each chunk, gives a model with an empty cache and empty windows. The first
+    token of a chunk is given, the others are foreseen. Byte-level: nats per byte. Raises DomainError.
+    """
+    if context < 2 or len(ids) < 2:
+        raise DomainError(
+            f"a text of {len(ids)} tokens in chunks of {context} foresees none; give two or more"
+        )
+    losses: list[float] = []
+    for start in range(0, len(ids) - 1, context):  # one token left over foresees nothing
+        chunk = ids[start : start + context]
+        forward_one = fresh()
+        for token_id, following in pairwise(chunk):
+            losses.append(_nats(forward_one(token_id), following))
+    mean = math.fsum(losses) / len(losses)
+    return Perplexity(mean, math.exp(mean) if mean < 709 else math.inf, len(losses))
+
+
+def _nats(logits: Array, token_id: int) -> float:
+    """−ln softmax(logits)[token_id], in float64."""
+    wide = logits.astype(np.float64)
+    wide = wide - wide.max()
+    return float(np.log(np.exp(wide).sum()) - wide[token_id])
+
+
+def encode_bytes(text: str) -> list[int]:
+    """A text's UTF-8 bytes as token ids; bytes that a shell passed on undecoded come back as they were."""
+    try:
+        return list(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise DomainError(
+            f"the text cannot be written as UTF-8 ({error.reason}); remove lone surrogates"
+        ) from None
+
+
+def decode_bytes(ids: Sequence[int]) -> str:
+    """The text of byte-level token ids, with U+FFFD where they are not UTF-8. Raises DomainError."""
+    for token_id in ids:
+        if not 0 <= token_id < 256:
+            raise DomainError(f"token id {token_id} is no byte; byte-level text needs 0 … 255")
+    return bytes(ids).decode("utf-8", "replace")

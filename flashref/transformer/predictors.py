@@ -1,0 +1,83 @@
+"""The predictors of a model: one file beside its weights, with what is known of their windows."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.storage.container import Container, read_container, tensor_array
+from flashref.types import Array, ImageError, Predictor, widen
+
+FILE_NAME = "predictors.safetensors"
+
+
+class Predictors(NamedTuple):
+    """A predictor a layer, and the windows that were measured with them on held-out text.
+
+    mean_resident, largest_resident: (layers, windows), |C_t| of an unbounded matrix for k = 1, 2, …; or None.
+    """
+
+    layers: tuple[Predictor, ...]
+    mean_resident: Array | None
+    largest_resident: Array | None
+
+
+def load_predictors(path: str | os.PathLike[str], layers: int, neurons: int, width: int) -> Predictors:
+    """The predictors in a safetensors file: `layers.L.a`, `.b`, `.bias`, `.threshold` and statistics.
+
+    Every layer must have one of this model's shape and finite values, else ImageError.
+    """
+    container = read_container(path)
+    found = tuple(_predictor(container, layer, neurons, width) for layer in range(layers))
+    if f"layers.{layers}.a" in container.tensors:
+        raise _foreign(container, f"has a predictor for layer {layers}, but the model has {layers} layers")
+    measured = "layers.0.mean_resident" in container.tensors
+    return Predictors(
+        found,
+        _statistic(container, "mean_resident", layers) if measured else None,
+        _statistic(container, "largest_resident", layers) if measured else None,
+    )
+
+
+def predictor_bytes(predictors: Predictors) -> int:
+    """Bytes of both maps of every predictor; biases do not count (decision 8)."""
+    return sum(predictor.a.nbytes + predictor.b.nbytes for predictor in predictors.layers)
+
+
+def _predictor(container: Container, layer: int, neurons: int, width: int) -> Predictor:
+    a, b = _tensor(container, f"layers.{layer}.a"), _tensor(container, f"layers.{layer}.b")
+    threshold = _tensor(container, f"layers.{layer}.threshold")
+    name = f"layers.{layer}.bias"
+    bias = _tensor(container, name) if name in container.tensors else None
+    shapes_fit = a.shape == (len(a), width) and b.shape == (neurons, len(a)) and threshold.shape == (1,)
+    if not shapes_fit or (bias is not None and bias.shape != (neurons,)):
+        raise _foreign(
+            container,
+            f"has a predictor for layer {layer} of shapes {a.shape} and {b.shape}, "
+            f"but the model's layers have {neurons} neurons of width {width}",
+        )
+    return Predictor(a, b, bias, float(widen(threshold)[0]))
+
+
+def _tensor(container: Container, name: str) -> Array:
+    if name not in container.tensors:
+        raise _foreign(container, f"lacks the tensor {name!r}")
+    array = tensor_array(container, name)
+    if array.dtype in (np.float16, np.float32, np.uint16) and not np.isfinite(widen(array)).all():
+        raise _foreign(container, f"holds a value that is not finite in {name!r}")
+    return array
+
+
+def _statistic(container: Container, name: str, layers: int) -> Array:
+    rows = [_tensor(container, f"layers.{layer}.{name}") for layer in range(layers)]
+    if any(row.ndim != 1 or row.shape != rows[0].shape or row.size == 0 for row in rows):
+        raise _foreign(container, f"has {name!r} of different windows in its layers")
+    return np.stack(rows)
+
+
+def _foreign(container: Container, what: str) -> ImageError:
+    return ImageError(
+        f"{Path(container.path)}: {what}; give predictors of this model with --predictors FILE, "
+        "or use --predictor exact"
+    )

@@ -1,0 +1,117 @@
+"""The proof that reading from flash changes nothing: every step against the definition, in memory."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.decode import Semantics
+from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
+from flashref.transformer.budget import Budget
+from flashref.types import FFN, Array, Extent, Layout, Read, Reader, Step, Vector, same
+
+
+class Rates(NamedTuple):
+    """A predictor's errors, pooled over tokens and layers (decision 22)."""
+
+    missed: int
+    active: int
+    false_alarms: int
+    inactive: int
+
+    @property
+    def false_negative_rate(self) -> float:
+        """Missed neurons over the truly active; 0 of 0 is 0."""
+        return self.missed / max(self.active, 1)
+
+    @property
+    def false_positive_rate(self) -> float:
+        """False alarms over the truly inactive; 0 of 0 is 0."""
+        return self.false_alarms / max(self.inactive, 1)
+
+
+def count_errors(x: Vector, ffn: FFN, step: Step) -> Rates:
+    """The errors of one prediction, against the reference's own pre-activations."""
+    n = len(ffn.up)
+    active = active_neurons(x, ffn)
+    hits = len(np.intersect1d(active, step.predicted))
+    return Rates(len(active) - hits, len(active), len(step.predicted) - hits, n - len(active))
+
+
+class Proof:
+    """What was checked of a run, step by step, from the full history of predictions and weights in memory.
+
+    ffns: a layer's FFN from the checkpoint; exact: the predictor is, so that the dense FFN must come out.
+    `failure` says what did not hold first, None if all did; `overflows` counts the times that a layer's
+    rows did not hold the whole window, `bypassed` the rows that were read and not kept.
+    """
+
+    def __init__(self, ffns: Sequence[FFN], budget: Budget, semantics: Semantics, exact: bool) -> None:
+        self._ffns, self._budget, self._semantics, self._exact = ffns, budget, semantics, exact
+        self.steps, self.overflows, self.bypassed = 0, 0, 0
+        self.failure: str | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the history: the next token finds empty windows."""
+        self._kept: list[list[set[int]]] = [[] for _ in self._ffns]
+        self._start = [0 for _ in self._ffns]
+
+    def observe(self, layer: int, x: Vector, y: Vector, step: Step) -> None:
+        """Check one step of one layer: the resident set, and the output to the bit."""
+        resident, bypass = self._defined_sets(layer, set(step.predicted.tolist()))
+        ffn = self._ffns[layer]
+        if set(step.resident.tolist()) != resident:
+            self._fail(f"layer {layer}: the resident set is not the union of the kept sets in the window")
+        chosen = self._semantics(step.predicted, np.array(sorted(resident | bypass), np.int64))
+        expected = dense_ffn(x, ffn) if self._exact else sparse_ffn(x, ffn, chosen)
+        if not same(y, expected):
+            self._fail(f"layer {layer}: the output differs from what the definition gives in memory")
+        self.steps += 1
+        self.bypassed += len(bypass)
+
+    def checking_reader(self, read: Reader, layouts: Sequence[Layout], stored: Sequence[FFN]) -> Reader:
+        """The same reader, which compares every byte that it gives with the checkpoint's.
+
+        stored: a layer's FFN in the stored dtype; bundles are its rows one after the other, then zeros.
+        """
+        tables = [_padded_rows(layout, ffn) for layout, ffn in zip(layouts, stored, strict=True)]
+
+        def checked(extents: tuple[Extent, ...]) -> Read:
+            result = read(extents)
+            for (offset, length), buffer in zip(extents, result.buffers, strict=True):
+                expected = [
+                    table[offset - layout.start : offset - layout.start + length]
+                    for layout, table in zip(layouts, tables, strict=True)
+                    if 0 <= offset - layout.start < table.size
+                ]
+                # Behind a layer's last bundle a read may run on to the end of its block.
+                if len(expected) != 1 or not same(buffer[: expected[0].size].copy(), expected[0]):
+                    self._fail(f"the {length} bytes at {offset} are not the checkpoint's")
+            return result
+
+        return checked
+
+    def _defined_sets(self, layer: int, predicted: set[int]) -> tuple[set[int], set[int]]:
+        """C_t and the bypass by decisions 1, 2 and 8, from the list of kept sets; nothing is carried over."""
+        kept, capacity = self._kept[layer], self._budget.capacities[layer]
+        t, before = len(kept), set().union(*kept[self._start[layer] :])
+        start = full = max(self._start[layer], t - self._budget.window + 1)
+        while start < t and len(predicted.union(*kept[start:])) > capacity:
+            start += 1
+        self.overflows += start > full or len(predicted) > capacity
+        kept.append(set((sorted(predicted & before) + sorted(predicted - before))[:capacity]))
+        self._start[layer] = start
+        return set().union(*kept[start:]), predicted - kept[t]
+
+    def _fail(self, what: str) -> None:
+        self.failure = self.failure or what
+
+
+def _padded_rows(layout: Layout, ffn: FFN) -> Array:
+    """The bytes of a layer's bundles in neuron order, by the definition: (n · stride,) uint8."""
+    table = np.zeros((layout.n, layout.stride), np.uint8)
+    matrices = [ffn.gate, ffn.up, ffn.down]
+    rows = [np.ascontiguousarray(matrix).view(np.uint8) for matrix in matrices if matrix is not None]
+    table[:, : layout.bundle_bytes] = np.concatenate(rows, axis=1)
+    return table.reshape(-1)

@@ -1,0 +1,110 @@
+"""One text decoded from flash and proven, the same by the dense model, and the perplexity of both."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from flashref.ffn import dense_ffn
+from flashref.transformer.flash import Decoder, decode_text, flash_ffn
+from flashref.transformer.generate import Choose, ForwardOne, generate, perplexity
+from flashref.transformer.opt import Model, one_at_a_time
+from flashref.transformer.proof import Proof, Rates, count_errors
+from flashref.types import FFN, Array, Ids, Step, Vector
+
+Advance = Callable[[str, int, int], None]  # what is being done, how far, of how much
+
+
+class Decoded(NamedTuple):
+    """A text decoded from flash: the new ids; [pass][layer] → what was predicted; errors; overflows.
+
+    Passes from `first_counted` on choose a new token; `cold` drops those before it.
+    """
+
+    new_ids: list[int]
+    predicted: tuple[tuple[Ids, ...], ...]
+    first_counted: int
+    rates: Rates
+    overflows: int
+
+
+def decode_flash(
+    decoder: Decoder,
+    prompt_ids: Sequence[int],
+    count: int,
+    choose: Choose,
+    cold: bool,
+    ffns: Sequence[FFN],
+    proof: Proof,
+    advance: Advance,
+) -> Decoded:
+    """`count` new tokens from flash; every step is proven, its predictions recorded and judged.
+
+    cold: the windows are emptied before the pass that chooses the first new token (decision 21).
+    """
+    first_new = len(prompt_ids) - 1
+    predicted: list[list[Ids]] = []
+    errors: list[Rates] = []
+
+    def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
+        proof.observe(layer, x, y, step)
+        errors.append(count_errors(x, ffns[layer], step))
+        predicted[-1].append(step.predicted)
+
+    def before_pass(number: int) -> bool:
+        advance("decoding from flash", number + 1, first_new + count)
+        empty_now = cold and number == first_new
+        if empty_now:
+            proof.restart()
+            predicted.clear()
+        predicted.append([])
+        return empty_now
+
+    new_ids = decode_text(decoder, prompt_ids, count, choose, observe, before_pass)
+    rates = Rates(*map(sum, zip(*errors, strict=True)))
+    trace = tuple(tuple(layers) for layers in predicted)
+    return Decoded(new_ids, trace, 0 if cold else first_new, rates, proof.overflows)
+
+
+def decode_dense(
+    model: Model, prompt_ids: Sequence[int], count: int, choose: Choose, ffns: Sequence[FFN]
+) -> list[int]:
+    """The same text by the dense model, from weights in memory."""
+    forward_one = one_at_a_time(model, lambda layer, x: dense_ffn(x, ffns[layer]))
+    context, vocabulary = model.config.context, model.config.vocabulary
+    tokens = generate(forward_one, prompt_ids, count, choose, context=context, vocabulary=vocabulary)
+    return [token_id for token_id, _ in tokens]
+
+
+class Perplexities(NamedTuple):
+    """Perplexity per token of the dense model, and of the model read from flash."""
+
+    dense: float
+    flash: float
+
+
+def measure_perplexities(
+    text_ids: Sequence[int], decoder: Decoder, ffns: Sequence[FFN], proof: Proof, advance: Advance
+) -> Perplexities:
+    """Teacher-forced in chunks of the context, each with empty windows; every step from flash is proven."""
+    model, passes = decoder.model, 0
+
+    def counted(forward_one: ForwardOne) -> ForwardOne:
+        def forward(token_id: int) -> Array:
+            nonlocal passes
+            passes += 1
+            advance("perplexity, dense and from flash", passes, 2 * len(text_ids))
+            return forward_one(token_id)
+
+        return forward
+
+    def fresh_dense() -> ForwardOne:
+        return counted(one_at_a_time(model, lambda layer, x: dense_ffn(x, ffns[layer])))
+
+    def fresh_flash() -> ForwardOne:
+        proof.restart()
+        return counted(one_at_a_time(model, flash_ffn(decoder, proof.observe)))
+
+    context = model.config.context
+    return Perplexities(
+        perplexity(text_ids, context, fresh_dense).perplexity,
+        perplexity(text_ids, context, fresh_flash).perplexity,
+    )
