@@ -1,7 +1,7 @@
 """The vocabulary: what every chapter's functions take and give. Chapter: specs/00-conventions.md.
 
 Data are NamedTuples; every id is an int64, every byte, offset and nanosecond a Python int.
-Satisfies: TYP-1 to TYP-5.
+Satisfies: TYP-1 to TYP-6.
 """
 
 from collections.abc import Callable, Mapping

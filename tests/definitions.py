@@ -79,3 +79,78 @@ def scalar_sum(factors, rows, start):
         for j, value in enumerate(row):
             total[j] = np.float32(total[j] + np.float32(factor * value))
     return np.array(total, np.float32)
+
+
+def exact_slope(name, z):
+    """|act′(z)| of SiLU and GELU, from the definition by a difference quotient of 60 digits."""
+    step = Fraction(1, 10**20)
+    low, high = (exact_activation(name, z + s, 0) for s in (-step, step))
+    return abs(high - low) / (2 * step)
+
+
+def bound_by_formula(x, ffn, u):
+    """ffn_bound of chapter 90, line by line, in exact arithmetic and without the widening at its end."""
+    tiny = Fraction(1, 2**126)
+    curvature = {"silu": Fraction(1, 2), "gelu_erf": Fraction(4, 5), "gelu_tanh": Fraction(4, 5)}
+    n, d = ffn.up.shape
+    u, x = Fraction(u), exact(x)
+    tau = Fraction(float(np.float32(ffn.tau)))
+
+    def gamma(k):
+        return k * u / (1 - k * u)
+
+    def pre(row, bias):
+        size = sum(abs(a * b) for a, b in zip(x, row, strict=True)) + abs(bias)
+        z = sum(a * b for a, b in zip(x, row, strict=True)) + bias
+        return z, gamma(d + 1) * size + 2 * (d + 1) * tiny
+
+    def activated(z, e):
+        a = exact_activation(ffn.activation, z, ffn.tau)
+        if ffn.activation == "relu":
+            return a, e if z + e > 0 else 0
+        if ffn.activation == "squared_relu":
+            return a, 2 * abs(z) * e + e * e + u * (abs(z) + e) ** 2 + tiny if z + e > 0 else 0
+        if ffn.activation == "fatrelu":
+            return a, abs(z) + e if abs(z - tau) <= e else e if z > tau else 0
+        m = (exact_slope(ffn.activation, z) + curvature[ffn.activation] * e) * e
+        return a, m + 4 * u * (abs(a) + m) + tiny
+
+    def biases(of):
+        return [Fraction(0)] * n if of is None else exact(of)
+
+    up, down = exact(ffn.up), exact(ffn.down)
+    gate = up if ffn.gate is None else exact(ffn.gate)
+    gate_bias = biases(ffn.up_bias if ffn.gate is None else ffn.gate_bias)
+    sizes = [Fraction(0)] * d if ffn.down_bias is None else [abs(b) for b in exact(ffn.down_bias)]
+    errors = [Fraction(0)] * d
+    for i, up_bias in enumerate(biases(ffn.up_bias)):
+        h, e_h = activated(*pre(gate[i], gate_bias[i]))
+        if ffn.gate is not None:
+            a, e_a, (v, e_v) = h, e_h, pre(up[i], up_bias)
+            h = a * v
+            e_h = abs(a) * e_v + abs(v) * e_a + e_a * e_v + u * (abs(a) + e_a) * (abs(v) + e_v) + tiny
+        errors = [e + e_h * abs(w) for e, w in zip(errors, down[i], strict=True)]
+        sizes = [s + (abs(h) + e_h) * abs(w) for s, w in zip(sizes, down[i], strict=True)]
+    return [e + gamma(n + 1) * s + 2 * (n + 1) * tiny for e, s in zip(errors, sizes, strict=True)]
+
+
+def logits_bound_by_formula(x, predictor, u):
+    """predictor_bound of chapter 90 in exact arithmetic."""
+    tiny = Fraction(1, 2**126)
+    u, x, a, b = Fraction(u), exact(x), exact(predictor.a), exact(predictor.b)
+    bias = [Fraction(0)] * len(b) if predictor.bias is None else exact(predictor.bias)
+
+    def gamma(k):
+        return k * u / (1 - k * u)
+
+    d, r = len(x), len(a)
+    t = [abs(sum(p * q for p, q in zip(row, x, strict=True))) for row in a]
+    e_t = [
+        gamma(d + 1) * sum(abs(p * q) for p, q in zip(row, x, strict=True)) + 2 * (d + 1) * tiny for row in a
+    ]
+    return [
+        sum(abs(p) * e for p, e in zip(row, e_t, strict=True))
+        + gamma(r + 1) * (sum(abs(p) * (q + e) for p, q, e in zip(row, t, e_t, strict=True)) + abs(c))
+        + 2 * (r + 1) * tiny
+        for row, c in zip(b, bias, strict=True)
+    ]

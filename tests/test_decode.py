@@ -13,6 +13,7 @@ from test_window import kept_lists
 
 from flashref import (
     active_neurons,
+    bundle_extents,
     bundle_layout,
     decode_layer,
     dense_ffn,
@@ -26,6 +27,7 @@ from flashref.ffn import take_neurons
 from flashref.numerics import ffn_bound
 from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.device import PRESETS
+from flashref.storage.plan import read_plan
 from flashref.storage.readers import memory_reader, recording_reader
 from flashref.types import FFN, Delta, DomainError, IdsError, ReadError, ResidentFFN, stored_dtype
 
@@ -130,6 +132,9 @@ def test_the_output_has_the_bits_of_the_sparse_ffn_and_the_counters_of_the_sets(
         assert step.io.read_bytes == sum(e.length for batch in batches for e in batch.extents)
         assert step.io.nanoseconds == sum(step.times)
         assert list(step.times) == [batch.nanoseconds for batch in batches]
+        for batch, ids in zip(batches, read_batches(Delta(*step[1:4]), layer.bypass_rows), strict=False):
+            wanted = bundle_extents(setup.layout, ids)
+            assert batch.extents == read_plan(wanted, setup.layout.block, layer.max_gap)
         # One batch, and one more for each further buffer of bypassed rows.
         buffers = -(-len(bypass) // layer.bypass_rows)
         assert len(batches) == max(buffers, 1 if load | bypass else 0)

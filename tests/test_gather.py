@@ -44,7 +44,7 @@ def crcs(layout, image):
 def test_rows_are_the_stored_rows_and_counters_those_of_blocks(case, data):
     layout, matrices = case
     ids = data.draw(id_sets(layout.n))
-    max_gap = data.draw(st.sampled_from([0, layout.block, 5 * layout.block]))
+    max_gap = data.draw(st.sampled_from([0, layout.block, layout.stride, 3 * layout.stride]))
     image = image_of(layout, matrices)
     checksums = data.draw(st.sampled_from([None, crcs(layout, image)]))
     rows, io = gather_rows(reader_of(layout, image), layout, ids, max_gap, checksums)
