@@ -3,6 +3,7 @@
 Satisfies: BND-1 to BND-9.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,7 +38,8 @@ def bundle_layout(
     block, start: bytes, start a multiple of block, block a power of two; order: (n,), the neuron
     at each position, None for ascending. Raises LayoutError. Requirements: BND-1, BND-2, BND-3.
     """
-    if n < 1 or d < 1 or not fields or len(set(fields)) != len(fields):
+    n, d, block, start = (operator.index(size) for size in (n, d, block, start))  # Python ints, any size
+    if n < 1 or d < 1 or not fields or isinstance(fields, str) or len(set(fields)) != len(fields):
         raise LayoutError(f"a layout needs n ≥ 1, d ≥ 1 and distinct fields, not {n}, {d}, {fields}")
     if dtype not in STORED_DTYPES:
         raise LayoutError(f"dtype {dtype!r} is unknown; use one of {', '.join(STORED_DTYPES)}")

@@ -76,9 +76,11 @@ def empty_layer(
 def read_batches(delta: Delta, bypass_rows: int) -> tuple[Ids, ...]:
     """The ids of each batch of a token: what is kept and a first buffer of the bypass, then more buffers.
 
-    bypass_rows: rows of the bypass buffer, ≥ 1. At least one batch, empty if there is nothing to read.
-    Decisions 8, 18. Requirement: DEC-10.
+    bypass_rows: rows of the bypass buffer, ≥ 1, else DomainError. At least one batch, empty if there is
+    nothing to read. Decisions 8, 18. Requirement: DEC-10.
     """
+    if bypass_rows < 1:
+        raise DomainError(f"the bypass buffer needs at least one row, not {bypass_rows}")
     first, *further = [
         delta.bypass[i : i + bypass_rows] for i in range(0, max(len(delta.bypass), 1), bypass_rows)
     ]

@@ -25,7 +25,8 @@ def dense_ffn(x: Vector, ffn: FFN) -> Vector:
 
     Raises ShapeError, DomainError. Requirements: FFN-1 to FFN-3, FFN-9.
     """
-    y = add_neurons(np.zeros(ffn.up.shape[-1], np.float32), x, ffn)
+    _check(x, ffn)
+    y = add_neurons(np.zeros(len(x), np.float32), x, ffn)
     return y if ffn.down_bias is None else y + widen(ffn.down_bias)
 
 
@@ -34,6 +35,7 @@ def sparse_ffn(x: Vector, ffn: FFN, active: npt.ArrayLike) -> Vector:
 
     active: (m,) strictly ascending ids, else IdsError. Requirements: FFN-4 to FFN-8.
     """
+    _check(x, ffn)  # before the ids hide what does not fit
     return dense_ffn(x, take_neurons(ffn, active))
 
 
@@ -76,6 +78,8 @@ def add_neurons(y: Vector, x: Vector, ffn: FFN) -> Vector:
     y, x: (d,) float32. A sum in several parts is the sum in one. Requirement: FFN-12.
     """
     _check(x, ffn)
+    if y.shape != x.shape:
+        raise ShapeError(f"y must have the shape {x.shape} of x, not {y.shape}")
     h = activate(ffn.activation, _gate_pre_activation(x, ffn), ffn.tau)
     if ffn.gate is not None:
         h = h * _pre_activation(x, ffn.up, ffn.up_bias)
@@ -97,8 +101,8 @@ def _pre_activation(x: Vector, matrix: Array, bias: Array | None) -> Vector:
 def _check(x: Vector, ffn: FFN) -> None:
     if ffn.activation not in ACTIVATIONS:
         raise DomainError(f"activation {ffn.activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
-    if not (np.isfinite(ffn.tau) and ffn.tau >= 0):
-        raise DomainError(f"FATReLU's tau must be finite and at least 0, not {ffn.tau}")
+    if not 0 <= ffn.tau <= float(np.finfo(np.float32).max):
+        raise DomainError(f"FATReLU's tau must be at least 0 and finite in float32, not {ffn.tau}")
     if ffn.up.ndim != 2:
         raise ShapeError(f"up must be (n, d), not {ffn.up.shape}")
     n, d = ffn.up.shape

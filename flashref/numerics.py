@@ -167,8 +167,13 @@ def predictor_bound(x: Vector, predictor: Predictor, u: float = 2.0**-24) -> Flo
 def exact_on_dyadic(n: int, d: int, bits: int, activation_name: str, gated: bool) -> bool:
     """Whether float32 is exact on entries k·2^−bits, |k| ≤ 2^bits, in any order of summing.
 
-    n neurons, d inputs, biases included; SiLU and GELU never are. Requirement: ACC-9.
+    n neurons, d inputs, of x, matrices and biases; SiLU and GELU never are. Raises DomainError for negative
+    sizes or an unknown name. Requirement: ACC-9.
     """
+    if min(n, d, bits) < 0 or activation_name not in ACTIVATIONS:
+        raise DomainError(
+            f"sizes must be at least 0 and the activation known, not {n, d, bits, activation_name}"
+        )
     if activation_name in ("relu", "fatrelu") and not gated:
         return (n * (d + 1) + 1) << (3 * bits) <= 1 << 24
     if activation_name in ("relu", "fatrelu", "squared_relu"):

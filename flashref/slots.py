@@ -6,7 +6,18 @@ Satisfies: SLT-1 to SLT-9.
 import numpy as np
 import numpy.typing as npt
 
-from flashref.types import NEVER, Array, Delta, DomainError, Ids, IdsError, Moves, ShapeError, Slots
+from flashref.types import (
+    NEVER,
+    Array,
+    Delta,
+    DomainError,
+    Ids,
+    IdsError,
+    Moves,
+    ShapeError,
+    Slots,
+    ascending_ids,
+)
 
 
 def empty_slots(capacity: int) -> Slots:
@@ -48,7 +59,8 @@ def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
 def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
     """The matrix after its moves: first row source[j] → target[j], then rows[j] → put[j]; a new array.
 
-    matrix: (capacity, …), rows: (m, …) of the same dtype, one a put; else ShapeError. Requirements: SLT-8, SLT-9.
+    matrix: (capacity, …); rows: (m, …) of the same dtype, one a put, else ShapeError.
+    Requirements: SLT-8, SLT-9.
     """
     if rows.shape != (len(moves.put), *matrix.shape[1:]) or rows.dtype != matrix.dtype:
         raise ShapeError(
@@ -63,6 +75,8 @@ def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
 
 def _survives(slots: Slots, delta: Delta) -> npt.NDArray[np.bool_]:
     """Mask over the used rows: which stay. Refuses a delta that does not fit these slots."""
+    for ids in (delta.load, delta.evict):
+        ascending_ids(ids, np.iinfo(np.int64).max)
     used = slots.ids[: slots.used]
     if not np.isin(delta.evict, used).all():
         raise IdsError("evict names a neuron that is in no slot; the delta belongs to another state")

@@ -4,6 +4,7 @@ Data are NamedTuples; every id is an int64, every byte, offset and nanosecond a 
 Satisfies: TYP-1 to TYP-6.
 """
 
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -250,20 +251,24 @@ class Step(NamedTuple):
 
 
 def same(a: object, b: object) -> bool:
-    """Whether two values are equal bit for bit, dtypes and shapes included (TYP-1)."""
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return (
-            isinstance(a, np.ndarray)
-            and isinstance(b, np.ndarray)
-            and a.dtype == b.dtype
-            and a.shape == b.shape
-            and a.tobytes() == b.tobytes()
-        )
+    """Whether two values are equal bit for bit: arrays, scalars, strings, None, and tuples of them.
+
+    Raises DomainError for any other container. Requirement: TYP-1.
+    """
+    for value in (a, b):
+        if not (value is None or isinstance(value, np.ndarray | np.generic | tuple | int | float | str)):
+            raise DomainError(f"bits of a {type(value).__name__} cannot be compared; pass arrays and tuples")
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.generic) and isinstance(b, np.generic):
+        return a.tobytes() == b.tobytes()
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, float) and isinstance(b, float):
-        return a.hex() == b.hex()
-    return type(a) is type(b) and a == b
+        return struct.pack("<d", a) == struct.pack("<d", b)
+    return a == b
 
 
 def ascending_ids(ids: npt.ArrayLike, n: int) -> Ids:

@@ -78,6 +78,7 @@ def test_stride_is_the_smallest_that_keeps_bundles_in_blocks(layout):
         {"d": 0},
         {"dtype": "F64"},
         {"fields": ()},
+        {"fields": "up"},
         {"fields": ("up", "up")},
         {"block": 0},
         {"block": 24},

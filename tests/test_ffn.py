@@ -198,10 +198,20 @@ def test_what_does_not_fit_is_refused():
     for ffn in bad:
         with pytest.raises(ShapeError):
             dense_ffn(x, ffn)
+        for function in (active_neurons, lambda x, ffn: sparse_ffn(x, ffn, [0])):
+            with pytest.raises(ShapeError):
+                function(x, ffn)
+    with pytest.raises(ShapeError, match="y must have"):
+        add_neurons(np.ones(1, f), x, good)
     for other in (np.ones(3, f), np.ones(2), np.ones((1, 2), f)):
         with pytest.raises(ShapeError, match="x must be"):
             dense_ffn(other, good)
-    for ffn in (good._replace(activation="swish"), good._replace(tau=-1.0), good._replace(tau=float("nan"))):
+    for ffn in (
+        good._replace(activation="swish"),
+        good._replace(tau=-1.0),
+        good._replace(tau=float("nan")),
+        good._replace(tau=1e39),
+    ):
         with pytest.raises(DomainError):
             dense_ffn(x, ffn)
 

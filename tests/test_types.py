@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashref import same
-from flashref.types import Extent, IdsError, ShapeError, ascending_ids, stored_dtype, widen
+from flashref.types import DomainError, Extent, IdsError, ShapeError, ascending_ids, stored_dtype, widen
 
 
 @pytest.mark.req("TYP-1")
@@ -17,12 +17,16 @@ def test_same_is_equality_of_bits():
     assert same(a, a.copy())
     assert same((a, 1, "x", None, 2.5), (a.copy(), 1, "x", None, 2.5))
     assert same(float("nan"), float("nan"))
+    assert same(np.float32("nan"), np.float32("nan"))
+    for container in ([a], {"a": a}, {1}):
+        with pytest.raises(DomainError, match="cannot be compared"):
+            same(container, container)
     different = [
         (a, np.float32([1, 0.0, 3])),
         (a, a.astype(np.float64)),
         (a, a[:2]),
         (a, a.reshape(1, 3)),
-        (a, [1, -0.0, 3]),
+        (a, (1, -0.0, 3)),
         (Extent(0, 1), (0, 1)),
         ((1,), (1, 2)),
         ((1, a), (1, a + 1)),
@@ -30,6 +34,9 @@ def test_same_is_equality_of_bits():
         (0.0, -0.0),
         (1, True),
         (None, 0),
+        (np.float32(0), np.float32(-0.0)),
+        (np.float64(1), 1.0),
+        (float("nan"), -float("nan")),
     ]
     for left, right in different:
         assert not same(left, right)

@@ -21,7 +21,7 @@ def read_plan(extents: Iterable[Extent], block: int, max_gap: int) -> tuple[Exte
     """
     if block < 1 or block & (block - 1):
         raise DomainError(f"block must be a power of two, not {block}")
-    if max_gap < 0:
+    if not max_gap >= 0:
         raise DomainError(f"max_gap must be at least 0 bytes, not {max_gap}; 0 reads over no gap")
     plan: list[Extent] = []
     for offset, length in sorted(extents):
