@@ -307,7 +307,7 @@ def stored_dtype(weights: Array) -> str:
 
 
 def widen(weights: Array) -> npt.NDArray[np.float32]:
-    """Stored weights as float32, exactly; BF16 is shifted into the upper half (TYP-5)."""
+    """Stored weights as float32, exactly; BF16 is shifted into the upper half (TYP-5). F32 is not copied."""
     if stored_dtype(weights) == "BF16":
         return (weights.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return weights.astype(np.float32)
+    return weights.astype(np.float32, copy=False)

@@ -1,5 +1,7 @@
 """Chapter 40: bytes of bundles against slices of the matrices."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import event, example, given
@@ -180,7 +182,7 @@ def test_an_extent_depends_on_its_id_only(layout, data):
     extents = bundle_extents(layout, ids)
     assert extents == tuple(bundle_extents(layout, [i])[0] for i in ids)
     everything = sorted(bundle_extents(layout, range(layout.n)))
-    for left, right in zip(everything, everything[1:], strict=False):
+    for left, right in itertools.pairwise(everything):
         assert left.offset + left.length <= right.offset
     assert everything[-1].offset + layout.stride <= layout.start + layout.n * layout.stride
 

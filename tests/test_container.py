@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from flashref.storage.container import (
     NUMPY_DTYPES,
-    create_file,
     encode_header,
     read_container,
     require_finite,
     tensor_array,
     tensor_pieces,
 )
+from flashref.storage.files import create_file
 from flashref.types import DomainError, ImageError, same
 
 NATIVE = {"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "u2", "I16": "i2", "U32": "u4", "I32": "i4"}

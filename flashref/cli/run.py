@@ -242,4 +242,5 @@ def _predict(kind: str, predictors: Predictors | None, ffns: Sequence[FFN]) -> t
 def _widened(ffn: FFN) -> FFN:
     """The same weights as float32: the same bits in every result, and no widening at every token."""
     arrays = {name: widen(array) for name, array in ffn._asdict().items() if isinstance(array, np.ndarray)}
-    return FFN(**{**ffn._asdict(), **arrays})
+    # Column by column: the pre-activations are summed over d.
+    return FFN(**{**ffn._asdict(), **arrays, "up": np.asfortranarray(widen(ffn.up))})

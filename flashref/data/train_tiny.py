@@ -4,7 +4,8 @@
 
 Run it from a checkout with the ``train`` extra installed.  The text is the King James Bible as
 Debian packages it (bible-kjv-text 4.38); without ``--text`` it is fetched by ``apt-get download``.
-About 40 minutes on one core.  Progress goes to stderr, the results to stdout as one JSON line.
+About 35 minutes on one quiet core, twice that on a busy one.  ``--weights FILE`` keeps a model and
+fits its predictors only.  Progress goes to stderr, the results to stdout as one JSON line.
 
 The steps: read the text; split it; train in float32; round to F16; fit a predictor per layer on
 the training text; choose ranks and thresholds on the development text; judge, once, on the
@@ -14,6 +15,7 @@ held-out text; write config.json, model.safetensors, predictors.safetensors and 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import struct
 import subprocess
@@ -27,14 +29,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
-from optax.contrib import muon
-from safetensors.numpy import save_file
+from optax.contrib import MuonDimensionNumbers, muon
+from safetensors.numpy import load_file, save_file
+
+from flashref import training
+from flashref.types import Predictor
 
 PACKAGE, VERSION = "bible-kjv-text", "4.38"
 SLICE = 65_536  # bytes of the development slice, and of the held-out slice
 
+WINDOWS = 5  # residency is stored for windows of 1 to 5 tokens
+FIT_CHUNKS = 3000  # chunks of the training text that predictors are fitted on
+
 Parameters = dict[str, jax.Array]
+Tokens = npt.NDArray[np.int32]
+
+MUON_SCALE = 0.2  # the root mean square of an update, per rate (optax: consistent_rms)
 
 
 # --- the text -------------------------------------------------------------------------------------
@@ -42,7 +54,9 @@ Parameters = dict[str, jax.Array]
 
 def fetch_package(folder: Path) -> Path:
     """Download the Debian package of the text, this very version, into a folder."""
-    subprocess.run(["apt-get", "download", f"{PACKAGE}={VERSION}"], cwd=folder, check=True, stdout=sys.stderr)
+    subprocess.run(
+        ["apt-get", "download", f"{PACKAGE}={VERSION}"], cwd=folder, check=True, stdout=sys.stderr
+    )
     return next(folder.glob(f"{PACKAGE}_*.deb"))
 
 
@@ -55,12 +69,20 @@ def unpack_text(package: Path) -> bytes:
     starts = struct.unpack_from(f">{windows + 1}I", packed, 0x5C)
     magic = b"\x1f\x9d\x90"  # what compress(1) writes first; the package leaves it out
     parts = []
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(starts):
         result = subprocess.run(
             ["gzip", "-dc"], input=magic + packed[start:end], capture_output=True, check=True
         )
         parts.append(result.stdout)
     return b"".join(parts)
+
+
+def read_text(path: Path | None) -> bytes:
+    """The whole text: from a .deb, from a file that holds it unpacked, or, without a path, by apt."""
+    if path is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return unpack_text(fetch_package(Path(folder)))
+    return unpack_text(path) if path.suffix == ".deb" else path.read_bytes()
 
 
 class Split(NamedTuple):
@@ -87,7 +109,7 @@ def split_text(text: bytes) -> Split:
     return Split(before + after[end:], after[:SLICE], after[middle : middle + SLICE])
 
 
-def chunks(text: bytes, length: int) -> np.ndarray:
+def chunks(text: bytes, length: int) -> Tokens:
     """Non-overlapping chunks of a text, (chunks, length) int32; a shorter rest is dropped."""
     count = len(text) // length
     return np.frombuffer(text, np.uint8)[: count * length].reshape(count, length).astype(np.int32)
@@ -156,7 +178,9 @@ def initial_parameters(key: jax.Array, shape: Shape) -> Parameters:
     for each, (name, (rows, columns, scale)) in zip(
         jax.random.split(key, len(sizes)), sizes.items(), strict=True
     ):
-        parameters[f"model.decoder.{name}.weight"] = scale * jax.random.normal(each, (rows, columns))
+        parameters[f"model.decoder.{name}.weight"] = scale * jax.random.normal(
+            each, (rows, columns)
+        )
         if not name.startswith("embed"):
             parameters[f"model.decoder.{name}.bias"] = jnp.zeros(rows)
     norms = [
@@ -186,7 +210,8 @@ def attention(parameters: Parameters, name: str, x: jax.Array, heads: int) -> ja
     """Causal self-attention, (batch, tokens, width)."""
     batch, tokens, width = x.shape
     query, key, value = (
-        linear(parameters, f"{name}.{which}_proj", x).reshape(batch, tokens, heads, -1) for which in "qkv"
+        linear(parameters, f"{name}.{which}_proj", x).reshape(batch, tokens, heads, -1)
+        for which in "qkv"
     )
     scores = jnp.einsum("bthd,bshd->bhts", query * (width // heads) ** -0.5, key)
     causal = jnp.tril(jnp.ones((tokens, tokens), bool))
@@ -219,3 +244,418 @@ def forward(parameters: Parameters, tokens: jax.Array, shape: Shape) -> Forward:
         x = x + linear(parameters, f"{block}.fc2", jax.nn.relu(before[-1]))
     x = norm(parameters, f"{top}.final_layer_norm", x)
     return Forward(x @ parameters[f"{top}.embed_tokens.weight"].T, inputs, before)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+class Phase(NamedTuple):
+    """One phase of training, with a fresh optimiser; both rates go from begin to end in a line."""
+
+    steps: int = 1000
+    begin: float = 1.0  # factors of both rates
+    end: float = 1.0
+    warmup: int = 100  # steps in which the rates rise from 0
+    density: float = 0.04  # the share of active neurons that the sparsity loss is steered to
+    sparsity: float = 0.3  # weight of the sparsity loss at the start of the phase
+    shrink: float = 0.0  # of fc1's weaker singular values, per Muon's own change of one
+    rank: int = 32  # how many singular values of fc1 are not shrunk
+    seed: int = 0
+    batch: int = 16
+    rate: float = 1e-2  # of Muon, for the matrices of the blocks
+    rate_others: float = 3e-3  # of Adam, for embeddings, biases and norms
+    decay: float = 0.02
+    steering: float = 0.004  # how fast the sparsity weight follows, per step
+
+
+# First learn at the full rate; then settle, while fc1 narrows to what a predictor can see.
+PHASES = (
+    Phase(),
+    Phase(end=0.0, warmup=20, density=0.035, sparsity=0.5, shrink=0.5, rank=20, seed=1),
+)
+
+
+class State(NamedTuple):
+    """What a step of training hands to the next."""
+
+    parameters: Parameters
+    memory: Any  # of the optimiser
+    sparsity: jax.Array  # () the weight of the sparsity loss
+
+
+class Progress(NamedTuple):
+    """What a step tells: bytes' cross-entropy in nats, active share by layer, sparsity weight."""
+
+    loss: jax.Array
+    density: jax.Array
+    sparsity: jax.Array
+
+
+Step = Callable[[State, jax.Array, float], tuple[State, Progress]]
+
+
+def byte_loss(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Mean cross-entropy in nats of logits (..., vocabulary) against the tokens that came (...)."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens))
+
+
+def optimiser(phase: Phase) -> optax.GradientTransformation:
+    """Muon for the blocks' matrices, Adam for the rest.
+
+    In trials of 200 steps at the same price a step, Muon was at 1.75 nats where Adam was at 2.25.
+    """
+
+    def matrices(parameters: Parameters) -> dict[str, Any]:
+        return {
+            name: MuonDimensionNumbers()
+            if getattr(value, "ndim", 0) == 2 and ".layers." in name
+            else None
+            for name, value in parameters.items()
+        }
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        muon(
+            phase.rate,
+            weight_decay=phase.decay,
+            consistent_rms=MUON_SCALE,
+            adam_learning_rate=phase.rate_others,
+            muon_weight_dimension_numbers=matrices,
+        ),
+    )
+
+
+def pace(index: int, phase: Phase) -> float:
+    """The factor of both learning rates at a step of a phase."""
+    line = phase.begin + (phase.end - phase.begin) * index / phase.steps
+    return min(1.0, (index + 1) / phase.warmup) * line
+
+
+def shrink_tail(matrix: jax.Array, rank: int, by: jax.Array) -> jax.Array:
+    """Lower all but the largest singular values of (rows, columns) by the same amount, to 0 at least.
+
+    It is the proximal step of a truncated nuclear norm.  Muon makes all directions of fc1 about as
+    strong as each other; a predictor of low rank then sees too little of what decides which
+    neurons fire.  Here the weaker directions vanish, and the loss moves what it needs to the rest.
+    """
+    squares, vectors = jnp.linalg.eigh(matrix.T @ matrix)  # ascending
+    values = jnp.sqrt(jnp.maximum(squares, 1e-12))
+    tail = jnp.arange(len(values)) < len(values) - rank
+    kept = jnp.where(tail, jnp.maximum(1 - by / values, 0), 1)
+    return jnp.matmul(matrix @ (vectors * kept), vectors.T)
+
+
+def make_step(parameters: Parameters, shape: Shape, phase: Phase) -> tuple[State, Step]:
+    """The state before a phase, and the function that makes one step from (batch, tokens).
+
+    The loss is cross-entropy plus a weight times the mean activation after the ReLU.  That weight
+    rises while more neurons than wanted are active and falls while fewer are: sparsity is what is
+    asked for, not the by-product of a constant.
+    """
+    update = optimiser(phase)
+    unit = phase.rate * MUON_SCALE * max(shape.width, shape.neurons) ** 0.5
+
+    def loss(parameters: Parameters, tokens: jax.Array, sparsity: jax.Array) -> Any:
+        result = forward(parameters, tokens[:, :-1], shape)
+        of_bytes = byte_loss(result.logits, tokens[:, 1:])
+        activation = jnp.stack([jax.nn.relu(z).mean() for z in result.before]).mean()
+        density = jnp.stack([(z > 0).mean() for z in result.before])
+        return of_bytes + sparsity * activation, (of_bytes, density)
+
+    @jax.jit
+    def step(state: State, tokens: jax.Array, factor: float) -> tuple[State, Progress]:
+        slopes, (of_bytes, density) = jax.grad(loss, has_aux=True)(
+            state.parameters, tokens, state.sparsity
+        )
+        changes, memory = update.update(slopes, state.memory, state.parameters)
+        changes = jax.tree.map(lambda change: factor * change, changes)
+        parameters = optax.apply_updates(state.parameters, changes)
+        if phase.shrink:
+            for name in (f"model.decoder.layers.{i}.fc1.weight" for i in range(shape.layers)):
+                by = phase.shrink * unit * factor
+                parameters[name] = shrink_tail(parameters[name], phase.rank, by)
+        error = jnp.clip(density.mean() / phase.density - 1, -1, 1)
+        sparsity = state.sparsity * jnp.exp(phase.steering * error)
+        return State(parameters, memory, sparsity), Progress(of_bytes, density, state.sparsity)
+
+    return State(parameters, update.init(parameters), jnp.float32(phase.sparsity)), step
+
+
+def crops(text: bytes, shape: Shape, phase: Phase) -> Iterator[jax.Array]:
+    """Random crops of a text for ever, (batch, context + 1) int32: inputs, and the byte after."""
+    corpus, inside = np.frombuffer(text, np.uint8), np.arange(shape.context + 1)
+    random = np.random.default_rng(phase.seed)
+    while True:
+        starts = random.integers(0, len(corpus) - len(inside) + 1, phase.batch)
+        yield jnp.asarray(corpus[starts[:, None] + inside], jnp.int32)
+
+
+def train(
+    text: bytes, shape: Shape, phases: tuple[Phase, ...], report: Callable[[int, Progress], None]
+) -> Parameters:
+    """Fit the model to random crops of a text; report is called after every step."""
+    parameters = initial_parameters(jax.random.key(phases[0].seed), shape)
+    done = 0
+    for phase in phases:
+        state, step = make_step(parameters, shape, phase)
+        for index, tokens in zip(range(phase.steps), crops(text, shape, phase), strict=False):
+            state, progress = step(state, tokens, pace(index, phase))
+            done += 1
+            report(done, progress)
+        parameters = state.parameters
+    return parameters
+
+
+# --- the stored model -----------------------------------------------------------------------------
+
+Weights = dict[str, npt.NDArray[np.float16]]
+
+
+def rounded(parameters: Parameters) -> Weights:
+    """The weights as the checkpoint stores them; everything after training is judged on these."""
+    return {name: np.asarray(value).astype(np.float16) for name, value in parameters.items()}
+
+
+def widened(weights: Weights) -> Parameters:
+    """The stored weights in float32, exactly."""
+    return {name: jnp.asarray(value.astype(np.float32)) for name, value in weights.items()}
+
+
+class Layer(NamedTuple):
+    """What a predictor has to copy: the up projection (neurons, width) and its bias, float32."""
+
+    up: training.Floats
+    up_bias: training.Floats
+
+
+def layers(weights: Weights, shape: Shape) -> list[Layer]:
+    """The up projections of all layers, widened."""
+    names = [f"model.decoder.layers.{index}.fc1" for index in range(shape.layers)]
+    return [
+        Layer(*(weights[f"{name}.{part}"].astype(np.float32) for part in ("weight", "bias")))
+        for name in names
+    ]
+
+
+class Record(NamedTuple):
+    """A text seen by the model: the mean loss in nats per byte, and each layer's fc1 inputs."""
+
+    nats: float
+    inputs: list[training.Floats]  # per layer (tokens, width): the very tensors fc1 receives
+
+
+def record(weights: Weights, text: Tokens, shape: Shape) -> Record:
+    """Run the stored model over chunks (chunks, context), teacher-forced, each on its own.
+
+    A chunk's first byte is only context; each of the others is predicted from all before it.
+    """
+    parameters = widened(weights)
+
+    @jax.jit
+    def run(tokens: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        result = forward(parameters, tokens, shape)
+        return byte_loss(result.logits[:, :-1], tokens[:, 1:]), result.inputs
+
+    batches = np.split(text, range(64, len(text), 64))
+    results = [run(jnp.asarray(batch)) for batch in batches]
+    nats = np.average([float(loss) for loss, _ in results], weights=[len(b) for b in batches])
+    inputs = [
+        np.concatenate([np.asarray(each[index]).reshape(-1, shape.width) for _, each in results])
+        for index in range(shape.layers)
+    ]
+    return Record(float(nats), inputs)
+
+
+# --- the predictors -------------------------------------------------------------------------------
+
+SEARCH = (8, 16, 24, 32)  # the ranks that are tried; between them errors are interpolated
+QUICK, THOROUGH = training.Fit(steps=150, batch=1024), training.Fit(steps=3000, batch=2048)
+
+
+class Budget(NamedTuple):
+    """What the predictors are allowed: a share of the model's bytes, and to miss so many."""
+
+    share: float = 0.06
+    false_negatives: float = 0.048  # on the development text, so that 0.05 holds on another
+
+
+def total_rank(budget: Budget, weights: Weights, shape: Shape) -> int:
+    """The sum of the layers' ranks that the budget pays for, beside biases and statistics."""
+    allowed = budget.share * sum(value.nbytes for value in weights.values())
+    fixed = shape.layers * (2 * shape.neurons + 4 + 2 * 4 * WINDOWS)
+    return int((allowed - fixed) // (2 * (shape.width + shape.neurons)))
+
+
+def fit_predictors(
+    fit: Record, development: Record, targets: list[Layer], total: int, budget: Budget
+) -> list[Predictor]:
+    """A predictor per layer: fitted on one text, its rank and threshold chosen on another."""
+
+    def curve(index: int, low: training.LowRank) -> training.Curve:
+        inputs = development.inputs[index]
+        logits = training.predictor_logits(inputs, training.stored(low))
+        return training.error_curve(logits, training.truly_active(inputs, *targets[index]))
+
+    active = sum(
+        int(training.truly_active(inputs, *target).sum())
+        for inputs, target in zip(development.inputs, targets, strict=True)
+    )
+    allowed = int(budget.false_negatives * active)
+    curves: list[list[training.Curve]] = []
+    for index, target in enumerate(targets):
+        curves.append([])
+        for rank in SEARCH:
+            low = training.fit_low_rank(fit.inputs[index], *target, rank, QUICK)
+            curves[-1].append(curve(index, low))
+            say(f"predictors: layer {index}, rank {rank} tried")
+    ranks = training.choose_ranks(SEARCH, curves, total, allowed)
+    say(f"predictors: ranks {ranks}")
+    lows = []
+    for index, target in enumerate(targets):
+        lows.append(training.fit_low_rank(fit.inputs[index], *target, ranks[index], THOROUGH))
+        say(f"predictors: layer {index}, rank {ranks[index]} fitted")
+    thresholds = training.choose_thresholds([curve(i, low) for i, low in enumerate(lows)], allowed)
+    return [training.stored(*pair) for pair in zip(lows, thresholds, strict=True)]
+
+
+class Verdict(NamedTuple):
+    """A layer's predictor on a text."""
+
+    errors: training.Errors
+    residency: training.Residency
+
+
+def judge(
+    predictors: list[Predictor], text: Record, targets: list[Layer], shape: Shape
+) -> list[Verdict]:
+    """Error counts and residency of each layer on a text that nothing was chosen on."""
+    verdicts = []
+    for predictor, inputs, target in zip(predictors, text.inputs, targets, strict=True):
+        logits = training.predictor_logits(inputs, predictor)
+        predicted = logits > np.float32(predictor.threshold)
+        active = training.truly_active(inputs, *target)
+        errors = training.count_errors(predicted, active)
+        verdicts.append(Verdict(errors, training.residency(predicted, shape.context, WINDOWS)))
+    return verdicts
+
+
+def predictor_tensors(
+    predictors: list[Predictor], verdicts: list[Verdict]
+) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of predictors.safetensors, in the order of their names."""
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for index, (predictor, verdict) in enumerate(zip(predictors, verdicts, strict=True)):
+        assert predictor.bias is not None
+        tensors |= {
+            f"layers.{index}.a": predictor.a,
+            f"layers.{index}.b": predictor.b,
+            f"layers.{index}.bias": predictor.bias,
+            f"layers.{index}.threshold": np.array([predictor.threshold], np.float32),
+            f"layers.{index}.mean_resident": verdict.residency.mean,
+            f"layers.{index}.largest_resident": verdict.residency.largest,
+        }
+    return dict(sorted(tensors.items()))
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def say(message: str) -> None:
+    """Progress goes to stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def progress_printer(steps: int) -> Callable[[int, Progress], None]:
+    """A report function that prints every 50th step and the time left."""
+    start = time.monotonic()
+
+    def report(step: int, progress: Progress) -> None:
+        if step % 50 and step != steps:
+            return
+        loss, density = float(progress.loss), 100 * np.asarray(progress.density)
+        left = (time.monotonic() - start) / step * (steps - step)
+        shares = " ".join(f"{share:.1f}" for share in density)
+        say(f"step {step}/{steps}: {loss:.3f} nats, active {shares} %, {left / 60:.1f} min left")
+
+    return report
+
+
+def results(
+    losses: dict[str, float],
+    text: Record,
+    targets: list[Layer],
+    verdicts: list[Verdict],
+    sizes: dict[str, int],
+    ranks: list[int],
+) -> dict[str, Any]:
+    """What the JSON line says; rates and residency are of the held-out text."""
+    active = [
+        float(training.truly_active(inputs, *target).mean())
+        for inputs, target in zip(text.inputs, targets, strict=True)
+    ]
+    errors = [verdict.errors for verdict in verdicts]
+    pooled = training.pool(errors)
+    neurons = len(targets[0].up)
+    return {
+        "nats_per_byte": losses,
+        "active_share": active,
+        "mean_active_share": float(np.mean(active)),
+        "ranks": ranks,
+        "bytes": sizes,
+        "false_negative_rate": pooled.false_negative_rate,
+        "false_positive_rate": pooled.false_positive_rate,
+        "false_negative_rates": [each.false_negative_rate for each in errors],
+        "false_positive_rates": [each.false_positive_rate for each in errors],
+        "resident_share": (np.mean([v.residency.mean for v in verdicts], 0) / neurons).tolist(),
+        "new_share": (np.mean([v.residency.new for v in verdicts], 0) / neurons).tolist(),
+        "mean_resident": [v.residency.mean.tolist() for v in verdicts],
+        "largest_resident": [v.residency.largest.tolist() for v in verdicts],
+    }
+
+
+def main() -> int:
+    """Train, fit, judge, write; see the module's first lines."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--text", type=Path, help="the .deb, or the text that is inside it")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
+    parser.add_argument("--weights", type=Path, help="a model.safetensors: fit predictors only")
+    parser.add_argument("--share", type=float, default=Budget().share, help="of the model's bytes")
+    arguments = parser.parse_args()
+    shape, budget = Shape(), Budget(share=arguments.share)
+    split = split_text(read_text(arguments.text))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    if arguments.weights:
+        weights = load_file(arguments.weights)
+    else:
+        steps = sum(phase.steps for phase in PHASES)
+        weights = rounded(train(split.training, shape, PHASES, progress_printer(steps)))
+    (arguments.out / "config.json").write_text(json.dumps(config(shape), indent=2) + "\n")
+    (arguments.out / "held_out.txt").write_bytes(split.held_out)
+    save_file(dict(sorted(weights.items())), arguments.out / "model.safetensors", {"format": "pt"})
+
+    every = chunks(split.training, shape.context)
+    some = np.sort(np.random.default_rng(0).permutation(len(every))[:FIT_CHUNKS])
+    fit = record(weights, every[some], shape)
+    development = record(weights, chunks(split.development, shape.context), shape)
+    say(f"development text: {development.nats:.4f} nats/byte")
+    targets = layers(weights, shape)
+    total = total_rank(budget, weights, shape)
+    predictors = fit_predictors(fit, development, targets, total, budget)
+
+    held_out = record(weights, chunks(split.held_out, shape.context), shape)  # judged once
+    verdicts = judge(predictors, held_out, targets, shape)
+    tensors = predictor_tensors(predictors, verdicts)
+    save_file(tensors, arguments.out / "predictors.safetensors")
+    losses = {"fit": fit.nats, "development": development.nats, "held_out": held_out.nats}
+    sizes = {
+        "model": sum(value.nbytes for value in weights.values()),
+        "predictors": sum(value.nbytes for value in tensors.values()),
+    }
+    ranks = [len(predictor.a) for predictor in predictors]
+    print(json.dumps(results(losses, held_out, targets, verdicts, sizes, ranks)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -75,7 +75,11 @@ def _demand(block: int) -> Demand:
 
 
 def _grown(statistic: Array | None, growth: float, stands_for: Array) -> Array | None:
-    return None if statistic is None else (statistic * growth)[stands_for]
+    """A statistic of the traced layers for the large ones; whole neurons stay whole."""
+    if statistic is None:
+        return None
+    grown: Array = np.ceil(statistic * growth).astype(statistic.dtype)[stands_for]
+    return grown
 
 
 def _blown_up(ids: Ids, neurons: int) -> Ids:

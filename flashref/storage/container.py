@@ -1,19 +1,13 @@
-"""The safetensors container: a validated header, tensors as arrays, a new file written whole or not at all.
+"""The safetensors container: a header that was checked, and tensors as arrays.
 
 Checkpoints and flash images are both such files. A header is a claim by a stranger: it is checked against
 the file before anything is allocated, and every refusal is an ImageError with one sentence.
 """
 
 import contextlib
-import errno
-import functools
-import io
 import json
 import math
 import os
-import secrets
-import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flashref.storage.files import open_regular, read_exactly, read_into
 from flashref.types import Array, DomainError, FlashrefError, ImageError
 
 MAX_HEADER_BYTES = 100_000_000  # as in the safetensors format
@@ -29,13 +24,23 @@ CHECKED_BYTES = 256 << 10  # and looked through in such ones, which fit into a c
 
 # Every dtype of safetensors that fills whole bytes. BF16 and the F8 travel as bits: NumPy does not know them.
 NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
-    **dict.fromkeys(("U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), np.dtype("u1")),
-    **dict.fromkeys(("U16", "BF16"), np.dtype("<u2")),
-    **{name: np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}") for name in ("I8", "I16", "I32", "I64")},
-    **{name: np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}") for name in ("F16", "F32", "F64", "C64")},
-    "U32": np.dtype("<u4"),
-    "U64": np.dtype("<u8"),
-    "BOOL": np.dtype("?"),
+    name: np.dtype(dtype)
+    for dtype, names in {
+        "?": "BOOL",
+        "u1": "U8 F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
+        "<u2": "U16 BF16",
+        "<u4": "U32",
+        "<u8": "U64",
+        "i1": "I8",
+        "<i2": "I16",
+        "<i4": "I32",
+        "<i8": "I64",
+        "<f2": "F16",
+        "<f4": "F32",
+        "<f8": "F64",
+        "<c8": "C64",
+    }.items()
+    for name in names.split()
 }
 
 # A value of a float dtype is not finite exactly if (its bits & mask) == pattern: (bits, mask, pattern).
@@ -74,12 +79,12 @@ class Container(NamedTuple):
 def read_container(path: str | os.PathLike[str]) -> Container:
     """The checked header of a safetensors file. Raises ImageError for a file that is none, or is damaged."""
     path = Path(path)
-    with _refusing(path), _open_regular(path) as file:
+    with _refusing(path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(_read_exactly(file, 8, "its length prefix"), "little")
+        length = int.from_bytes(read_exactly(file, 8, "its length prefix"), "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise ValueError(f"its header claims {length} bytes, more than the file or the format allows")
-        header = parse_json(_read_exactly(file, length, "its header"))
+        header = parse_json(read_exactly(file, length, "its header"))
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("its metadata are not strings")
@@ -100,9 +105,9 @@ def tensor_array(container: Container, name: str) -> Array:
     """A tensor read from the file: a C-contiguous array of its own, BF16 as uint16 bits; or ImageError."""
     entry = tensor_entry(container, name)
     array = np.empty(entry.shape, NUMPY_DTYPES[entry.dtype])
-    with _refusing(container.path), _open_regular(container.path) as file:
+    with _refusing(container.path), open_regular(container.path) as file:
         file.seek(entry.offset)
-        _read_into(file, array.reshape(-1).view(np.uint8), f"the tensor {name!r}")
+        read_into(file, array.reshape(-1).view(np.uint8), f"the tensor {name!r}")
     return array
 
 
@@ -115,11 +120,11 @@ def tensor_pieces(container: Container, name: str) -> Iterator[npt.NDArray[np.ui
 def byte_pieces(container: Container, offset: int, length: int) -> Iterator[npt.NDArray[np.uint8]]:
     """Bytes [offset, offset + length) of the file in such pieces. Raises ImageError."""
     buffer = np.empty(min(length, PIECE_BYTES), np.uint8)
-    with _refusing(container.path), _open_regular(container.path) as file:
+    with _refusing(container.path), open_regular(container.path) as file:
         file.seek(offset)
         for done in range(0, length, PIECE_BYTES):
             piece = buffer[: length - done]
-            _read_into(file, piece, "its tensors")
+            read_into(file, piece, "its tensors")
             yield piece
 
 
@@ -166,7 +171,7 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """A JSON object without duplicate keys, or ValueError with half a sentence."""
+    """A JSON object whose keys differ and whose numbers are sizes, or ValueError with half a sentence."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -174,80 +179,20 @@ def parse_json(text: bytes) -> dict[str, Any]:
             raise ValueError("its header names something twice")
         return found
 
-    def refused(number: str) -> int:
+    def whole(number: str) -> int:
+        if number.isdecimal() and len(number) <= 19 and int(number) < 1 << 63:
+            return int(number)
         raise ValueError(f"its header holds {number[:20]}, where only whole numbers of 63 bits belong")
 
-    def whole(number: str) -> int:
-        return int(number) if len(number) <= 19 and int(number) < 1 << 63 else refused(number)
-
     try:
-        parse = functools.partial(json.loads, object_pairs_hook=unique, parse_int=whole)
-        parsed = parse(text.decode(), parse_float=refused, parse_constant=refused)
+        parsed = json.loads(
+            text.decode(), object_pairs_hook=unique, parse_int=whole, parse_float=whole, parse_constant=whole
+        )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError("its header is not JSON in UTF-8") from error
     if not isinstance(parsed, dict) or not text.startswith(b"{"):
         raise ValueError("its header is not a JSON object")
     return parsed
-
-
-@contextlib.contextmanager
-def create_file(path: Path, size: int) -> Iterator[int]:
-    """A descriptor of a new file of `size` bytes that appears under its name whole or not at all.
-
-    Written under a temporary name, synced, then linked: an existing file is never replaced, and whatever
-    is raised meanwhile leaves nothing behind. Raises ImageError, for a full disk with the bytes needed.
-    """
-    folder = path.parent
-    temporary = folder / f".{path.name}.{secrets.token_hex(8)}.part"
-    if os.path.lexists(path):
-        raise _exists(path)
-    try:
-        if shutil.disk_usage(folder).free < size:
-            raise OSError(errno.ENOSPC, "")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        _link(temporary, path)
-        _sync_folder(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(folder).free
-            raise ImageError(
-                f"{path}: needs {size} bytes, but {free} are free; make room or choose another disk"
-            ) from error
-        raise ImageError(f"{path}: cannot be written ({error.strerror or error}); check the path") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
-def _exists(path: Path) -> ImageError:
-    return ImageError(f"{path}: exists, and files are never overwritten; remove it or choose another name")
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Give the finished file its name, unless somebody else took it meanwhile."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError as error:
-        raise _exists(path) from error
-    except OSError:  # a file system without hard links: reserve the name, then rename over the reservation
-        try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        except FileExistsError as error:
-            raise _exists(path) from error
-        os.replace(temporary, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -261,28 +206,6 @@ def _refusing(path: Path) -> Iterator[None]:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except ValueError as error:
         raise ImageError(f"{path}: {error}; it is damaged or no safetensors file, so get it again") from error
-
-
-def _open_regular(path: Path) -> io.FileIO:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a pipe would wait for a writer
-        raise ValueError("is not a regular file")
-    return open(path, "rb", buffering=0)
-
-
-def _read_exactly(file: io.FileIO, length: int, what: str) -> bytes:
-    buffer = np.empty(length, np.uint8)
-    _read_into(file, buffer, what)
-    return buffer.tobytes()
-
-
-def _read_into(file: io.FileIO, buffer: npt.NDArray[np.uint8], what: str) -> None:
-    """Fill the buffer; the system may give less at a time, never more than 2 GiB."""
-    done = 0
-    while done < buffer.size:
-        got = file.readinto(buffer[done:].data)
-        if not got:
-            raise ValueError(f"the file ends inside {what}")
-        done += got
 
 
 def _entry(name: str, claim: object, start: int) -> TensorEntry:
@@ -312,8 +235,8 @@ def _short(value: object) -> str:
 
 
 def _are_sizes(values: object) -> bool:
-    """Whether this is a list of whole numbers from 0 up; JSON's true is none."""
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    """Whether this is a list of whole numbers; JSON's true is none; parse_json lets no negative one pass."""
+    return isinstance(values, list) and all(type(value) is int for value in values)
 
 
 def _require_no_gaps(tensors: Mapping[str, TensorEntry], start: int, size: int) -> None:

@@ -14,8 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flashref.storage.container import Container, read_container, require_finite, tensor_array
-from flashref.transformer import opt
-from flashref.transformer.opt import OPTConfig
+from flashref.transformer.opt_config import (
+    OPTConfig,
+    config_from,
+    ffn_biases,
+    ffn_matrices,
+    needed,
+    tensor_shapes,
+)
 from flashref.types import FFN, STORED_DTYPES, Array, DomainError, FlashrefError, ImageError, ShapeError
 
 WEIGHTS = "model.safetensors"
@@ -59,7 +65,7 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         raise type(error)(f"{folder}: {error}") from None
     tensors = dict(_locate_tensors(folder))
     _check_tensors(folder, config, tensors)
-    layers = tuple(opt.ffn_matrices(layer) for layer in range(config.layers))
+    layers = tuple(ffn_matrices(layer) for layer in range(config.layers))
     return Checkpoint(folder, config, config_text, tensors, layers)
 
 
@@ -70,12 +76,12 @@ def parse_config(text: str) -> OPTConfig:
     """
     # A lone surrogate passes here, so that it is refused with the rest of what is not UTF-8.
     values = _parse_object(text.encode("utf-8", "surrogatepass"), "config.json")
-    model_type = opt.needed(values, "model_type")
+    model_type = needed(values, "model_type")
     if model_type not in FAMILIES:
         raise DomainError(
             f"config.json has model_type {model_type!r}, which is not supported; use {' or '.join(FAMILIES)}"
         )
-    return opt.config_from(values)
+    return config_from(values)
 
 
 def load_tensor(checkpoint: Checkpoint, name: str) -> Array:
@@ -92,7 +98,7 @@ def load_tensor(checkpoint: Checkpoint, name: str) -> Array:
 
 def load_ffn(checkpoint: Checkpoint, layer: int) -> FFN:
     """A layer's FFN in the stored dtype, neuron-major: down is transposed into C order (decision 12)."""
-    names = {**checkpoint.layers[layer], **opt.ffn_biases(checkpoint.config, layer)}
+    names = {**checkpoint.layers[layer], **ffn_biases(checkpoint.config, layer)}
     tensors = {field: load_tensor(checkpoint, name) for field, name in names.items()}
     return FFN(
         activation=checkpoint.config.activation,
@@ -167,7 +173,7 @@ def _locate_shards(folder: Path) -> Iterator[tuple[str, Container]]:
 def _check_tensors(folder: Path, config: OPTConfig, tensors: Mapping[str, Container]) -> None:
     """Every needed tensor is there, in the shape that the config asks for, all in one stored dtype."""
     first = ""  # the tensor whose dtype the others must have: the first needed one
-    for name, shape in opt.tensor_shapes(config):
+    for name, shape in tensor_shapes(config):  # not all at once: a config may claim a billion layers
         if name not in tensors:
             raise ImageError(
                 f"{folder}: lacks the tensor {name}, which its config.json calls for; get the missing shard, "

@@ -1,0 +1,230 @@
+"""The parts of a flash image, and the bytes of each: what pack_image writes. Chapter: specs/54-image.md.
+
+A part is one tensor of the image's file. Which parts there are, and how long, is known before a byte is
+written; then each part's bytes come in pieces, and the checksums of what passed are collected in `Sums`.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.bundle import bundle_layout
+from flashref.storage.container import (
+    Container,
+    TensorEntry,
+    require_finite,
+    tensor_array,
+    tensor_bytes,
+    tensor_entry,
+    tensor_pieces,
+)
+from flashref.types import STORED_DTYPES, Array, ImageError, Layout, LayoutError, ShapeError
+
+FORMAT, VERSION = "flashref-image", 1
+BLOCKS = (512, 1 << 20)  # smallest and largest block
+PACKED_ROWS = 136  # bundles packed at a time; no power of two, or transposing down thrashes the cache
+BUNDLE_FIELDS = ("gate", "up", "down")  # their order in a bundle (decision 13)
+RECORD = ("layer", "fields", "d", "stride", "order")  # what the metadata say of a tensor of bundles
+# Tensors that packing adds; a checkpoint has none of these names.
+OWN_NAME = re.compile(r"crc32|pad\.[0-9]+|layers\.[0-9]+\.(bundles|gate|up|down)(\.crc32)?")
+
+Bytes = npt.NDArray[np.uint8]
+Parts = dict[str, tuple[str, tuple[int, ...]]]  # tensors of the image in file order: name → dtype, shape
+
+
+class Group(NamedTuple):
+    """One tensor of bundles: its layer, layout (start 0 while packing), field → the checkpoint's tensor."""
+
+    layer: int
+    layout: Layout
+    sources: Mapping[str, str]
+
+
+class Sums(NamedTuple):
+    """What packing collects: CRC-32 of the checkpoint's tensors, of the image's, and of bundles by neuron."""
+
+    sources: dict[str, int]
+    parts: dict[str, int]
+    bundles: dict[str, Array]
+
+
+def image_groups(
+    tensors: Mapping[str, Container],
+    layers: Mapping[int, Mapping[str, str]],
+    block: int,
+    orders: Mapping[int, npt.ArrayLike],
+    bundled: bool,
+) -> dict[str, Group]:
+    """The tensors of bundles that an image will have, by layer; everything about them is checked here."""
+    if not BLOCKS[0] <= block <= BLOCKS[1]:
+        raise LayoutError(f"block must be a power of two from {BLOCKS[0]} to {BLOCKS[1]}, not {block}")
+    if any(layer < 0 for layer in layers) or not orders.keys() <= layers.keys():
+        raise LayoutError("layers are numbered from 0, and only a layer that is bundled can have an order")
+    named = [name for sources in layers.values() for name in sources.values()]
+    if len(named) > len(set(named)):
+        raise LayoutError(
+            "a tensor is named twice among the layers' weights; each belongs to one layer and field"
+        )
+    groups = {}
+    for layer in sorted(layers):
+        sources = layers[layer]
+        n, d, dtype = _common_shape(tensors, sources)
+        fields = tuple(field for field in BUNDLE_FIELDS if field in sources)
+        for together in [fields] if bundled else [(field,) for field in fields]:
+            layout = bundle_layout(n, d, dtype, together, block, 0, orders.get(layer))
+            groups[group_name(layer, together, bundled)] = Group(layer, layout, sources)
+    return groups
+
+
+def group_name(layer: int, fields: Sequence[str], bundled: bool) -> str:
+    """The image's name for the bundles of a layer, or for the rows of its one field."""
+    return f"layers.{layer}.{'bundles' if bundled else fields[0]}"
+
+
+def bundles_shape(layout: Layout) -> tuple[int, int]:
+    """The shape of a tensor of bundles: neurons, and values in a stride, the padding included."""
+    return layout.n, layout.stride // STORED_DTYPES[layout.dtype].itemsize
+
+
+def image_parts(tensors: Mapping[str, Container], groups: Mapping[str, Group], block: int) -> Parts:
+    """Every tensor of the image: resident ones, bundles with their sums, pads between them, all the sums."""
+    bundled = {name for group in groups.values() for name in group.sources.values()}
+    wanted: Parts = {}
+    for name in sorted(tensors.keys() - bundled, key=_natural):
+        if OWN_NAME.fullmatch(name):
+            raise ImageError(
+                f"the checkpoint's tensor {name!r} has a name that images use themselves; rename it"
+            )
+        wanted[name] = _source(tensors, name)[:2]
+    for name, (_, layout, _) in groups.items():
+        wanted[name] = (layout.dtype, bundles_shape(layout))
+        wanted[f"{name}.crc32"] = ("U32", (layout.n,))
+    parts: Parts = {}
+    for name, part in wanted.items():
+        parts[name] = part
+        if gap := -tensor_bytes(*part) % block:
+            parts[f"pad.{len(parts) - 1}"] = ("U8", (gap,))
+    # The header's sum and one a tensor; zeros fill whole blocks, so that no pad has to follow.
+    values = 1 + len(parts) - len(groups)
+    return parts | {"crc32": ("U32", (-(-4 * values // block) * block // 4,))}
+
+
+def image_metadata(groups: Mapping[str, Group], config: str, block: int, bundled: bool) -> dict[str, str]:
+    """What the header says beside the tensors; a fingerprint of zeros holds the true one's place."""
+    bundles = {}
+    for name, (layer, layout, _) in groups.items():
+        order = None if layout.order is None else layout.order.tolist()
+        values = (layer, layout.fields, layout.d, layout.stride, order)
+        bundles[name] = dict(zip(RECORD, values, strict=True))
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "block": str(block),
+        "bundled": "true" if bundled else "false",
+        "bundles": json.dumps(bundles, separators=(",", ":")),
+        "fingerprint": "0" * 64,
+        "config": config,
+    }
+
+
+def part_pieces(
+    name: str, parts: Parts, tensors: Mapping[str, Container], groups: Mapping[str, Group], sums: Sums
+) -> Iterator[Bytes]:
+    """The bytes of one tensor of the image, each piece valid until the next; checksums go to `sums`.
+
+    None of `crc32`: the checksums of all the others are known when all the others have passed.
+    """
+    if name in groups:
+        yield from _bundle_pieces(name, groups[name], tensors, sums)
+    elif name != "crc32":
+        crc = 0
+        for piece in _copied(tensors, name) if name in tensors else [_own_bytes(name, parts, sums)]:
+            crc = zlib.crc32(piece.data, crc)
+            yield piece
+        sums.parts[name] = crc
+        if name in tensors:
+            sums.sources[name] = crc
+
+
+def all_sums(header: bytes, parts: Parts, sums: Sums) -> Bytes:
+    """The bytes of `crc32`: the header's checksum, then every covered tensor's in file order, then zeros."""
+    table = np.zeros(parts["crc32"][1], "<u4")
+    values = [zlib.crc32(header), *(sums.parts[name] for name in parts if name in sums.parts)]
+    table[: len(values)] = values
+    return table.view(np.uint8)
+
+
+def _source(tensors: Mapping[str, Container], name: str) -> TensorEntry:
+    """A checkpoint's tensor, or ImageError if none of its files is said to hold it."""
+    if name not in tensors:
+        raise ImageError(f"the checkpoint has no tensor {name!r}; is it a checkpoint of this model?")
+    return tensor_entry(tensors[name], name)
+
+
+def _common_shape(tensors: Mapping[str, Container], sources: Mapping[str, str]) -> tuple[int, int, str]:
+    """n, d and dtype of a layer's weights, or ShapeError if they do not belong together."""
+    if not sources or not sources.keys() <= set(BUNDLE_FIELDS):
+        raise LayoutError(f"a layer's weights are some of {', '.join(BUNDLE_FIELDS)}, not {list(sources)}")
+    shapes = {}
+    for field, name in sources.items():
+        entry = _source(tensors, name)
+        shapes[name] = (entry.dtype, entry.shape[::-1] if field == "down" else entry.shape)
+    dtype, shape = next(iter(shapes.values()))
+    if len(set(shapes.values())) > 1 or len(shape) != 2 or dtype not in STORED_DTYPES:
+        raise ShapeError(
+            f"the weights of a layer must be F32, F16 or BF16 of one shape (n, d), down (d, n), "
+            f"but these are (down transposed): {shapes}"
+        )
+    return shape[0], shape[1], dtype
+
+
+def _natural(name: str) -> tuple[object, ...]:
+    """A key that sorts layer 2 before layer 10: runs of digits compare as numbers, longer ones later."""
+    runs = re.split("([0-9]+)", name)
+    return *((len(run.lstrip("0")), run.lstrip("0")) if i % 2 else run for i, run in enumerate(runs)), name
+
+
+def _copied(tensors: Mapping[str, Container], name: str) -> Iterator[Bytes]:
+    """A resident tensor's bytes, once they are seen to be finite."""
+    for piece in tensor_pieces(tensors[name], name):
+        require_finite(tensors[name], name, piece)
+        yield piece
+
+
+def _own_bytes(name: str, parts: Parts, sums: Sums) -> Bytes:
+    """The bytes of a pad, or of the sums of a tensor of bundles."""
+    if name.startswith("pad."):
+        return np.zeros(parts[name][1], np.uint8)
+    return sums.bundles[name.removesuffix(".crc32")].view(np.uint8)
+
+
+def _bundle_pieces(name: str, group: Group, tensors: Mapping[str, Container], sums: Sums) -> Iterator[Bytes]:
+    """The bytes of pack_bundles, a few neurons at a time; their checksums, by neuron, go to `sums`.
+
+    The layer's weights are in memory once, as they lie in the checkpoint; down is transposed piece by piece.
+    """
+    layout = group.layout
+    weights = {}
+    for field in layout.fields:
+        source = group.sources[field]
+        weights[field] = tensor_array(tensors[source], source)
+        require_finite(tensors[source], source, weights[field])
+        sums.sources[source] = zlib.crc32(weights[field].data)
+    checksums = sums.bundles[name] = np.empty(layout.n, "<u4")
+    padded = np.zeros((min(layout.n, PACKED_ROWS), bundles_shape(layout)[1]), STORED_DTYPES[layout.dtype])
+    for first in range(0, layout.n, PACKED_ROWS):
+        part = slice(first, min(first + PACKED_ROWS, layout.n))
+        packed = padded[: part.stop - first]  # every piece fills the same columns: the padding stays zero
+        ids = part if layout.order is None else layout.order[part]
+        for j, field in enumerate(layout.fields):
+            matrix = weights[field]
+            rows = np.ascontiguousarray(matrix[:, ids]).T if field == "down" else matrix[ids]
+            packed[:, j * layout.d : (j + 1) * layout.d] = rows
+        bundles = packed.view(np.uint8)
+        checksums[ids] = [zlib.crc32(bundle.data) for bundle in bundles]
+        yield bundles.reshape(-1)
