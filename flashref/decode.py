@@ -105,7 +105,7 @@ def decode_layer(
     for number, batch in enumerate(batches):
         gathered = gather_rows(read, state.layout, batch, state.max_gap, state.checksums)
         costs.append(gathered.io)
-        passes_by = np.isin(batch, delta.bypass)
+        passes_by = np.isin(batch, delta.bypass, assume_unique=True)
         if number == 0:
             matrix = apply_moves(state.matrix, moves, gathered.rows[~passes_by])
         # The bypass ascends over the batches: what a batch completes is summed before its rows are dropped.

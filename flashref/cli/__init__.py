@@ -1,6 +1,7 @@
 """The command line: words become functions, errors one sentence, and Ctrl-C leaves nothing half-written."""
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -21,34 +22,41 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`flashref …`: 0 if what was checked held, 1 if it did not, 2 for a user's mistake, 130 for Ctrl-C."""
-    from flashref.cli import run
-
-    parser = Parser(prog="flashref", description='The executable reference of "LLM in a flash".')
-    parser.add_argument("--version", action="version", version=f"flashref {__version__}, spec {SPEC_VERSION}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    run.add_parser(commands)
     warnings.showwarning = _one_line_warning  # type: ignore[assignment]  # it takes more and uses the first
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a stdout that is not Unicode shows ? for what it lacks
+    prog = "flashref"
     try:
-        # A reader of stdout that has gone away (| head) may show only when the last bytes are flushed.
+        from flashref.cli import run  # here, so that Ctrl-C while it is loaded is noticed
+
+        parser = Parser(prog=prog, description='The executable reference of "LLM in a flash".')
+        parser.add_argument(
+            "--version", action="version", version=f"{prog} {__version__}, spec {SPEC_VERSION}"
+        )
+        commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+        run.add_parser(commands)
         options = parser.parse_args(arguments)
+        prog = f"{prog} {options.command}"
         code: int = options.run(options)
+        # A reader of stdout that has gone away (| head) may show only when the last bytes are flushed.
         sys.stdout.flush()
         return code
     except FlashrefError as error:
-        return _mistake(str(error))
+        return _mistake(prog, str(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell shows SIGPIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _mistake(f"{where}{error.strerror or error}; check the path, its permissions and the disk")
+        what = f"{where}{error.strerror or error}; check the path, its permissions and the disk"
+        return _mistake(prog, what)
     except KeyboardInterrupt:
-        print("flashref: interrupted; nothing half-written was left", file=sys.stderr)
+        print(f"{prog}: interrupted; nothing half-written was left", file=sys.stderr)
         return 130
 
 
-def _mistake(sentence: str) -> int:
-    print(f"flashref: {sentence}", file=sys.stderr)
+def _mistake(prog: str, sentence: str) -> int:
+    print(f"{prog}: {sentence}", file=sys.stderr)
     return 2
 
 

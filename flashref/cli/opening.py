@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashref.storage.image import Image, fingerprint, open_image, pack_image, require_checkpoint
+from flashref.storage.image import (
+    Image,
+    bundle_crc32,
+    fingerprint,
+    open_image,
+    pack_image,
+    require_checkpoint,
+)
 from flashref.storage.readers import DirectReader, memory_reader
 from flashref.transformer.checkpoint import Checkpoint
 from flashref.transformer.predictors import FILE_NAME, Predictors, load_predictors
@@ -75,6 +82,10 @@ def _open_or_pack(
         raise ImageError(
             f"{path}: holds {'bundles' if image.bundled else 'rows'}; give another name with --image"
         )
+    fields = {layer: {name for layout in of for name in layout.fields} for layer, of in image.layouts.items()}
+    if fields != {layer: set(names) for layer, names in enumerate(checkpoint.layers)}:
+        raise ImageError(f"{path}: does not hold the bundles of every layer; give another name with --image")
+    _require_bundles(image)
     if image.layouts[0][0].block % device.block:
         raise ImageError(
             f"{path}: has blocks of {image.layouts[0][0].block} bytes, the device of {device.block}; "
@@ -83,15 +94,32 @@ def _open_or_pack(
     return image
 
 
-def read_held_out(options: argparse.Namespace) -> list[int] | None:
+def _require_bundles(image: Image) -> None:
+    """ImageError unless every bundle matches its checksum: a block that is read holds unused ones too."""
+    path = image.container.path
+    for layer, layouts in image.layouts.items():
+        for layout, checksums in zip(layouts, image.checksums[layer], strict=True):
+            stored = np.memmap(path, np.uint8, "r", layout.start, (layout.n, layout.stride))
+            neurons = range(layout.n) if layout.order is None else layout.order.tolist()
+            for neuron, padded in zip(neurons, stored, strict=True):
+                if bundle_crc32(padded) != checksums[neuron]:
+                    raise ImageError(
+                        f"{path}: the {' and '.join(layout.fields)} row of neuron {neuron} in layer {layer} "
+                        "does not match its checksum; the image is damaged, remove it or pack another"
+                    )
+
+
+def read_held_out(options: argparse.Namespace, vocabulary: int) -> list[int] | None:
     """The first bytes of the model's held-out text; None if it has none, or none are wanted."""
     path = options.model / HELD_OUT
     if options.perplexity_bytes < 2 or not path.is_file():
         return None
-    with path.open("rb") as file:
-        found = file.read(options.perplexity_bytes)
-    if len(found) < 2:
-        raise DomainError(f"{path}: is empty; give a text, or --perplexity-bytes 0")
+    found = path.read_bytes()[: options.perplexity_bytes]
+    if len(found) < 2 or max(found) >= vocabulary:
+        raise DomainError(
+            f"{path}: is no text of two bytes or more in the model's vocabulary of {vocabulary}; "
+            "give another, or --perplexity-bytes 0"
+        )
     return list(found)
 
 

@@ -58,7 +58,7 @@ def device(word: str) -> Device:
     try:
         return device_from_json(path.read_bytes())
     except DomainError as error:
-        raise DomainError(f"{path}: {error}") from None
+        raise DomainError(f"{path}: {error}; correct the file, or use a preset") from None
 
 
 def _number(word: str, kind: Callable[[str], Number], wanted: str) -> Number:

@@ -30,15 +30,20 @@ LABELS = {
 }
 
 
+class _Console(Console):
+    """Rich's own, but a reader that has gone away is the caller's affair, as with `print`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Advance]:
     """Progress bars on stderr, on a terminal only; gives the function that moves them."""
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(
-        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
-    ) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 
         def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:
@@ -57,7 +62,7 @@ def show(
     proof: Proof,
 ) -> None:
     """Text, proof and tables on stdout."""
-    out = Console(highlight=False, soft_wrap=True)
+    out = _Console(highlight=False, soft_wrap=True)
     out.print(f"[bold]{escape(result.prompt)}[/bold]{escape(result.text)}\n")
     for line in _proof_lines(result, budget, proof):
         out.print(line)
@@ -82,8 +87,9 @@ def _proof_lines(result: "Result", budget: Budget, proof: Proof) -> Iterator[str
     dense = (
         "the text is the dense model's" if result.same_as_dense else "the text differs from the dense model's"
     )
-    depends = "" if result.semantics == "predicted" else "; it may depend on the memory given"
-    yield f"{dense}, with {result.semantics} semantics{depends}"
+    # A predictor that missed nothing gives the dense FFN, whatever else is in memory.
+    depends = result.semantics == "resident" and result.predictor["false_negative_rate"] > 0
+    yield f"{dense}, with {result.semantics} semantics{'; it may depend on the memory given' * depends}"
     yield (
         f"memory: {result.memory_fraction:g} of the model, {_size(budget.dram_bytes)} used, a window of "
         f"{result.window}, rows per layer {', '.join(map(str, budget.capacities))}"
@@ -91,7 +97,7 @@ def _proof_lines(result: "Result", budget: Budget, proof: Proof) -> Iterator[str
     if result.overflows:
         yield (
             f"the rows did not hold the whole window {result.overflows} times: tokens left early, or their "
-            "neurons were read and not kept; the text is right all the same, and costs more reads"
+            "neurons were read and not kept; every predicted neuron was summed all the same, for more reads"
         )
     rates = result.predictor
     yield (
@@ -107,7 +113,9 @@ def _proof_lines(result: "Result", budget: Budget, proof: Proof) -> Iterator[str
 
 
 def _table(title: str, methods: Sequence[Method], measured: bool, paper: bool) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.padding = (0, 1, 0, 0)
     table.add_column("method", no_wrap=True)
     headings = ["useful", "read", "reads", "in DRAM", "moved", "simulated"]
@@ -140,8 +148,10 @@ def _size_sentence(methods: Sequence[Method], layout: Layout) -> str:
         (m.measured_io_ms_per_token if measured else m.simulated_io_ms_per_token) or 0.0
         for m in (naive, last)
     ]
-    useful = naive.useful_bytes_per_token / max(last.useful_bytes_per_token, 1)
-    amplified = last.flash_bytes_per_token / max(last.useful_bytes_per_token, 1)
+    if last.useful_bytes_per_token == 0:
+        return "With everything, nothing had to be read: what the tokens needed was in memory already."
+    useful = naive.useful_bytes_per_token / last.useful_bytes_per_token
+    amplified = last.flash_bytes_per_token / last.useful_bytes_per_token
     faster = f"{times[0] / times[1]:.1f} times faster" if times[1] < times[0] else "no faster"
     if times[1] > times[0]:
         faster = f"{times[1] / times[0]:.1f} times slower"
@@ -149,7 +159,8 @@ def _size_sentence(methods: Sequence[Method], layout: Layout) -> str:
     if layout.bundle_bytes < layout.block:
         why = (
             f": a bundle has {layout.bundle_bytes} bytes, {layout.bundle_bytes / layout.block:.3g} of a "
-            f"block, so {amplified:.1f} bytes are read for a useful one, in {last.reads_per_token:.0f} small reads"
+            f"block, so {amplified:.1f} bytes are read for a useful one, "
+            f"in {last.reads_per_token:.1f} small reads"
         )
     how = "measured" if measured else "simulated"
     return (

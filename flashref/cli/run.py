@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -31,13 +32,13 @@ from flashref.storage.device import PRESETS
 from flashref.storage.image import image_tensor
 from flashref.transformer import generate as text
 from flashref.transformer.budget import demand_of, solve_budget
-from flashref.transformer.checkpoint import load_ffn, open_checkpoint
+from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
 from flashref.transformer.flash import Decoder, empty_layers
 from flashref.transformer.opt import load_model
 from flashref.transformer.predictors import FILE_NAME, Predictors, predictor_bytes
 from flashref.transformer.proof import Proof
 from flashref.transformer.session import decode_dense, decode_flash, measure_perplexities
-from flashref.types import FFN, widen
+from flashref.types import FFN, DomainError, ImageError, same, widen
 
 TINY = Path(str(files("flashref"))) / "data" / "tiny"
 PROMPT = "And it came to pass, that "
@@ -144,9 +145,14 @@ def run(options: argparse.Namespace) -> int:
     device = words.device(options.device)
     checkpoint = open_checkpoint(options.model)
     config = checkpoint.config
+    if config.vocabulary > 256:
+        raise DomainError(
+            f"{options.model}: has a vocabulary of {config.vocabulary}, but text is bytes here; "
+            "use a byte-level model, of at most 256 tokens"
+        )
     prompt_ids = options.prompt_ids or text.encode_bytes(options.prompt)
     text.check_request(prompt_ids, options.tokens, config.context, config.vocabulary)
-    held_out = read_held_out(options)
+    held_out = read_held_out(options, config.vocabulary)
     predictors = read_predictors(options, checkpoint)
 
     with ExitStack() as resources, report.progress(options.quiet) as advance:
@@ -164,6 +170,11 @@ def run(options: argparse.Namespace) -> int:
         )
         budget = solve_budget(demand, options.memory, options.window, mean, largest)
         model = load_model(config, partial(image_tensor, storage.image))
+        if not same(model, load_model(config, partial(load_tensor, checkpoint))):
+            raise ImageError(
+                f"{storage.image.container.path}: its resident tensors are not the checkpoint's, although "
+                "their checksums agree; remove it, or pack another under another name"
+            )
         stored = [load_ffn(checkpoint, layer) for layer in range(config.layers)]
         ffns = [_widened(ffn) for ffn in stored]
         semantics = SEMANTICS[options.semantics]
@@ -184,7 +195,9 @@ def run(options: argparse.Namespace) -> int:
             decoder, prompt_ids, options.tokens, choose(), options.cold, ffns, proof, advance
         )
         dense_ids = decode_dense(model, prompt_ids, options.tokens, choose(), ffns)
-        perplexity = measure_perplexities(held_out, decoder, ffns, proof, advance) if held_out else None
+        perplexity = {"dense": math.inf, "flash": math.inf}
+        if held_out:
+            perplexity = measure_perplexities(held_out, decoder, ffns, proof, advance)._asdict()
 
         trace = Trace(decoded.predicted, decoded.first_counted)
         costs = [simulated_cost(device)]
@@ -220,7 +233,8 @@ def run(options: argparse.Namespace) -> int:
             "false_negative_rate": decoded.rates.false_negative_rate,
             "false_positive_rate": decoded.rates.false_positive_rate,
         },
-        perplexity=perplexity._asdict() if perplexity else {"dense": None, "flash": None},
+        # JSON has no infinity: a loss beyond every float is null, as is one that was not measured.
+        perplexity={which: value if math.isfinite(value) else None for which, value in perplexity.items()},
         methods=[method._asdict() for method in methods],
         scaled=[method._asdict() for method in scaled],
     )

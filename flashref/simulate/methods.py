@@ -63,7 +63,10 @@ def simulated_cost(device: Device) -> Cost:
     """What batches take on a modelled device; nothing is read."""
 
     def sequential(runs: Sequence[Extent]) -> IO:
-        sizes = [extent.length for run in runs for extent in front_to_back(run)]
+        sizes: list[int] = []  # of front_to_back, without its extents: a large model has thousands
+        for run in runs:
+            whole, rest = divmod(run.length, SEQUENTIAL_READ)
+            sizes += [SEQUENTIAL_READ] * whole + [rest] * (rest > 0)
         return IO(len(sizes), sum(sizes), sum(sizes), read_time(device, sizes))
 
     def scattered(layouts: Sequence[Layout], ids: Ids) -> IO:

@@ -31,15 +31,11 @@ def scale_to_opt_6_7b(
     layers = len(trace.predicted[0])
     stands_for = np.arange(LAYERS) * layers // LAYERS  # which traced layer each large layer is
     repeats = np.bincount(stands_for, minlength=layers)
-    growth = NEURONS / neurons
     demand = _demand(device.block)
-    budget = solve_budget(
-        demand,
-        MEMORY,
-        window,
-        _grown(mean_resident, growth, stands_for),
-        _grown(largest_resident, growth, stands_for),
-    )
+    # Of the largest |C_t| only the proportions count, so they stay whole numbers of the traced model.
+    largest = None if largest_resident is None else largest_resident[stands_for]
+    mean = None if mean_resident is None else mean_resident[stands_for] * (NEURONS / neurons)
+    budget = solve_budget(demand, MEMORY, window, mean, largest)
     first_of = [int(np.searchsorted(stands_for, layer)) for layer in range(layers)]
     capacities = tuple(budget.capacities[min(at, LAYERS - 1)] for at in first_of)
     bundled = bundle_layout(NEURONS, WIDTH, "F16", ("up", "down"), device.block)
@@ -72,14 +68,6 @@ def _demand(block: int) -> Demand:
     predictors = sum(rank * (d + n) for rank in RANKS)
     stride = bundle_layout(1, d, "F16", ("up", "down"), block).stride
     return Demand(ITEMSIZE * total, ITEMSIZE * resident, ITEMSIZE * predictors, LAYERS, n, stride)
-
-
-def _grown(statistic: Array | None, growth: float, stands_for: Array) -> Array | None:
-    """A statistic of the traced layers for the large ones; whole neurons stay whole."""
-    if statistic is None:
-        return None
-    grown: Array = np.ceil(statistic * growth).astype(statistic.dtype)[stands_for]
-    return grown
 
 
 def _blown_up(ids: Ids, neurons: int) -> Ids:

@@ -1,6 +1,7 @@
 """A memory budget, solved for rows per layer and a window (decision 8, paper §3.3 and appendix C)."""
 
 from collections.abc import Collection, Mapping
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +66,15 @@ def solve_budget(
     at most n. window: k, or None for the largest up to 5 whose mean |C_t| fits every layer's rows. mean,
     largest: (layers, windows), or None where nothing is known. DomainError names the smallest fraction.
     """
-    memory = int(demand.total * fraction)
+    memory = int(demand.total * Fraction(str(fraction)))  # 0.29 of 100 bytes is 29, and 28 in floats
     if memory < demand.fixed:
-        smallest = -(-demand.fixed * 1000 // demand.total) / 1000
+        smallest = Fraction(-(-demand.fixed * 1000 // demand.total), 1000)
+        advice = f"the smallest that works is {float(smallest):.3f}"
+        if smallest > 1:
+            advice = "no share is enough: use smaller predictors, or none with --predictor exact"
         raise DomainError(
             f"a memory of {fraction:g} of the model is {memory} bytes, but {demand.fixed} must always be "
-            f"resident; the smallest that works is {smallest:.3f}"
+            f"resident; {advice}"
         )
     rows = (memory - demand.fixed) // demand.stride
     if window is None:
@@ -85,7 +89,7 @@ def _share(demand: Demand, rows: int, window: int, largest: Array | None) -> tup
     weights = [demand.neurons] * demand.layers
     if largest is not None and int(_at(largest, window).sum()) > 0:
         weights = _at(largest, window).tolist()
-    return tuple(min(demand.neurons, rows * weight // sum(weights)) for weight in weights)
+    return tuple(min(demand.neurons, int(rows * weight // sum(weights))) for weight in weights)
 
 
 def _fits(demand: Demand, rows: int, window: int, mean: Array | None, largest: Array | None) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.storage.container import Container, read_container, tensor_array
-from flashref.types import Array, ImageError, Predictor, widen
+from flashref.types import STORED_DTYPES, Array, ImageError, Predictor, widen
 
 FILE_NAME = "predictors.safetensors"
 
@@ -50,8 +50,9 @@ def _predictor(container: Container, layer: int, neurons: int, width: int) -> Pr
     threshold = _tensor(container, f"layers.{layer}.threshold")
     name = f"layers.{layer}.bias"
     bias = _tensor(container, name) if name in container.tensors else None
-    shapes_fit = a.shape == (len(a), width) and b.shape == (neurons, len(a)) and threshold.shape == (1,)
-    if not shapes_fit or (bias is not None and bias.shape != (neurons,)):
+    rank = a.size // width
+    shapes_fit = a.shape == (rank, width) and b.shape == (neurons, rank)
+    if not shapes_fit or threshold.shape != (1,) or (bias is not None and bias.shape != (neurons,)):
         raise _foreign(
             container,
             f"has a predictor for layer {layer} of shapes {a.shape} and {b.shape}, "
@@ -63,17 +64,26 @@ def _predictor(container: Container, layer: int, neurons: int, width: int) -> Pr
 def _tensor(container: Container, name: str) -> Array:
     if name not in container.tensors:
         raise _foreign(container, f"lacks the tensor {name!r}")
+    if container.tensors[name].dtype not in STORED_DTYPES:
+        raise _foreign(container, f"has {name!r} in another dtype than {', '.join(STORED_DTYPES)}")
     array = tensor_array(container, name)
-    if array.dtype in (np.float16, np.float32, np.uint16) and not np.isfinite(widen(array)).all():
+    if not np.isfinite(widen(array)).all():
         raise _foreign(container, f"holds a value that is not finite in {name!r}")
     return array
 
 
 def _statistic(container: Container, name: str, layers: int) -> Array:
-    rows = [_tensor(container, f"layers.{layer}.{name}") for layer in range(layers)]
+    names = [f"layers.{layer}.{name}" for layer in range(layers)]
+    missing = [name for name in names if name not in container.tensors]
+    if missing:
+        raise _foreign(container, f"lacks the tensor {missing[0]!r}")
+    rows = [tensor_array(container, name) for name in names]
     if any(row.ndim != 1 or row.shape != rows[0].shape or row.size == 0 for row in rows):
         raise _foreign(container, f"has {name!r} of different windows in its layers")
-    return np.stack(rows)
+    statistic = np.stack(rows)
+    if not np.isfinite(statistic).all() or statistic.min() < 0:
+        raise _foreign(container, f"has a {name!r} that counts no neurons")
+    return statistic
 
 
 def _foreign(container: Container, what: str) -> ImageError:

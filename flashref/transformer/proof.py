@@ -109,9 +109,9 @@ class Proof:
 
 
 def _padded_rows(layout: Layout, ffn: FFN) -> Array:
-    """The bytes of a layer's bundles in neuron order, by the definition: (n · stride,) uint8."""
+    """The bytes of a layer's bundles as they lie on flash, by the definition: (n · stride,) uint8."""
     table = np.zeros((layout.n, layout.stride), np.uint8)
     matrices = [ffn.gate, ffn.up, ffn.down]
     rows = [np.ascontiguousarray(matrix).view(np.uint8) for matrix in matrices if matrix is not None]
     table[:, : layout.bundle_bytes] = np.concatenate(rows, axis=1)
-    return table.reshape(-1)
+    return (table if layout.order is None else table[layout.order]).reshape(-1)
