@@ -94,9 +94,7 @@ def fit_low_rank(inputs: Floats, up: Floats, up_bias: Floats, rank: int, fit: Fi
         low: LowRank, memory: optax.OptState, x: jax.Array, up: jax.Array, up_bias: jax.Array
     ) -> tuple[LowRank, optax.OptState]:
         active = x @ up.T + up_bias > 0
-        slopes = jax.grad(lambda low: class_balanced_loss(low_rank_logits(x, low), active, share))(
-            low
-        )
+        slopes = jax.grad(lambda low: class_balanced_loss(low_rank_logits(x, low), active, share))(low)
         changes, memory = update.update(slopes, memory, low)
         return optax.apply_updates(low, changes), memory
 
@@ -128,37 +126,6 @@ def predictor_logits(inputs: Floats, predictor: Predictor) -> Floats:
     return np.asarray(logits, np.float32)
 
 
-class Errors(NamedTuple):
-    """Pooled counts of (token, neuron) pairs (decision 22)."""
-
-    active: int
-    inactive: int
-    false_negatives: int
-    false_positives: int
-
-    @property
-    def false_negative_rate(self) -> float:
-        """Of the truly active, the share that was not predicted; 0 of 0 is 0."""
-        return self.false_negatives / max(self.active, 1)
-
-    @property
-    def false_positive_rate(self) -> float:
-        """Of the truly inactive, the share that was predicted; 0 of 0 is 0."""
-        return self.false_positives / max(self.inactive, 1)
-
-
-def count_errors(predicted: Flags, active: Flags) -> Errors:
-    """Compare predicted and truly active neurons, both (tokens, n)."""
-    total = int(active.sum())
-    missed, extra = int((active & ~predicted).sum()), int((predicted & ~active).sum())
-    return Errors(total, active.size - total, missed, extra)
-
-
-def pool(errors: Sequence[Errors]) -> Errors:
-    """The counts of several layers as one."""
-    return Errors(*(sum(counts) for counts in zip(*errors, strict=True)))
-
-
 class Curve(NamedTuple):
     """A layer's errors at every threshold of a grid, all (thresholds,)."""
 
@@ -171,9 +138,7 @@ def error_curve(logits: Floats, active: Flags, low: float = -8.0, high: float = 
     """Count errors at 1,601 thresholds between low and high; logits, active: (tokens, n)."""
     edges = np.linspace(low, high, 1601, dtype=np.float32)
     place = (logits - low) * ((len(edges) - 1) / (high - low))
-    bins = np.clip(np.ceil(place), 0, len(edges)).astype(
-        np.int64
-    )  # bin j: edge j-1 < logit ≤ edge j
+    bins = np.clip(np.ceil(place), 0, len(edges)).astype(np.int64)  # bin j: edge j-1 < logit ≤ edge j
     at = [np.bincount(bins[which], minlength=len(edges) + 1) for which in (active, ~active)]
     missed = np.cumsum(at[0])[:-1]
     extra = at[1].sum() - np.cumsum(at[1])[:-1]
@@ -256,6 +221,4 @@ def residency(predicted: Flags, context: int, windows: int = 5) -> Residency:
         mean.append(counts.mean())
         largest.append(counts.max())
         new.append((sets & ~before).sum(2).mean())
-    return Residency(
-        np.array(mean, np.float32), np.array(largest, np.int32), np.array(new, np.float32)
-    )
+    return Residency(np.array(mean, np.float32), np.array(largest, np.int32), np.array(new, np.float32))

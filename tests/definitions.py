@@ -1,4 +1,4 @@
-"""The definitions of the spec in exact arithmetic and plain Python: slow, obvious, free of flashref's code."""
+"""The definitions of the spec in exact arithmetic and plain Python: slow, and obvious."""
 
 import struct
 from fractions import Fraction

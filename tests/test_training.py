@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flashref import training
 from flashref.data import train_tiny
+from flashref.transformer.predictors import Errors, count_errors, pool_errors
 
 
 def test_class_balanced_loss_of_a_case_worked_by_hand():
@@ -41,9 +42,7 @@ def test_a_fit_recovers_a_planted_predictor_of_low_rank():
     curve = training.error_curve(training.predictor_logits(inputs[:4000], fitted), active)
     (threshold,) = training.choose_thresholds([curve], allowed=int(0.01 * active.sum()))
     logits = training.predictor_logits(inputs[4000:], fitted)
-    errors = training.count_errors(
-        logits > np.float32(threshold), training.truly_active(inputs[4000:], up, up_bias)
-    )
+    errors = count_errors(logits > np.float32(threshold), training.truly_active(inputs[4000:], up, up_bias))
     assert errors.false_negative_rate < 0.03
     assert errors.false_positive_rate < 0.03
 
@@ -55,9 +54,7 @@ def test_more_rank_means_fewer_errors_and_the_same_seed_the_same_bits():
     wrong = []
     for rank in (3, 6):
         low = training.fit_low_rank(inputs, up, up_bias, rank, fit)
-        wrong.append(
-            int(((training.predictor_logits(inputs, training.stored(low)) > 0) != active).sum())
-        )
+        wrong.append(int(((training.predictor_logits(inputs, training.stored(low)) > 0) != active).sum()))
     assert wrong[0] > 2 * wrong[1]
     again = training.fit_low_rank(inputs, up, up_bias, 6, fit)
     assert all(np.array_equal(one, other) for one, other in zip(low, again, strict=True))
@@ -74,12 +71,12 @@ def test_the_start_of_a_fit_at_full_rank_is_the_layer_itself_scaled():
 def test_errors_are_pooled_counts_and_nothing_of_nothing_is_nothing():
     active = np.array([[True, True, False, False]])
     predicted = np.array([[True, False, True, False]])
-    one = training.count_errors(predicted, active)
-    assert one == training.Errors(2, 2, 1, 1)
-    none = training.count_errors(np.zeros((1, 4), bool), np.zeros((1, 4), bool))
+    one = count_errors(predicted, active)
+    assert one == Errors(2, 2, 1, 1)
+    none = count_errors(np.zeros((1, 4), bool), np.zeros((1, 4), bool))
     assert none.false_negative_rate == 0
-    assert training.count_errors(active, np.ones((1, 4), bool)).false_positive_rate == 0
-    assert training.pool([one, none]) == training.Errors(2, 6, 1, 1)
+    assert count_errors(active, np.ones((1, 4), bool)).false_positive_rate == 0
+    assert pool_errors([one, none]) == Errors(2, 6, 1, 1)
 
 
 def test_error_curve_counts_what_a_strict_comparison_counts():
@@ -88,7 +85,7 @@ def test_error_curve_counts_what_a_strict_comparison_counts():
     active = random.random((50, 20)) < 0.2
     curve = training.error_curve(logits, active)
     for index in (0, 640, 800, 903, 1600):
-        counts = training.count_errors(logits > curve.thresholds[index], active)
+        counts = count_errors(logits > curve.thresholds[index], active)
         assert counts.false_negatives == curve.false_negatives[index]
         assert counts.false_positives == curve.false_positives[index]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,10 +17,6 @@ from flashref.transformer.proof import Proof
 from flashref.transformer.session import Advance
 from flashref.types import Layout
 
-if TYPE_CHECKING:
-    from flashref.cli.run import Result
-
-
 LABELS = {
     "naive": "naive",
     "hybrid": "hybrid",
@@ -28,6 +24,29 @@ LABELS = {
     "windowing": "+ windowing",
     "bundling": "+ bundling",
 }
+
+
+class Result(NamedTuple):
+    """What `flashref run --json` prints, in this order."""
+
+    model: str
+    prompt: str
+    text: str
+    token_ids: list[int]
+    tokens: int
+    semantics: str
+    window: int
+    memory_fraction: float
+    device: str
+    reader: str
+    direct: bool | None  # whether reads went past the page cache; None: nothing was really read
+    verified: bool
+    same_as_dense: bool
+    overflows: int  # times that a layer's rows did not hold the whole window
+    predictor: dict[str, float]
+    perplexity: dict[str, float | None]
+    methods: list[dict[str, Any]]
+    scaled: list[dict[str, Any]]
 
 
 class _Console(Console):
@@ -54,7 +73,7 @@ def progress(quiet: bool) -> Iterator[Advance]:
 
 
 def show(
-    result: "Result",
+    result: Result,
     methods: Sequence[Method],
     scaled: Sequence[Method],
     layout: Layout,
@@ -76,7 +95,7 @@ def show(
     out.print(_table(title, scaled, measured=False, paper=True))
 
 
-def _proof_lines(result: "Result", budget: Budget, proof: Proof) -> Iterator[str]:
+def _proof_lines(result: Result, budget: Budget, proof: Proof) -> Iterator[str]:
     if proof.failure is None:
         yield (
             f"[green]verified[/green]: in {proof.steps} steps of a layer, the bytes read, the resident set "

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -41,32 +41,9 @@ from flashref.transformer.session import decode_dense, decode_flash, measure_per
 from flashref.types import FFN, DomainError, ImageError, same, widen
 
 TINY = Path(str(files("flashref"))) / "data" / "tiny"
-PROMPT = "And it came to pass, that "
+PROMPT = "And the king said unto David, "
 SEMANTICS = {"resident": sum_resident, "predicted": sum_predicted}
 PLACEMENTS = {"swap_with_last": swap_with_last, "fill_holes": fill_holes}
-
-
-class Result(NamedTuple):
-    """What `flashref run --json` prints, in this order."""
-
-    model: str
-    prompt: str
-    text: str
-    token_ids: list[int]
-    tokens: int
-    semantics: str
-    window: int
-    memory_fraction: float
-    device: str
-    reader: str
-    direct: bool | None  # whether reads went past the page cache; None: nothing was really read
-    verified: bool
-    same_as_dense: bool
-    overflows: int  # times that a layer's rows did not hold the whole window
-    predictor: dict[str, float]
-    perplexity: dict[str, float | None]
-    methods: list[dict[str, Any]]
-    scaled: list[dict[str, Any]]
 
 
 def add_parser(commands: Any) -> None:
@@ -214,7 +191,7 @@ def run(options: argparse.Namespace) -> int:
         scaled = scale_to_opt_6_7b(
             trace, config.neurons, options.window, mean, largest, decoder.place, device
         )
-    result = Result(
+    result = report.Result(
         model="tiny" if options.model == TINY else str(options.model),
         prompt=text.decode_bytes(prompt_ids),
         text=text.decode_bytes(decoded.new_ids),
@@ -230,8 +207,8 @@ def run(options: argparse.Namespace) -> int:
         same_as_dense=decoded.new_ids == dense_ids,
         overflows=decoded.overflows,
         predictor={
-            "false_negative_rate": decoded.rates.false_negative_rate,
-            "false_positive_rate": decoded.rates.false_positive_rate,
+            "false_negative_rate": decoded.errors.false_negative_rate,
+            "false_positive_rate": decoded.errors.false_positive_rate,
         },
         # JSON has no infinity: a loss beyond every float is null, as is one that was not measured.
         perplexity={which: value if math.isfinite(value) else None for which, value in perplexity.items()},

@@ -35,6 +35,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from safetensors.numpy import load_file, save_file
 
 from flashref import training
+from flashref.transformer.predictors import Errors, count_errors, pool_errors
 from flashref.types import Predictor
 
 PACKAGE, VERSION = "bible-kjv-text", "4.38"
@@ -54,9 +55,7 @@ MUON_SCALE = 0.2  # the root mean square of an update, per rate (optax: consiste
 
 def fetch_package(folder: Path) -> Path:
     """Download the Debian package of the text, this very version, into a folder."""
-    subprocess.run(
-        ["apt-get", "download", f"{PACKAGE}={VERSION}"], cwd=folder, check=True, stdout=sys.stderr
-    )
+    subprocess.run(["apt-get", "download", f"{PACKAGE}={VERSION}"], cwd=folder, check=True, stdout=sys.stderr)
     return next(folder.glob(f"{PACKAGE}_*.deb"))
 
 
@@ -178,9 +177,7 @@ def initial_parameters(key: jax.Array, shape: Shape) -> Parameters:
     for each, (name, (rows, columns, scale)) in zip(
         jax.random.split(key, len(sizes)), sizes.items(), strict=True
     ):
-        parameters[f"model.decoder.{name}.weight"] = scale * jax.random.normal(
-            each, (rows, columns)
-        )
+        parameters[f"model.decoder.{name}.weight"] = scale * jax.random.normal(each, (rows, columns))
         if not name.startswith("embed"):
             parameters[f"model.decoder.{name}.bias"] = jnp.zeros(rows)
     norms = [
@@ -210,8 +207,7 @@ def attention(parameters: Parameters, name: str, x: jax.Array, heads: int) -> ja
     """Causal self-attention, (batch, tokens, width)."""
     batch, tokens, width = x.shape
     query, key, value = (
-        linear(parameters, f"{name}.{which}_proj", x).reshape(batch, tokens, heads, -1)
-        for which in "qkv"
+        linear(parameters, f"{name}.{which}_proj", x).reshape(batch, tokens, heads, -1) for which in "qkv"
     )
     scores = jnp.einsum("bthd,bshd->bhts", query * (width // heads) ** -0.5, key)
     causal = jnp.tril(jnp.ones((tokens, tokens), bool))
@@ -307,9 +303,7 @@ def optimiser(phase: Phase) -> optax.GradientTransformation:
 
     def matrices(parameters: Parameters) -> dict[str, Any]:
         return {
-            name: MuonDimensionNumbers()
-            if getattr(value, "ndim", 0) == 2 and ".layers." in name
-            else None
+            name: MuonDimensionNumbers() if getattr(value, "ndim", 0) == 2 and ".layers." in name else None
             for name, value in parameters.items()
         }
 
@@ -364,9 +358,7 @@ def make_step(parameters: Parameters, shape: Shape, phase: Phase) -> tuple[State
 
     @jax.jit
     def step(state: State, tokens: jax.Array, factor: float) -> tuple[State, Progress]:
-        slopes, (of_bytes, density) = jax.grad(loss, has_aux=True)(
-            state.parameters, tokens, state.sparsity
-        )
+        slopes, (of_bytes, density) = jax.grad(loss, has_aux=True)(state.parameters, tokens, state.sparsity)
         changes, memory = update.update(slopes, state.memory, state.parameters)
         changes = jax.tree.map(lambda change: factor * change, changes)
         parameters = optax.apply_updates(state.parameters, changes)
@@ -521,27 +513,23 @@ def fit_predictors(
 class Verdict(NamedTuple):
     """A layer's predictor on a text."""
 
-    errors: training.Errors
+    errors: Errors
     residency: training.Residency
 
 
-def judge(
-    predictors: list[Predictor], text: Record, targets: list[Layer], shape: Shape
-) -> list[Verdict]:
+def judge(predictors: list[Predictor], text: Record, targets: list[Layer], shape: Shape) -> list[Verdict]:
     """Error counts and residency of each layer on a text that nothing was chosen on."""
     verdicts = []
     for predictor, inputs, target in zip(predictors, text.inputs, targets, strict=True):
         logits = training.predictor_logits(inputs, predictor)
         predicted = logits > np.float32(predictor.threshold)
         active = training.truly_active(inputs, *target)
-        errors = training.count_errors(predicted, active)
+        errors = count_errors(predicted, active)
         verdicts.append(Verdict(errors, training.residency(predicted, shape.context, WINDOWS)))
     return verdicts
 
 
-def predictor_tensors(
-    predictors: list[Predictor], verdicts: list[Verdict]
-) -> dict[str, npt.NDArray[Any]]:
+def predictor_tensors(predictors: list[Predictor], verdicts: list[Verdict]) -> dict[str, npt.NDArray[Any]]:
     """The tensors of predictors.safetensors, in the order of their names."""
     tensors: dict[str, npt.NDArray[Any]] = {}
     for index, (predictor, verdict) in enumerate(zip(predictors, verdicts, strict=True)):
@@ -594,7 +582,7 @@ def results(
         for inputs, target in zip(text.inputs, targets, strict=True)
     ]
     errors = [verdict.errors for verdict in verdicts]
-    pooled = training.pool(errors)
+    pooled = pool_errors(errors)
     neurons = len(targets[0].up)
     return {
         "nats_per_byte": losses,

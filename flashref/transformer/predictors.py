@@ -1,10 +1,12 @@
 """The predictors of a model: one file beside its weights, with what is known of their windows."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from flashref.storage.container import Container, read_container, tensor_array
 from flashref.types import STORED_DTYPES, Array, ImageError, Predictor, widen
@@ -43,6 +45,37 @@ def load_predictors(path: str | os.PathLike[str], layers: int, neurons: int, wid
 def predictor_bytes(predictors: Predictors) -> int:
     """Bytes of both maps of every predictor; biases do not count (decision 8)."""
     return sum(predictor.a.nbytes + predictor.b.nbytes for predictor in predictors.layers)
+
+
+class Errors(NamedTuple):
+    """Pooled counts of (token, neuron) pairs (decision 22)."""
+
+    active: int
+    inactive: int
+    false_negatives: int
+    false_positives: int
+
+    @property
+    def false_negative_rate(self) -> float:
+        """Of the truly active, the share that was not predicted; 0 of 0 is 0."""
+        return self.false_negatives / max(self.active, 1)
+
+    @property
+    def false_positive_rate(self) -> float:
+        """Of the truly inactive, the share that was predicted; 0 of 0 is 0."""
+        return self.false_positives / max(self.inactive, 1)
+
+
+def count_errors(predicted: npt.NDArray[np.bool_], active: npt.NDArray[np.bool_]) -> Errors:
+    """Compare predicted and truly active neurons, masks of one shape."""
+    total = int(active.sum())
+    missed, extra = int((active & ~predicted).sum()), int((predicted & ~active).sum())
+    return Errors(total, active.size - total, missed, extra)
+
+
+def pool_errors(errors: Sequence[Errors]) -> Errors:
+    """The counts of several tokens or layers as one."""
+    return Errors(*(sum(counts) for counts in zip(*errors, strict=True)))
 
 
 def _predictor(container: Container, layer: int, neurons: int, width: int) -> Predictor:

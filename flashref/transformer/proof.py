@@ -1,41 +1,13 @@
 """The proof that reading from flash changes nothing: every step against the definition, in memory."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from flashref.decode import Semantics
-from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
+from flashref.ffn import dense_ffn, sparse_ffn
 from flashref.transformer.budget import Budget
 from flashref.types import FFN, Array, Extent, Layout, Read, Reader, Step, Vector, same
-
-
-class Rates(NamedTuple):
-    """A predictor's errors, pooled over tokens and layers (decision 22)."""
-
-    missed: int
-    active: int
-    false_alarms: int
-    inactive: int
-
-    @property
-    def false_negative_rate(self) -> float:
-        """Missed neurons over the truly active; 0 of 0 is 0."""
-        return self.missed / max(self.active, 1)
-
-    @property
-    def false_positive_rate(self) -> float:
-        """False alarms over the truly inactive; 0 of 0 is 0."""
-        return self.false_alarms / max(self.inactive, 1)
-
-
-def count_errors(x: Vector, ffn: FFN, step: Step) -> Rates:
-    """The errors of one prediction, against the reference's own pre-activations."""
-    n = len(ffn.up)
-    active = active_neurons(x, ffn)
-    hits = len(np.intersect1d(active, step.predicted))
-    return Rates(len(active) - hits, len(active), len(step.predicted) - hits, n - len(active))
 
 
 class Proof:

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from flashref.ffn import dense_ffn
+import numpy as np
+import numpy.typing as npt
+
+from flashref.ffn import active_neurons, dense_ffn
 from flashref.transformer.flash import Decoder, decode_text, flash_ffn
 from flashref.transformer.generate import Choose, ForwardOne, generate, perplexity
 from flashref.transformer.opt import Model, one_at_a_time
-from flashref.transformer.proof import Proof, Rates, count_errors
+from flashref.transformer.predictors import Errors, count_errors, pool_errors
+from flashref.transformer.proof import Proof
 from flashref.types import FFN, Array, Ids, Step, Vector
 
 Advance = Callable[[str, int, int], None]  # what is being done, how far, of how much
@@ -22,7 +26,7 @@ class Decoded(NamedTuple):
     new_ids: list[int]
     predicted: tuple[tuple[Ids, ...], ...]
     first_counted: int
-    rates: Rates
+    errors: Errors
     overflows: int
 
 
@@ -42,11 +46,12 @@ def decode_flash(
     """
     first_new = len(prompt_ids) - 1
     predicted: list[list[Ids]] = []
-    errors: list[Rates] = []
+    errors: list[Errors] = []
 
     def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
         proof.observe(layer, x, y, step)
-        errors.append(count_errors(x, ffns[layer], step))
+        active = active_neurons(x, ffns[layer])
+        errors.append(count_errors(*(_mask(ids, len(ffns[layer].up)) for ids in (step.predicted, active))))
         predicted[-1].append(step.predicted)
 
     def before_pass(number: int) -> bool:
@@ -59,9 +64,8 @@ def decode_flash(
         return empty_now
 
     new_ids = decode_text(decoder, prompt_ids, count, choose, observe, before_pass)
-    rates = Rates(*map(sum, zip(*errors, strict=True)))
     trace = tuple(tuple(layers) for layers in predicted)
-    return Decoded(new_ids, trace, 0 if cold else first_new, rates, proof.overflows)
+    return Decoded(new_ids, trace, 0 if cold else first_new, pool_errors(errors), proof.overflows)
 
 
 def decode_dense(
@@ -72,6 +76,12 @@ def decode_dense(
     context, vocabulary = model.config.context, model.config.vocabulary
     tokens = generate(forward_one, prompt_ids, count, choose, context=context, vocabulary=vocabulary)
     return [token_id for token_id, _ in tokens]
+
+
+def _mask(ids: Ids, n: int) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(n, bool)
+    mask[ids] = True
+    return mask
 
 
 class Perplexities(NamedTuple):
