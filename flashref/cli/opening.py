@@ -62,6 +62,11 @@ def open_storage(
     return Storage(image, readers[0].read, tuple(rows.layouts.values()), readers[1].read, direct)
 
 
+def block_for(device: Device) -> int:
+    """The block of a new image: the device's, and at least a page."""
+    return max(4096, device.block)
+
+
 def _open_or_pack(
     path: Path, checkpoint: Checkpoint, identity: str, device: Device, bundled: bool, advance: Advance
 ) -> Image:
@@ -72,7 +77,7 @@ def _open_or_pack(
             checkpoint.tensors,
             dict(enumerate(checkpoint.layers)),
             checkpoint.config_text,
-            block=max(4096, device.block),
+            block=block_for(device),
             bundled=bundled,
             progress=partial(advance, f"packing {path.name}"),
         )

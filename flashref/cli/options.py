@@ -2,13 +2,92 @@
 
 import argparse
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
+from flashref.decode import sum_predicted, sum_resident
+from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.device import PRESETS, device_from_json
+from flashref.transformer.predictors import FILE_NAME
 from flashref.types import Device, DomainError
 
 Number = TypeVar("Number", int, float)
+
+
+TINY = Path(str(files("flashref"))) / "data" / "tiny"
+PROMPT = "And the king said unto David, "
+SEMANTICS = {"resident": sum_resident, "predicted": sum_predicted}
+PLACEMENTS = {"swap_with_last": swap_with_last, "fill_holes": fill_holes}
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `flashref run`."""
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="DIR",
+        default=TINY,
+        type=Path,
+        help="Hugging Face checkpoint (default: a tiny one)",
+    )
+    add("--image", metavar="FILE", type=Path, help="its flash image: used if it exists, else packed and kept")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", default=PROMPT, help=f"(default: {PROMPT!r})")
+    prompts.add_argument("--prompt-ids", metavar="IDS", type=ids, help="token ids, such as 3,17,96")
+    add("--tokens", metavar="N", type=at_least(1), default=96, help="new tokens (default: 96)")
+    add(
+        "--memory",
+        metavar="SHARE",
+        type=fraction,
+        default=0.5,
+        help="of the model's bytes (default: 0.5)",
+    )
+    add(
+        "--window",
+        metavar="K",
+        type=at_least(1),
+        help="tokens (default: the largest up to 5 that fits)",
+    )
+    add(
+        "--semantics",
+        choices=SEMANTICS,
+        default="resident",
+        help="which rows the FFN sums (default: resident)",
+    )
+    add(
+        "--predictor",
+        choices=("trained", "exact"),
+        default="trained",
+        help="exact: an oracle, not in the account",
+    )
+    add("--predictors", metavar="FILE", type=Path, help=f"trained predictors (default: DIR/{FILE_NAME})")
+    add("--placement", choices=PLACEMENTS, default="swap_with_last", help="of rows (default: swap_with_last)")
+    add(
+        "--device",
+        metavar="PRESET|FILE",
+        default="paper_m1max_fig2b",
+        help=f"JSON file, or {', '.join(PRESETS)}",
+    )
+    add("--reader", choices=("memory", "direct"), default="memory", help="direct: really read, with O_DIRECT")
+    add(
+        "--temperature",
+        metavar="T",
+        type=temperature,
+        default=0.0,
+        help="of sampling (default: 0, greedy)",
+    )
+    add("--seed", metavar="S", type=at_least(0), default=0, help="of sampling (default: 0)")
+    add("--cold", action="store_true", help="empty the windows after the prompt")
+    add(
+        "--perplexity-bytes",
+        metavar="N",
+        type=at_least(0),
+        default=1024,
+        help="held-out bytes; 0: none",
+    )
+    add("--json", action="store_true", help="one JSON object instead of text and tables")
+    add("--quiet", action="store_true", help="no progress on stderr")
 
 
 def fraction(word: str) -> float:

@@ -6,20 +6,20 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from flashref.bundle import bundle_layout
 from flashref.cli import options as words
 from flashref.cli import report
-from flashref.cli.opening import open_storage, read_held_out, read_predictors
-from flashref.decode import Predict, sum_predicted, sum_resident
+from flashref.cli.opening import Storage, block_for, open_storage, read_held_out, read_predictors
+from flashref.decode import Predict
 from flashref.ffn import active_neurons
 from flashref.predictor import predict_active
 from flashref.simulate.methods import (
     Flash,
+    Method,
     Trace,
     measured_cost,
     replay_methods,
@@ -27,98 +27,84 @@ from flashref.simulate.methods import (
     unbundled_layouts,
 )
 from flashref.simulate.scaled import scale_to_opt_6_7b
-from flashref.slots import fill_holes, swap_with_last
-from flashref.storage.device import PRESETS
 from flashref.storage.image import image_tensor
 from flashref.transformer import generate as text
-from flashref.transformer.budget import demand_of, solve_budget
-from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
+from flashref.transformer.budget import Budget, Demand, demand_of, solve_budget
+from flashref.transformer.checkpoint import Checkpoint, load_ffn, load_tensor, open_checkpoint
 from flashref.transformer.flash import Decoder, empty_layers
 from flashref.transformer.opt import load_model
-from flashref.transformer.predictors import FILE_NAME, Predictors, predictor_bytes
+from flashref.transformer.predictors import Predictors, predictor_bytes
 from flashref.transformer.proof import Proof
-from flashref.transformer.session import decode_dense, decode_flash, measure_perplexities
-from flashref.types import FFN, DomainError, ImageError, same, widen
+from flashref.transformer.session import Advance, Decoded, decode_dense, decode_flash, measure_perplexities
+from flashref.types import FFN, Array, Device, DomainError, ImageError, Layout, same, widen
 
-TINY = Path(str(files("flashref"))) / "data" / "tiny"
-PROMPT = "And the king said unto David, "
-SEMANTICS = {"resident": sum_resident, "predicted": sum_predicted}
-PLACEMENTS = {"swap_with_last": swap_with_last, "fill_holes": fill_holes}
+
+class Wish(NamedTuple):
+    """What was asked for, read and checked before anything is packed. mean, largest: |C_t|, if known."""
+
+    options: argparse.Namespace
+    device: Device
+    checkpoint: Checkpoint
+    prompt_ids: list[int]
+    held_out: list[int] | None
+    predictors: Predictors | None
+
+    def choose(self) -> text.Choose:
+        """How the next token is chosen; each text has a generator of its own, from the same seed."""
+        return text.sampler(self.options.temperature, self.options.seed)
+
+    def statistics(self) -> tuple[Array | None, Array | None]:
+        """The mean and the largest |C_t| of each layer and window, where they are stored."""
+        return (
+            (self.predictors.mean_resident, self.predictors.largest_resident)
+            if self.predictors
+            else (None, None)
+        )
+
+
+class Setup(NamedTuple):
+    """Everything opened and solved: the model on flash, its memory, and the proof that watches it."""
+
+    storage: Storage
+    layouts: tuple[Layout, ...]
+    demand: Demand
+    budget: Budget
+    ffns: tuple[FFN, ...]
+    proof: Proof
+    decoder: Decoder
 
 
 def add_parser(commands: Any) -> None:
-    """The options of `flashref run`."""
+    """`run` among the commands."""
     parser = commands.add_parser("run", help="write text with a model read from flash, and account for it")
-    add = parser.add_argument
-    add(
-        "--model",
-        metavar="DIR",
-        default=TINY,
-        type=Path,
-        help="Hugging Face checkpoint (default: a tiny one)",
-    )
-    add("--image", metavar="FILE", type=Path, help="its flash image: used if it exists, else packed and kept")
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", metavar="TEXT", default=PROMPT, help=f"(default: {PROMPT!r})")
-    prompts.add_argument("--prompt-ids", metavar="IDS", type=words.ids, help="token ids, such as 3,17,96")
-    add("--tokens", metavar="N", type=words.at_least(1), default=96, help="new tokens (default: 96)")
-    add(
-        "--memory",
-        metavar="SHARE",
-        type=words.fraction,
-        default=0.5,
-        help="of the model's bytes (default: 0.5)",
-    )
-    add(
-        "--window",
-        metavar="K",
-        type=words.at_least(1),
-        help="tokens (default: the largest up to 5 that fits)",
-    )
-    add(
-        "--semantics",
-        choices=SEMANTICS,
-        default="resident",
-        help="which rows the FFN sums (default: resident)",
-    )
-    add(
-        "--predictor",
-        choices=("trained", "exact"),
-        default="trained",
-        help="exact: an oracle, not in the account",
-    )
-    add("--predictors", metavar="FILE", type=Path, help=f"trained predictors (default: DIR/{FILE_NAME})")
-    add("--placement", choices=PLACEMENTS, default="swap_with_last", help="of rows (default: swap_with_last)")
-    add(
-        "--device",
-        metavar="PRESET|FILE",
-        default="paper_m1max_fig2b",
-        help=f"JSON file, or {', '.join(PRESETS)}",
-    )
-    add("--reader", choices=("memory", "direct"), default="memory", help="direct: really read, with O_DIRECT")
-    add(
-        "--temperature",
-        metavar="T",
-        type=words.temperature,
-        default=0.0,
-        help="of sampling (default: 0, greedy)",
-    )
-    add("--seed", metavar="S", type=words.at_least(0), default=0, help="of sampling (default: 0)")
-    add("--cold", action="store_true", help="empty the windows after the prompt")
-    add(
-        "--perplexity-bytes",
-        metavar="N",
-        type=words.at_least(0),
-        default=1024,
-        help="held-out bytes; 0: none",
-    )
-    add("--json", action="store_true", help="one JSON object instead of text and tables")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    words.add_run_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Decode, verify, replay and report; 0 if everything that was checked held, else 1."""
+    wish = _read_wish(options)
+    with ExitStack() as resources, report.progress(options.quiet) as advance:
+        setup = _set_up(wish, resources, advance)
+        _, _, _, _, ffns, proof, decoder = setup
+        decoded = decode_flash(
+            decoder, wish.prompt_ids, options.tokens, wish.choose(), options.cold, ffns, proof, advance
+        )
+        dense_ids = decode_dense(decoder.model, wish.prompt_ids, options.tokens, wish.choose(), ffns)
+        perplexity = {"dense": math.inf, "flash": math.inf}
+        if wish.held_out:
+            perplexity = measure_perplexities(wish.held_out, decoder, ffns, proof, advance)._asdict()
+        methods, scaled = _replay(wish, setup, decoded)
+    result = _result(wish, setup, decoded, dense_ids, perplexity, methods, scaled)
+    if options.json:
+        print(json.dumps(result._asdict(), indent=2, allow_nan=False))
+    else:
+        report.show(result, methods, scaled, setup.layouts[0], setup.budget, proof)
+    return 0 if result.verified else 1
+
+
+def _read_wish(options: argparse.Namespace) -> Wish:
+    """The checkpoint's headers, the prompt, predictors and held-out text; a mistake is found here."""
     device = words.device(options.device)
     checkpoint = open_checkpoint(options.model)
     config = checkpoint.config
@@ -130,80 +116,101 @@ def run(options: argparse.Namespace) -> int:
     prompt_ids = options.prompt_ids or text.encode_bytes(options.prompt)
     text.check_request(prompt_ids, options.tokens, config.context, config.vocabulary)
     held_out = read_held_out(options, config.vocabulary)
-    predictors = read_predictors(options, checkpoint)
+    wish = Wish(options, device, checkpoint, prompt_ids, held_out, read_predictors(options, checkpoint))
+    name = checkpoint.layers[0]["up"]
+    dtype = checkpoint.tensors[name].tensors[name].dtype
+    fields = tuple(checkpoint.layers[0])
+    planned = bundle_layout(config.neurons, config.width, dtype, fields, block_for(device))
+    _solve(wish, planned)  # too small a memory is refused before a long packing
+    return wish
 
-    with ExitStack() as resources, report.progress(options.quiet) as advance:
-        storage = open_storage(options, checkpoint, device, resources, advance)
-        layouts = [storage.image.layouts[layer][0] for layer in range(config.layers)]
-        demand = demand_of(
-            {name: container.tensors[name].length for name, container in checkpoint.tensors.items()},
-            {name for fields in checkpoint.layers for name in fields.values()},
-            predictor_bytes(predictors) if predictors and options.predictor == "trained" else 0,
-            config.layers,
-            layouts[0],
-        )
-        mean, largest = (
-            (predictors.mean_resident, predictors.largest_resident) if predictors else (None, None)
-        )
-        budget = solve_budget(demand, options.memory, options.window, mean, largest)
-        model = load_model(config, partial(image_tensor, storage.image))
-        if not same(model, load_model(config, partial(load_tensor, checkpoint))):
-            raise ImageError(
-                f"{storage.image.container.path}: its resident tensors are not the checkpoint's, although "
-                "their checksums agree; remove it, or pack another under another name"
-            )
-        stored = [load_ffn(checkpoint, layer) for layer in range(config.layers)]
-        ffns = [_widened(ffn) for ffn in stored]
-        semantics = SEMANTICS[options.semantics]
-        proof = Proof(ffns, budget, semantics, exact=options.predictor == "exact")
-        decoder = Decoder(
-            model,
-            empty_layers(storage.image, model, demand, budget),
-            _predict(options.predictor, predictors, ffns),
-            PLACEMENTS[options.placement],
-            proof.checking_reader(storage.read, layouts, stored),
-            semantics,
-        )
 
-        def choose() -> text.Choose:  # each text has a generator of its own, from the same seed
-            return text.sampler(options.temperature, options.seed)
+def _solve(wish: Wish, layout: Layout) -> tuple[Demand, Budget]:
+    """What the model asks of memory, and how the memory that is given is shared."""
+    checkpoint, options = wish.checkpoint, wish.options
+    counted = wish.predictors if options.predictor == "trained" else None
+    demand = demand_of(
+        {name: container.tensors[name].length for name, container in checkpoint.tensors.items()},
+        {name for fields in checkpoint.layers for name in fields.values()},
+        predictor_bytes(counted) if counted else 0,
+        checkpoint.config.layers,
+        layout,
+    )
+    return demand, solve_budget(demand, options.memory, options.window, *wish.statistics())
 
-        decoded = decode_flash(
-            decoder, prompt_ids, options.tokens, choose(), options.cold, ffns, proof, advance
-        )
-        dense_ids = decode_dense(model, prompt_ids, options.tokens, choose(), ffns)
-        perplexity = {"dense": math.inf, "flash": math.inf}
-        if held_out:
-            perplexity = measure_perplexities(held_out, decoder, ffns, proof, advance)._asdict()
 
-        trace = Trace(decoded.predicted, decoded.first_counted)
-        costs = [simulated_cost(device)]
-        if storage.read_rows is not None:
-            costs.append(measured_cost(storage.read, storage.read_rows))
-        flash = Flash(
-            bundled=tuple(layouts),
-            unbundled=storage.rows or tuple(map(unbundled_layouts, layouts)),
-            repeats=(1,) * config.layers,
-            image_bytes=storage.image.container.size,
-            tensor_bytes=demand.total,
+def _set_up(wish: Wish, resources: ExitStack, advance: Advance) -> Setup:
+    """The image opened or packed, the budget solved for it, and weights in memory to judge it by."""
+    options, checkpoint = wish.options, wish.checkpoint
+    storage = open_storage(options, checkpoint, wish.device, resources, advance)
+    layers = range(checkpoint.config.layers)
+    layouts = tuple(storage.image.layouts[layer][0] for layer in layers)
+    demand, budget = _solve(wish, layouts[0])
+    model = load_model(checkpoint.config, partial(image_tensor, storage.image))
+    if not same(model, load_model(checkpoint.config, partial(load_tensor, checkpoint))):
+        raise ImageError(
+            f"{storage.image.container.path}: its resident tensors are not the checkpoint's, although "
+            "their checksums agree; remove it, or pack another under another name"
         )
-        methods = replay_methods(trace, flash, demand, budget, decoder.place, costs)
-        scaled = scale_to_opt_6_7b(
-            trace, config.neurons, options.window, mean, largest, decoder.place, device
-        )
-    result = report.Result(
-        model="tiny" if options.model == TINY else str(options.model),
-        prompt=text.decode_bytes(prompt_ids),
+    stored = [load_ffn(checkpoint, layer) for layer in layers]
+    ffns = tuple(_widened(ffn) for ffn in stored)
+    semantics = words.SEMANTICS[options.semantics]
+    proof = Proof(ffns, budget, semantics, exact=options.predictor == "exact")
+    decoder = Decoder(
+        model,
+        empty_layers(storage.image, model, demand, budget),
+        _predict(options.predictor, wish.predictors, ffns),
+        words.PLACEMENTS[options.placement],
+        proof.checking_reader(storage.read, layouts, stored),
+        semantics,
+    )
+    return Setup(storage, layouts, demand, budget, ffns, proof, decoder)
+
+
+def _replay(wish: Wish, setup: Setup, decoded: Decoded) -> tuple[Sequence[Method], Sequence[Method]]:
+    """The five methods on this model, really read if there is a disk, and at OPT 6.7B's shape."""
+    storage, demand, place = setup.storage, setup.demand, setup.decoder.place
+    costs = [simulated_cost(wish.device)]
+    if storage.read_rows is not None:
+        costs.append(measured_cost(storage.read, storage.read_rows))
+    flash = Flash(
+        bundled=setup.layouts,
+        unbundled=storage.rows or tuple(map(unbundled_layouts, setup.layouts)),
+        repeats=(1,) * len(setup.layouts),
+        image_bytes=storage.image.container.size,
+        tensor_bytes=demand.total,
+    )
+    trace = Trace(decoded.predicted, decoded.first_counted)
+    window, neurons = wish.options.window, wish.checkpoint.config.neurons
+    return (
+        replay_methods(trace, flash, demand, setup.budget, place, costs),
+        scale_to_opt_6_7b(trace, neurons, window, *wish.statistics(), place, wish.device),
+    )
+
+
+def _result(
+    wish: Wish,
+    setup: Setup,
+    decoded: Decoded,
+    dense_ids: list[int],
+    perplexity: dict[str, float],
+    methods: Sequence[Method],
+    scaled: Sequence[Method],
+) -> report.Result:
+    options = wish.options
+    return report.Result(
+        model="tiny" if options.model == words.TINY else str(options.model),
+        prompt=text.decode_bytes(wish.prompt_ids),
         text=text.decode_bytes(decoded.new_ids),
-        token_ids=[*prompt_ids, *decoded.new_ids],
+        token_ids=[*wish.prompt_ids, *decoded.new_ids],
         tokens=len(decoded.new_ids),
         semantics=options.semantics,
-        window=budget.window,
+        window=setup.budget.window,
         memory_fraction=options.memory,
         device=options.device,
         reader=options.reader,
-        direct=storage.direct,
-        verified=proof.failure is None,
+        direct=setup.storage.direct,
+        verified=setup.proof.failure is None,
         same_as_dense=decoded.new_ids == dense_ids,
         overflows=decoded.overflows,
         predictor={
@@ -215,11 +222,6 @@ def run(options: argparse.Namespace) -> int:
         methods=[method._asdict() for method in methods],
         scaled=[method._asdict() for method in scaled],
     )
-    if options.json:
-        print(json.dumps(result._asdict(), indent=2, allow_nan=False))
-    else:
-        report.show(result, methods, scaled, layouts[0], budget, proof)
-    return 0 if result.verified else 1
 
 
 def _predict(kind: str, predictors: Predictors | None, ffns: Sequence[FFN]) -> tuple[Predict, ...]:
