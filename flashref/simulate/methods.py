@@ -15,6 +15,7 @@ from flashref.types import IO, Device, Extent, Ids, Layout, Reader
 from flashref.window import empty_window, window_update
 
 SEQUENTIAL_READ = 1024 * 1024  # naive and hybrid read front to back in pieces of 1 MiB (decision 20)
+BATCH_READS = 256  # of 1 MiB, where they are really read
 NOTHING = IO(0, 0, 0, 0)
 
 
@@ -82,7 +83,9 @@ def measured_cost(read_bundled: Reader, read_unbundled: Reader) -> Cost:
 
     def sequential(runs: Sequence[Extent]) -> IO:
         pieces = tuple(extent for run in runs for extent in front_to_back(run))
-        return plan_io(pieces, pieces, read_bundled(pieces).nanoseconds) if pieces else NOTHING
+        # Buffers of a batch are in memory together, so a whole model is read in several.
+        batches = [pieces[i : i + BATCH_READS] for i in range(0, len(pieces), BATCH_READS)]
+        return plan_io(pieces, pieces, sum(read_bundled(batch).nanoseconds for batch in batches))
 
     def scattered(layouts: Sequence[Layout], ids: Ids) -> IO:
         if len(ids) == 0:
