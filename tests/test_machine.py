@@ -1,17 +1,27 @@
 """One flat state machine: window + slots + image + reader, over two layers, against plain dicts and sets."""
 
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from test_decode import Setup
+from safetensors.numpy import save_file
 
 from flashref import dense_ffn, same, sparse_ffn
-from flashref.decode import decode_layer, sum_predicted, sum_resident
+from flashref.decode import decode_layer, empty_layer, sum_predicted, sum_resident
 from flashref.slots import fill_holes, swap_with_last
-from flashref.types import FFN, FlashrefError, ImageError, Read, ReadError
+from flashref.storage.container import read_container
+from flashref.storage.device import PRESETS
+from flashref.storage.image import open_image, pack_image
+from flashref.storage.readers import DirectReader, memory_reader
+from flashref.types import FFN, FlashrefError, ImageError, Read, ReadError, ResidentFFN
 
-N, D = 9, 3
+N, D, LAYERS, BLOCK = 9, 64, 2, 512  # a bundle of three F16 rows has 384 bytes and a block of its own
+FIELDS = ("gate", "up", "down")
 
 
 def refusing(extents):
@@ -28,33 +38,65 @@ class DecodeMachine(RuleBasedStateMachine):
         place=st.sampled_from([swap_with_last, fill_holes]),
         semantics=st.sampled_from([sum_resident, sum_predicted]),
         bypass_rows=st.none() | st.integers(1, 3),
-        order=st.none() | st.permutations(range(N)).map(np.array),
+        order=st.none() | st.permutations(range(N)),
+        direct=st.booleans(),
     )
-    def pack(self, seed, k, capacities, place, semantics, bypass_rows, order):
+    def pack(self, seed, k, capacities, place, semantics, bypass_rows, order, direct):
+        self.resources = ExitStack()
+        folder = Path(self.resources.enter_context(TemporaryDirectory()))
         rng = np.random.default_rng(seed)
         self.k, self.capacities, self.place, self.semantics = k, capacities, place, semantics
         self.x = rng.standard_normal(D, np.float32)
-        self.setups = []
-        for capacity in capacities:
+        self.ffns = []
+        for _ in range(LAYERS):
             up, down, gate = (rng.standard_normal((N, D)).astype(np.float16) for _ in range(3))
-            bias = rng.standard_normal(N).astype(np.float16)
-            ffn = FFN("relu", up, down, gate, bias, None, rng.standard_normal(D).astype(np.float16))
-            self.setups.append(Setup(ffn, k, capacity, bypass_rows=bypass_rows, order=order))
-        self.layers = [setup.layer for setup in self.setups]
+            up_bias, down_bias = (rng.standard_normal(size).astype(np.float16) for size in (N, D))
+            self.ffns.append(FFN("relu", up, down, gate, up_bias, None, down_bias))
+        self.open_image(folder, order, direct)
+        self.layers = [
+            empty_layer(
+                self.image.layouts[layer][0],
+                ResidentFFN("relu", up_bias=ffn.up_bias, down_bias=ffn.down_bias),
+                k,
+                capacities[layer],
+                bypass_rows,
+                checksums=self.image.checksums[layer][0],
+            )
+            for layer, ffn in enumerate(self.ffns)
+        ]
         self.kept = [[], []]  # model: a kept set a token
         self.start = [0, 0]  # model: the oldest token in the window
         self.there = [set(), set()]  # model: the resident set
+
+    def open_image(self, folder, order, direct):
+        tensors = {}
+        for layer, ffn in enumerate(self.ffns):
+            tensors |= {f"{layer}.gate": ffn.gate, f"{layer}.up": ffn.up}
+            tensors[f"{layer}.down"] = np.ascontiguousarray(ffn.down.T)  # as checkpoints have it
+        save_file(tensors, folder / "model.safetensors")
+        checkpoint = read_container(folder / "model.safetensors")
+        names = {layer: {field: f"{layer}.{field}" for field in FIELDS} for layer in range(LAYERS)}
+        orders = None if order is None else {layer: np.array(order) for layer in range(LAYERS)}
+        path = folder / "image"
+        pack_image(path, dict.fromkeys(tensors, checkpoint), names, "{}", BLOCK, orders)
+        self.image = open_image(path)
+        if direct:
+            with warnings.catch_warnings():  # where blocks of 512 cannot be read past the page cache
+                warnings.simplefilter("ignore", RuntimeWarning)
+                self.read = self.resources.enter_context(DirectReader(path, 3, BLOCK)).read
+        else:
+            self.read = memory_reader(path.read_bytes(), PRESETS["paper_m1max_fig2b"]._replace(block=BLOCK))
 
     def token_of(self, layer, active, read):
         return decode_layer(
             self.layers[layer], self.x, lambda _: sorted(active), self.place, read, self.semantics
         )
 
-    @rule(active=st.tuples(*[st.sets(st.integers(0, N - 1))] * 2))
+    @rule(active=st.tuples(*[st.sets(st.integers(0, N - 1))] * LAYERS))
     def token(self, active):
         for layer, predicted in enumerate(active):
-            setup, before = self.setups[layer], self.there[layer]
-            y, self.layers[layer], step = self.token_of(layer, predicted, setup.read)
+            before = self.there[layer]
+            y, self.layers[layer], step = self.token_of(layer, predicted, self.read)
 
             kept, t = self.kept[layer], len(self.kept[layer])
             start = max(self.start[layer], t - self.k + 1)
@@ -67,18 +109,19 @@ class DecodeMachine(RuleBasedStateMachine):
 
             bypass = predicted - kept[-1]
             chosen = predicted if self.semantics is sum_predicted else after | bypass
-            assert same(y, sparse_ffn(self.x, setup.ffn, sorted(chosen)))
+            assert same(y, sparse_ffn(self.x, self.ffns[layer], sorted(chosen)))
             assert set(step.load) | set(step.bypass) == predicted - before
             assert set(step.load) == after - before
             assert set(step.evict) == before - after
-            assert step.io.useful_bytes == len(predicted - before) * setup.layout.bundle_bytes
+            assert step.io.useful_bytes == len(predicted - before) * len(FIELDS) * D * 2
+            assert step.io.read_bytes == len(predicted - before) * BLOCK
 
     @rule()
     def token_with_every_neuron_is_dense(self):
         self.token((set(range(N)), set(range(N))))
-        for setup, layer in zip(self.setups, self.layers, strict=True):
-            y, _, _ = decode_layer(layer, self.x, lambda _: range(N), self.place, setup.read, self.semantics)
-            assert same(y, dense_ffn(self.x, setup.ffn))
+        for layer, ffn in enumerate(self.ffns):
+            y, _, _ = self.token_of(layer, range(N), self.read)
+            assert same(y, dense_ffn(self.x, ffn))
 
     @precondition(lambda self: any(len(there) < N for there in self.there))
     @rule(kind=st.sampled_from(["refuse", "flip a bit"]), bit=st.integers(0, 7))
@@ -86,14 +129,13 @@ class DecodeMachine(RuleBasedStateMachine):
         """A token that wants every neuron meets a reader that fails; the state must not have moved."""
 
         def flipping(extents):
-            buffers = [buffer.copy() for buffer in setup.read(extents).buffers]
+            buffers = [buffer.copy() for buffer in self.read(extents).buffers]
             for buffer in buffers:
                 buffer[:] ^= np.uint8(1 << bit)
             return Read(tuple(buffers), 0)
 
-        for layer in range(2):
-            setup = self.setups[layer]
-            if len(self.there[layer]) < N:
+        for layer, there in enumerate(self.there):
+            if len(there) < N:
                 read = refusing if kind == "refuse" else flipping
                 expected: type[FlashrefError] = ReadError if kind == "refuse" else ImageError
                 with pytest.raises(expected):
@@ -101,13 +143,16 @@ class DecodeMachine(RuleBasedStateMachine):
 
     @invariant()
     def slots_hold_the_resident_rows(self):
-        for setup, layer, there in zip(self.setups, self.layers, self.there, strict=True):
+        for ffn, layer, there in zip(self.ffns, self.layers, self.there, strict=True):
             used = layer.slots.ids[: layer.slots.used].tolist()
             assert sorted(used) == sorted(there)
             assert set(np.flatnonzero(layer.window.last >= 0)) == there
             for row, neuron in zip(layer.matrix, used, strict=False):
-                stored = [getattr(setup.ffn, field)[neuron] for field in setup.layout.fields]
-                assert same(row, np.stack(stored))
+                assert same(row, np.stack([getattr(ffn, field)[neuron] for field in FIELDS]))
+
+    def teardown(self):
+        if hasattr(self, "resources"):
+            self.resources.close()
 
 
 TestDecodeMachine = DecodeMachine.TestCase
