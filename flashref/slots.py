@@ -78,14 +78,15 @@ def _survives(slots: Slots, delta: Delta) -> npt.NDArray[np.bool_]:
     for ids in (delta.load, delta.evict):
         ascending_ids(ids, np.iinfo(np.int64).max)
     used = slots.ids[: slots.used]
-    if not np.isin(delta.evict, used, assume_unique=True).all():
+    leaves = np.isin(used, delta.evict, assume_unique=True)
+    if leaves.sum() != len(delta.evict):
         raise IdsError("evict names a neuron that is in no slot; the delta belongs to another state")
     if np.isin(delta.load, used, assume_unique=True).any():
         raise IdsError("load names a neuron that is in a slot already; the delta belongs to another state")
     needed = slots.used - len(delta.evict) + len(delta.load)
     if needed > len(slots.ids):
         raise DomainError(f"{needed} rows do not fit a matrix of {len(slots.ids)}; the window bounds them")
-    return ~np.isin(used, delta.evict, assume_unique=True)
+    return ~leaves
 
 
 def _placed(slots: Slots, delta: Delta, moves: Moves, used: int) -> tuple[Slots, Moves]:

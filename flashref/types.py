@@ -24,6 +24,7 @@ STORED_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+_DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 class FlashrefError(Exception):
@@ -300,10 +301,10 @@ def stored_dtype(weights: Array) -> str:
 
     Raises ShapeError for any other dtype.
     """
-    for name, dtype in STORED_DTYPES.items():
-        if weights.dtype == dtype:
-            return name
-    raise ShapeError(f"weights must be F32, F16 or BF16 (as uint16 bits), not {weights.dtype}")
+    name = _DTYPE_NAMES.get(weights.dtype)
+    if name is None:
+        raise ShapeError(f"weights must be F32, F16 or BF16 (as uint16 bits), not {weights.dtype}")
+    return name
 
 
 def widen(weights: Array) -> npt.NDArray[np.float32]:

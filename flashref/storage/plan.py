@@ -3,6 +3,7 @@
 Satisfies: PLN-1 to PLN-8.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
@@ -48,7 +49,7 @@ def plan_bytes(
     """
     if len(buffers) != len(plan):
         raise LayoutError(f"a plan of {len(plan)} reads needs as many buffers, not {len(buffers)}")
-    index = bisect_right(plan, extent.offset, key=lambda read: read.offset) - 1
+    index = bisect_right(plan, (extent.offset, math.inf)) - 1  # the last read that begins no later
     if index < 0 or extent.length < 1 or _end(extent) > _end(plan[index]):
         raise LayoutError(
             f"no read of the plan contains the extent of {extent.length} bytes at {extent.offset}"
