@@ -153,7 +153,7 @@ def sentence(outcome):
         (["--seed", "-1"], "--seed"),
         (["--temperature", "inf"], "--temperature: a temperature must be finite and at least 0, not inf"),
         (["--temperature", "hot"], "--temperature: 'hot' is not a number such as 0.8"),
-        (["--prompt-ids", "3,x"], "--prompt-ids: 'x' is not whole numbers with commas between"),
+        (["--prompt-ids", "3,x"], "--prompt-ids: '3,x' is not whole numbers with commas between"),
         (["--prompt-ids", ""], "--prompt-ids: '' is not whole numbers"),
         (["--semantics", "all"], "--semantics: invalid choice: 'all' (choose from"),
         (["--placement", "sorted"], "--placement: invalid choice"),
@@ -161,7 +161,7 @@ def sentence(outcome):
         (["--reader", "tape"], "--reader: invalid choice"),
         (["--perplexity-bytes", "-1"], "--perplexity-bytes"),
         (["--model"], "--model: expected one argument"),
-        (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--unknown"], "unknown words: --unknown"),
         (["--prompt", "a", "--prompt-ids", "1"], "--prompt-ids: not allowed with argument --prompt"),
     ],
 )
@@ -265,13 +265,17 @@ def test_a_weight_that_is_not_finite_is_named_and_no_image_left(run, tmp_path, n
     assert list((tmp_path / "images").iterdir()) == []
 
 
-def test_a_vocabulary_that_is_no_bytes_is_refused_before_any_work(run, tmp_path):
+def test_a_vocabulary_that_is_no_bytes_takes_and_gives_ids(run, report, tmp_path):
     def enlarge(tensors):
         tensors["model.decoder.embed_tokens.weight"] = np.zeros((300, 16), np.float16)
 
     folder = changed_model(tmp_path / "model", enlarge, vocab_size=300)
-    text = sentence(run("--model", folder, "--prompt-ids", "1,2"))
-    assert f"{folder}: has a vocabulary of 300, but text is bytes here; use a byte-level model" in text
+    text = sentence(run("--model", folder))
+    assert f"{folder}: has a vocabulary of 300, but text is bytes here; give the prompt as token ids" in text
+    told = report("--model", folder, "--prompt-ids", "299,2", "--tokens", "2")
+    assert told["prompt"] is told["text"] is None and told["verified"]
+    ids = ",".join(map(str, told["token_ids"][2:]))
+    assert run("--model", folder, "--prompt-ids", "299,2", "--tokens", "2").out.startswith(f"299,2 → {ids}\n")
 
 
 def test_a_model_without_predictors(run, report, tmp_path):
@@ -370,7 +374,7 @@ def test_an_image_of_another_model_or_of_other_bundles(run, model, packed, tmp_p
     text = sentence(run("--model", other, "--image", packed))
     assert f"{packed}: is the image of another model" in text and "remove the image" in text
     text = sentence(run("--image", packed.with_name("image.unbundled")))
-    assert "image.unbundled: holds rows; give another name with --image" in text
+    assert "image.unbundled: holds rows without bundling, not bundles; give another name with --image" in text
     checkpoint = open_checkpoint(model)
     partly = {0: checkpoint.layers[0]}
     pack_image(tmp_path / "partly", checkpoint.tensors, partly, checkpoint.config_text)
@@ -549,7 +553,7 @@ def test_the_account_of_a_run(report, model, packed):
 def test_a_report_in_words(run):
     outcome = run("--perplexity-bytes", "20")
     assert (outcome.code, outcome.err) == (0, "")
-    told = outcome.out
+    told = " ".join(outcome.out.split())
     assert told.startswith("In the")
     for words in (
         "verified: in ",
@@ -611,7 +615,10 @@ def test_rows_that_are_too_few_give_the_same_text_and_show_why_they_cost_more(ru
         assert few["methods"][4][figure] > many["methods"][4][figure]
     assert few["methods"][2] == many["methods"][2]  # without a window nothing has changed
     told = run(*exact, "--memory", smallest).out
-    assert f"the rows did not hold the whole window {few['overflows']} times" in told
+    steps = 2 * (len(few["token_ids"]) - 1)
+    assert f"in {few['overflows']} of {steps} steps the rows did not hold a whole window" in " ".join(
+        told.split()
+    )
     assert re.search(r"rows per layer [0-3], [0-3]\n", told)
 
 
@@ -654,11 +661,15 @@ def test_options_reach_what_they_name(report, model, tmp_path):
     assert report("--predictors", tmp_path / "predictors", "--window", "4")["window"] == 4
 
 
-def test_perplexity_is_null_where_there_is_no_text(report, tmp_path):
+def test_perplexity_is_null_where_there_is_no_text(run, report, tmp_path):
     none = {"dense": None, "flash": None}
     assert report("--perplexity-bytes", "0")["perplexity"] == none
     folder = write_model(tmp_path, random_weights())
-    assert report("--model", folder, "--perplexity-bytes", "100")["perplexity"] == none
+    assert report("--model", folder)["perplexity"] == none
+    asked = run("--json", "--model", folder, "--perplexity-bytes", "100")
+    assert asked.code == 0 and json.loads(asked.out)["perplexity"] == none
+    assert asked.err.endswith("held_out.txt: there is no held-out text, so no perplexity\n")
+    assert "--perplexity-bytes 1 foresees nothing" in sentence(run("--perplexity-bytes", "1"))
     assert (
         report("--perplexity-bytes", 10**30)["perplexity"] == report("--perplexity-bytes", "99")["perplexity"]
     )

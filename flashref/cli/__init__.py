@@ -3,9 +3,12 @@
 import argparse
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from flashref import SPEC_VERSION, __version__
@@ -22,12 +25,14 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`flashref …`: 0 if what was checked held, 1 if it did not, 2 for a user's mistake, 130 for Ctrl-C."""
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     warnings.showwarning = _one_line_warning  # type: ignore[assignment]  # it takes more and uses the first
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a stdout that is not Unicode shows ? for what it lacks
     prog = "flashref"
     try:
-        from flashref.cli import run  # here, so that Ctrl-C while it is loaded is noticed
+        from flashref.cli import run  # here, so that Ctrl-C while it is loaded is answered
 
         parser = Parser(prog=prog, description='The executable reference of "LLM in a flash".')
         parser.add_argument(
@@ -35,11 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
         run.add_parser(commands)
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            options.parser.error(f"unknown words: {' '.join(unknown)}")
         prog = f"{prog} {options.command}"
-        code: int = options.run(options)
-        # A reader of stdout that has gone away (| head) may show only when the last bytes are flushed.
-        sys.stdout.flush()
+        with _leaving_nothing_when_ended():
+            code: int = options.run(options)
+            # A reader of stdout that has gone away (| head) may show only when the last bytes are flushed.
+            sys.stdout.flush()
         return code
     except FlashrefError as error:
         return _mistake(prog, str(error))
@@ -53,6 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; nothing half-written was left", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _leaving_nothing_when_ended() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files go; the code is a shell's."""
+
+    def end(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        ending = []  # signals are the main thread's affair
+    before = {number: signal.signal(number, end) for number in ending}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _mistake(prog: str, sentence: str) -> int:

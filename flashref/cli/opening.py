@@ -1,6 +1,7 @@
 """What a run opens: the image (packed if there is none), its readers, predictors and held-out text."""
 
 import argparse
+import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from flashref.transformer.predictors import FILE_NAME, Predictors, load_predicto
 from flashref.transformer.session import Advance
 from flashref.types import Device, DomainError, ImageError, Layout, Reader
 
-HELD_OUT = "held_out.txt"
+HELD_OUT, PERPLEXITY_BYTES = "held_out.txt", 1024
 
 
 class Storage(NamedTuple):
@@ -72,20 +73,25 @@ def _open_or_pack(
 ) -> Image:
     """An existing image is used or refused, never overwritten; a missing one is packed."""
     if not path.exists():
-        pack_image(
-            path,
-            checkpoint.tensors,
-            dict(enumerate(checkpoint.layers)),
-            checkpoint.config_text,
-            block=block_for(device),
-            bundled=bundled,
-            progress=partial(advance, f"packing {path.name}"),
-        )
+        try:
+            pack_image(
+                path,
+                checkpoint.tensors,
+                dict(enumerate(checkpoint.layers)),
+                checkpoint.config_text,
+                block=block_for(device),
+                bundled=bundled,
+                progress=partial(advance, f"packing {path.name}"),
+            )
+        except ImageError:
+            if not path.exists():  # else another run has packed it meanwhile
+                raise
     image = open_image(path)
     require_checkpoint(image, identity)
     if image.bundled != bundled:
         raise ImageError(
-            f"{path}: holds {'bundles' if image.bundled else 'rows'}; give another name with --image"
+            f"{path}: holds {'bundles' if image.bundled else 'rows without bundling'}, not "
+            f"{'bundles' if bundled else 'rows without bundling'}; give another name with --image"
         )
     fields = {layer: {name for layout in of for name in layout.fields} for layer, of in image.layouts.items()}
     if fields != {layer: set(names) for layer, names in enumerate(checkpoint.layers)}:
@@ -115,25 +121,34 @@ def _require_bundles(image: Image) -> None:
 
 
 def read_held_out(options: argparse.Namespace, vocabulary: int) -> list[int] | None:
-    """The first bytes of the model's held-out text; None if it has none, or none are wanted."""
-    path = options.model / HELD_OUT
-    if options.perplexity_bytes < 2 or not path.is_file():
+    """The first bytes of the model's held-out text; None if it has none and none were asked for."""
+    path, asked = options.model / HELD_OUT, options.perplexity_bytes
+    if asked == 0 or (asked is None and (vocabulary > 256 or not path.is_file())):
         return None
-    found = path.read_bytes()[: options.perplexity_bytes]
-    if len(found) < 2 or max(found) >= vocabulary:
+    if not path.is_file():
+        print(f"flashref run: {path}: there is no held-out text, so no perplexity", file=sys.stderr)
+        return None
+    text = path.read_bytes()
+    if len(text) < 2 or max(text) >= vocabulary:
         raise DomainError(
             f"{path}: is no text of two bytes or more in the model's vocabulary of {vocabulary}; "
             "give another, or --perplexity-bytes 0"
         )
-    return list(found)
+    if asked == 1:
+        raise DomainError("--perplexity-bytes 1 foresees nothing; ask for two bytes or more, or for 0")
+    return list(text[: PERPLEXITY_BYTES if asked is None else asked])
 
 
 def read_predictors(options: argparse.Namespace, checkpoint: Checkpoint) -> Predictors | None:
-    """The trained predictors; with the exact one they may be missing, and give statistics only."""
+    """The trained predictors; with the exact one they give statistics only, and may be missing or foreign."""
     path = options.predictors or options.model / FILE_NAME
     config = checkpoint.config
-    if path.is_file() or options.predictors:
-        return load_predictors(path, config.layers, config.neurons, config.width)
+    try:
+        if path.is_file() or options.predictors:
+            return load_predictors(path, config.layers, config.neurons, config.width)
+    except ImageError:
+        if options.predictor == "trained" or options.predictors:
+            raise
     if options.predictor == "trained":
         raise ImageError(
             f"{path}: there are no trained predictors; fit them with `flashref train`, "

@@ -31,7 +31,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="Hugging Face checkpoint (default: a tiny one)",
     )
-    add("--image", metavar="FILE", type=Path, help="its flash image: used if it exists, else packed and kept")
+    add(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        help="its flash image: used if it exists, else packed and kept (FILE.unbundled beside it)",
+    )
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", default=PROMPT, help=f"(default: {PROMPT!r})")
     prompts.add_argument("--prompt-ids", metavar="IDS", type=ids, help="token ids, such as 3,17,96")
@@ -47,7 +52,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--window",
         metavar="K",
         type=at_least(1),
-        help="tokens (default: the largest up to 5 that fits)",
+        help="tokens (default: the largest up to 5 whose mean need fits)",
     )
     add(
         "--semantics",
@@ -67,7 +72,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         metavar="PRESET|FILE",
         default="paper_m1max_fig2b",
-        help=f"JSON file, or {', '.join(PRESETS)}",
+        help=f"JSON file (fields: specs/50-device.md), or {', '.join(PRESETS)}",
     )
     add("--reader", choices=("memory", "direct"), default="memory", help="direct: really read, with O_DIRECT")
     add(
@@ -83,8 +88,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--perplexity-bytes",
         metavar="N",
         type=at_least(0),
-        default=1024,
-        help="held-out bytes; 0: none",
+        help="at most so many of DIR/held_out.txt (default: 1024; 0: none)",
     )
     add("--json", action="store_true", help="one JSON object instead of text and tables")
     add("--quiet", action="store_true", help="no progress on stderr")
@@ -122,9 +126,11 @@ def temperature(word: str) -> float:
 
 def ids(word: str) -> list[int]:
     """Token ids with commas between."""
-    return [
-        _number(part, int, "whole numbers with commas between, such as 3,17,96") for part in word.split(",")
-    ]
+    try:
+        return [int(part) for part in word.split(",")]
+    except ValueError:
+        wanted = "whole numbers with commas between, such as 3,17,96"
+        raise argparse.ArgumentTypeError(f"{word!r} is not {wanted}") from None
 
 
 def device(word: str) -> Device:

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from flashref.simulate.methods import Method
-from flashref.simulate.scaled import PAPER_IO_MS
+from flashref.simulate.scaled import FFN_BYTES, PAPER_IO_MS
 from flashref.transformer.budget import Budget
 from flashref.transformer.proof import Proof
 from flashref.transformer.session import Advance
@@ -30,8 +31,8 @@ class Result(NamedTuple):
     """What `flashref run --json` prints, in this order."""
 
     model: str
-    prompt: str
-    text: str
+    prompt: str | None  # None: the vocabulary is not bytes
+    text: str | None
     token_ids: list[int]
     tokens: int
     semantics: str
@@ -81,18 +82,32 @@ def show(
     proof: Proof,
 ) -> None:
     """Text, proof and tables on stdout."""
-    out = _Console(highlight=False, soft_wrap=True)
-    out.print(f"[bold]{escape(result.prompt)}[/bold]{escape(result.text)}\n")
+    out = _Console(highlight=False, emoji=False)
+    out.print(_text(result), soft_wrap=True)
+    out.print()
     for line in _proof_lines(result, budget, proof):
         out.print(line)
     out.print()
     measured = methods[0].measured_io_ms_per_token is not None
     title = f"{result.model} on {result.device}: bytes, reads and I/O time per new token"
-    out.print(_table(title, methods, measured, paper=False))
-    out.print(escape(_size_sentence(methods, layout)))
+    out.print(Text(title, "bold"), soft_wrap=True)
+    out.print(_table(methods, measured, paper=False))
+    out.print(_size_sentence(methods, layout))
     out.print()
     title = f"simulated: the same trace at OPT 6.7B's shape in fp16, half in memory, on {result.device}"
-    out.print(_table(title, scaled, measured=False, paper=True))
+    out.print(Text(title, "bold"), soft_wrap=True)
+    out.print(_table(scaled, measured=False, paper=True))
+    out.print(_scaled_sentence(scaled))
+
+
+def _text(result: Result) -> Text:
+    """The prompt, in bold, and what was written; token ids where they are not bytes."""
+    prompt, written = result.prompt, result.text
+    if prompt is None or written is None:
+        new = result.token_ids[-result.tokens :]
+        prompt = ",".join(map(str, result.token_ids[: -result.tokens])) + " → "
+        written = ",".join(map(str, new))
+    return Text.assemble((prompt, "bold"), written)
 
 
 def _proof_lines(result: Result, budget: Budget, proof: Proof) -> Iterator[str]:
@@ -110,17 +125,19 @@ def _proof_lines(result: Result, budget: Budget, proof: Proof) -> Iterator[str]:
     depends = result.semantics == "resident" and result.predictor["false_negative_rate"] > 0
     yield f"{dense}, with {result.semantics} semantics{'; it may depend on the memory given' * depends}"
     yield (
-        f"memory: {result.memory_fraction:g} of the model, {_size(budget.dram_bytes)} used, a window of "
-        f"{result.window}, rows per layer {', '.join(map(str, budget.capacities))}"
+        f"memory: {result.memory_fraction:g} of the model, {_size(budget.dram_bytes)} used (biases and the "
+        f"KV cache not counted), a window of {result.window}, rows per layer "
+        f"{', '.join(map(str, budget.capacities))}"
     )
     if result.overflows:
         yield (
-            f"the rows did not hold the whole window {result.overflows} times: tokens left early, or their "
-            "neurons were read and not kept; every predicted neuron was summed all the same, for more reads"
+            f"in {result.overflows} of {(len(result.token_ids) - 1) * len(budget.capacities)} steps the rows "
+            f"did not hold a whole window of {result.window}: tokens left early, or neurons were read and "
+            "not kept; every predicted neuron was summed all the same, for more reads"
         )
     rates = result.predictor
     yield (
-        f"predictor: {rates['false_negative_rate']:.1%} of the active neurons missed, "
+        f"predictor, on this text: {rates['false_negative_rate']:.1%} of the active neurons missed, "
         f"{rates['false_positive_rate']:.1%} of the inactive ones read for nothing"
     )
     dense_perplexity, flash_perplexity = result.perplexity["dense"], result.perplexity["flash"]
@@ -131,10 +148,8 @@ def _proof_lines(result: Result, budget: Budget, proof: Proof) -> Iterator[str]:
         )
 
 
-def _table(title: str, methods: Sequence[Method], measured: bool, paper: bool) -> Table:
-    table = Table(
-        title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
+def _table(methods: Sequence[Method], measured: bool, paper: bool) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1, 0, 0)
     table.add_column("method", no_wrap=True)
     headings = ["useful", "read", "reads", "in DRAM", "moved", "simulated"]
@@ -179,12 +194,22 @@ def _size_sentence(methods: Sequence[Method], layout: Layout) -> str:
         why = (
             f": a bundle has {layout.bundle_bytes} bytes, {layout.bundle_bytes / layout.block:.3g} of a "
             f"block, so {amplified:.1f} bytes are read for a useful one, "
-            f"in {last.reads_per_token:.1f} small reads"
+            f"in {last.reads_per_token:,.0f} small reads"
         )
     how = "measured" if measured else "simulated"
     return (
         f"A token needs {useful:.0f} times fewer useful bytes than naively, and its I/O is {faster} "
         f"({times[0]:.2f} → {times[1]:.2f} ms {how}){why}."
+    )
+
+
+def _scaled_sentence(scaled: Sequence[Method]) -> str:
+    """Why these figures are not the paper's, from their own shares of the FFN."""
+    ffn = FFN_BYTES
+    predicted, new = (method.useful_bytes_per_token / ffn for method in (scaled[2], scaled[4]))
+    return (
+        f"Here {predicted:.1%} of the FFN is predicted for a token, and {new:.1%} must be read with the "
+        "window; the paper's model on its M1 Max has about 10 % and 2.4 %."
     )
 
 

@@ -78,7 +78,7 @@ def add_parser(commands: Any) -> None:
     """`run` among the commands."""
     parser = commands.add_parser("run", help="write text with a model read from flash, and account for it")
     words.add_run_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -108,10 +108,10 @@ def _read_wish(options: argparse.Namespace) -> Wish:
     device = words.device(options.device)
     checkpoint = open_checkpoint(options.model)
     config = checkpoint.config
-    if config.vocabulary > 256:
+    if config.vocabulary > 256 and options.prompt_ids is None:
         raise DomainError(
             f"{options.model}: has a vocabulary of {config.vocabulary}, but text is bytes here; "
-            "use a byte-level model, of at most 256 tokens"
+            "give the prompt as token ids, with --prompt-ids"
         )
     prompt_ids = options.prompt_ids or text.encode_bytes(options.prompt)
     text.check_request(prompt_ids, options.tokens, config.context, config.vocabulary)
@@ -198,10 +198,14 @@ def _result(
     scaled: Sequence[Method],
 ) -> report.Result:
     options = wish.options
+
+    def shown(ids: list[int]) -> str | None:  # the token ids are the truth
+        return text.decode_bytes(ids) if wish.checkpoint.config.vocabulary <= 256 else None
+
     return report.Result(
         model="tiny" if options.model == words.TINY else str(options.model),
-        prompt=text.decode_bytes(wish.prompt_ids),
-        text=text.decode_bytes(decoded.new_ids),
+        prompt=shown(wish.prompt_ids),
+        text=shown(decoded.new_ids),
         token_ids=[*wish.prompt_ids, *decoded.new_ids],
         tokens=len(decoded.new_ids),
         semantics=options.semantics,

@@ -10,6 +10,7 @@ from flashref.types import Array, Device, Ids
 
 # OPT 6.7B in fp16, and the predictors' ranks of the paper's section C.1.
 LAYERS, NEURONS, WIDTH, VOCABULARY, POSITIONS, ITEMSIZE = 32, 16_384, 4096, 50_272, 2050, 2
+FFN_BYTES = LAYERS * 2 * NEURONS * WIDTH * ITEMSIZE
 RANKS = 28 * (128,) + 4 * (1024,)
 MEMORY = 0.5
 PAPER_IO_MS = (2196, 1090, 738, 164, 87)  # Table 2's I/O column, which nothing here is computed from
