@@ -16,6 +16,7 @@ Float64s = npt.NDArray[np.float64]
 
 TINY = 2.0**-126  # smallest normal float32: what flushing to zero, or gradual underflow, may cost
 PIECE_BYTES = 16 * 1024 * 1024  # products held at a time
+NARROW = 256  # rows so short that a Python loop over them costs more than their sums
 ACTIVATION_ROUNDINGS = 4  # units in the last place that SiLU and GELU may be off
 FLOAT64_SLACK = 1 + 2.0**-20  # the bounds' own float64 rounding: below 2^-28 of them for n, d < 2^24
 
@@ -58,9 +59,14 @@ def ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) ->
     for first in range(0, len(rows), at_once):
         piece = slice(first, first + at_once)
         # C order, then row by row: np.add.reduce sums a Fortran-ordered product pairwise.
-        for product in np.multiply(factors[piece, None], rows[piece], order="C"):
-            total += product
-    return total
+        products = np.multiply(factors[piece, None], rows[piece], order="C")
+        if rows.shape[1] < NARROW:  # the same loop in C: accumulate is sequential by definition
+            products[0] += total
+            total = np.add.accumulate(products, axis=0, out=products)[-1]
+        else:
+            for product in products:
+                total += product
+    return total.copy()
 
 
 def _sigmoid(z: Float64s) -> Float64s:

@@ -18,7 +18,7 @@ from random_models import CONTEXT, LAYERS, NEURONS, random_weights, write_model
 from safetensors.numpy import save_file
 
 import flashref
-from flashref.cli import main
+from flashref.cli import main, opening
 from flashref.ffn import active_neurons
 from flashref.storage.container import read_container
 from flashref.storage.device import PRESETS, device_to_json
@@ -817,6 +817,42 @@ def test_ctrl_c_leaves_nothing(model, tmp_path, code):
         assert process.stdout.read() == ""
     assert process.returncode == 130
     assert [path.name for path in tmp_path.rglob("*")] == ["image"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_being_ended_leaves_nothing(model, tmp_path, name):
+    code = f"import flashref.transformer.flash as f; f.decode_layer = lambda *a: {SLEEP}"
+    with started(code, *few(model), env={"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE) as process:
+        assert process.stderr.readline() == "asleep\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(getattr(signal, name))
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + getattr(signal, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_stdout_is_no_error(model, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main([str(word) for word in few(model)]) == 0
+    assert sys.stdout is not None
+    sys.stdout.close()
+
+
+def test_an_image_that_another_run_packs_meanwhile_is_used(report, tmp_path, monkeypatch):
+    def late(path, *arguments, **options):
+        opening.pack_image = pack_image
+        pack_image(path, *arguments, **options)  # the other run
+        return pack_image(path, *arguments, **options)
+
+    monkeypatch.setattr(opening, "pack_image", late)
+    assert report("--image", tmp_path / "image")["verified"]
+
+
+def test_the_exact_predictor_does_not_mind_foreign_predictors(report, run, tmp_path):
+    folder = write_model(tmp_path / "model", random_weights())
+    (folder / "predictors.safetensors").write_bytes(b"something else")
+    assert report("--model", folder, "--predictor", "exact")["verified"]
+    assert "predictors.safetensors" in sentence(run("--model", folder))
 
 
 def test_progress_is_shown_on_a_terminal_and_nowhere_else(run, monkeypatch):

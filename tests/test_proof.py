@@ -61,6 +61,16 @@ def decode(opened, decoder=None, exact=False, semantics=None, cold=False, choose
     return decoded, proof
 
 
+def observer_of(proof):
+    """For measure_perplexities: every chunk is proven, from an empty history on."""
+
+    def fresh():
+        proof.restart()
+        return proof.observe
+
+    return fresh
+
+
 @pytest.mark.parametrize("semantics", [sum_resident, sum_predicted])
 @pytest.mark.parametrize("predictor", ["trained", "exact"])
 @pytest.mark.parametrize("capacities", [(NEURONS, NEURONS), (9, 3), (0, 0)])
@@ -281,7 +291,9 @@ def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
     text_ids = np.random.default_rng(0).integers(0, 256, 80).tolist()  # a context of 64, and 16 more
     proof = Recorder(opened.ffns, opened.budget, sum_resident, exact=False)
     seen = []
-    found = measure_perplexities(text_ids, opened.decoder, opened.ffns, proof, lambda *a: seen.append(a))
+    found = measure_perplexities(
+        text_ids, opened.decoder, opened.ffns, lambda *a: seen.append(a), observer_of(proof)
+    )
     assert proof.failure is None
     assert len(proof.passes) == 63 + 15
     assert seen[-1] == ("perplexity, dense and from flash", 2 * (63 + 15), 160)
@@ -295,7 +307,7 @@ def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
     assert found.dense == dense.perplexity != found.flash
     exact = open_packed(folder, (5, 5), predictor="exact")
     proof = Proof(exact.ffns, exact.budget, sum_resident, exact=True)
-    found = measure_perplexities(text_ids, exact.decoder, exact.ffns, proof, lambda *a: None)
+    found = measure_perplexities(text_ids, exact.decoder, exact.ffns, lambda *a: None, observer_of(proof))
     assert proof.failure is None and found.dense == found.flash == dense.perplexity
 
 

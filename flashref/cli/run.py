@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         dense_ids = decode_dense(decoder.model, wish.prompt_ids, options.tokens, wish.choose(), ffns)
         perplexity = {"dense": math.inf, "flash": math.inf}
         if wish.held_out:
-            perplexity = measure_perplexities(wish.held_out, decoder, ffns, proof, advance)._asdict()
+            perplexity = measure_perplexities(wish.held_out, decoder, ffns, advance)._asdict()
         methods, scaled = _replay(wish, setup, decoded)
     result = _result(wish, setup, decoded, dense_ids, perplexity, methods, scaled)
     if options.json:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashref.ffn import active_neurons, dense_ffn
-from flashref.transformer.flash import Decoder, decode_text, flash_ffn
+from flashref.transformer.flash import Decoder, Observe, decode_text, flash_ffn
 from flashref.transformer.generate import Choose, ForwardOne, generate, perplexity
 from flashref.transformer.opt import Model, one_at_a_time
 from flashref.transformer.predictors import Errors, count_errors, pool_errors
@@ -92,9 +92,16 @@ class Perplexities(NamedTuple):
 
 
 def measure_perplexities(
-    text_ids: Sequence[int], decoder: Decoder, ffns: Sequence[FFN], proof: Proof, advance: Advance
+    text_ids: Sequence[int],
+    decoder: Decoder,
+    ffns: Sequence[FFN],
+    advance: Advance,
+    fresh_observer: Callable[[], Observe] = lambda: lambda *_: None,
 ) -> Perplexities:
-    """Teacher-forced in chunks of the context, each with empty windows; every step from flash is proven."""
+    """Teacher-forced in chunks of the context, each with empty windows.
+
+    fresh_observer: called at the start of each chunk from flash, gives who sees its steps.
+    """
     model, passes = decoder.model, 0
 
     def counted(forward_one: ForwardOne) -> ForwardOne:
@@ -110,8 +117,7 @@ def measure_perplexities(
         return counted(one_at_a_time(model, lambda layer, x: dense_ffn(x, ffns[layer])))
 
     def fresh_flash() -> ForwardOne:
-        proof.restart()
-        return counted(one_at_a_time(model, flash_ffn(decoder, proof.observe)))
+        return counted(one_at_a_time(model, flash_ffn(decoder, fresh_observer())))
 
     context = model.config.context
     return Perplexities(
