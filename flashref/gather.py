@@ -42,7 +42,7 @@ def gather_rows(
         if checksums is not None and bundle_crc32(padded) != checksums[neuron]:
             raise ImageError(
                 f"the bundle of neuron {neuron} at byte {extent.offset} does not match its checksum; "
-                "the image is damaged, pack it again"
+                "the image is damaged, remove it and pack it again"
             )
         row[...] = padded[: extent.length].view(rows.dtype).reshape(row.shape)
     return Gathered(rows, plan_io(plan, extents, nanoseconds))

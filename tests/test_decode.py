@@ -186,6 +186,25 @@ def test_the_state_that_is_passed_does_not_change(case):
         layer = first[1]
 
 
+@pytest.mark.req("DEC-4")
+@given(setups(plain_cases()), st.randoms(use_true_random=False))
+def test_the_order_of_the_slots_changes_no_bit(case, random):
+    setup, tokens, place, semantics = case
+    layer = setup.layer
+    for x, predicted in tokens:
+        used = layer.slots.used
+        shuffled = list(range(used))
+        random.shuffle(shuffled)
+        ids, matrix = layer.slots.ids.copy(), layer.matrix.copy()
+        ids[:used], matrix[:used] = ids[shuffled], matrix[shuffled]
+        other = layer._replace(slots=layer.slots._replace(ids=ids), matrix=matrix)
+        y, after, step = decode_layer(layer, x, lambda _, p=predicted: p, place, setup.read, semantics)
+        again, _, other_step = decode_layer(other, x, lambda _, p=predicted: p, place, setup.read, semantics)
+        assert same(y, again)
+        assert same(step.io, other_step.io)
+        layer = after
+
+
 @pytest.mark.req("DEC-9")
 @given(setups(plain_cases()), st.lists(st.integers(0, 2), max_size=12))
 def test_interleaved_sequences_and_layers_do_not_meet(case, turns):

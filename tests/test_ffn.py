@@ -137,6 +137,29 @@ def test_adding_inactive_neurons_changes_nothing_on_dyadic_data(case, data):
     assert same(sparse_ffn(x, ffn, active), dense_ffn(x, ffn))
 
 
+@pytest.mark.req("FFN-4")
+@given(dyadic_cases(), st.data())
+def test_what_a_predictor_misses_is_a_sum_of_missing_terms(case, data):
+    x, ffn = case
+    n = len(ffn.up)
+    kept = data.draw(id_sets(n))
+    missing = sorted(set(range(n)) - set(kept))
+    rest = sparse_ffn(x, ffn._replace(down_bias=None), missing)
+    assert (sparse_ffn(x, ffn, kept) + rest).tolist() == dense_ffn(x, ffn).tolist()
+
+
+@pytest.mark.req("FFN-1")
+@given(dyadic_cases(dtypes=["F32"]), st.data())
+def test_the_network_is_linear_in_down_on_dyadic_data(case, data):
+    x, ffn = case
+    ffn = ffn._replace(down_bias=None)
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=ffn.down.size, max_size=ffn.down.size)))
+    mask = mask.reshape(ffn.down.shape)
+    one, other = (dense_ffn(x, ffn._replace(down=np.where(m, ffn.down, 0))) for m in (mask, ~mask))
+    assert (one + other).tolist() == dense_ffn(x, ffn).tolist()
+    assert dense_ffn(x, ffn._replace(down=2 * ffn.down)).tolist() == (2 * dense_ffn(x, ffn)).tolist()
+
+
 @pytest.mark.req("FFN-8")
 @given(plain_cases())
 def test_the_empty_set_gives_the_down_bias(case):

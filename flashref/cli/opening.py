@@ -86,7 +86,10 @@ def _open_or_pack(
         except ImageError:
             if not path.exists():  # else another run has packed it meanwhile
                 raise
-    image = open_image(path)
+    try:
+        image = open_image(path)
+    except ImageError as error:
+        raise ImageError(f"{error}; or give another name with --image") from None
     require_checkpoint(image, identity)
     if image.bundled != bundled:
         raise ImageError(

@@ -167,7 +167,9 @@ def _require_version(container: Container) -> None:
     """ImageError unless the file says that it is an image of a version that is known here."""
     version = container.metadata.get("version", "")
     if container.metadata.get("format") != FORMAT or not re.fullmatch("[1-9][0-9]{0,8}", version):
-        raise ImageError(f"{container.path}: is not a flash image; make one with `flashref pack`")
+        raise ImageError(
+            f"{container.path}: is not a flash image; give another name, and one is packed there"
+        )
     if int(version) != VERSION:
         raise ImageError(
             f"{container.path}: was made by a newer flashref (image version {version}, "
@@ -180,21 +182,19 @@ def _require_sums(container: Container) -> dict[str, Group]:
     path, entries = container.path, container.tensors
     entry = entries.get("crc32")
     if entry is None or entry.dtype != "U32":
-        raise ImageError(f"{path}: has no checksums; the image is damaged, so pack it again")
+        raise ImageError(f"{path}: has no checksums; remove the image and pack it again")
     sums = iter(tensor_array(container, "crc32").reshape(-1).tolist())
     header_bytes = next(iter(entries.values())).offset
     if next(sums, None) != _crc32(byte_pieces(container, 0, header_bytes)):
-        raise ImageError(
-            f"{path}: its header is not as it was written; the image is damaged, so pack it again"
-        )
+        raise ImageError(f"{path}: its header is not as it was written; remove the image and pack it again")
     groups = _read_groups(container)
     for name in [name for name in entries if name not in groups and name != "crc32"]:
         if next(sums, None) != _crc32(tensor_pieces(container, name)):
-            raise ImageError(f"{path}: the tensor {name!r} is not as it was written; pack the image again")
+            raise ImageError(
+                f"{path}: the tensor {name!r} is not as it was written; remove the image and pack it again"
+            )
     if any(sums):
-        raise ImageError(
-            f"{path}: there are more checksums than tensors; the image is damaged, so pack it again"
-        )
+        raise ImageError(f"{path}: there are more checksums than tensors; remove the image and pack it again")
     return groups
 
 
@@ -219,7 +219,7 @@ def _read_groups(container: Container) -> dict[str, Group]:
             groups[name] = Group(layer, layout, {})
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ImageError(
-            f"{container.path}: its metadata do not describe its tensors ({error}); pack the image again"
+            f"{container.path}: its metadata do not describe its tensors ({error}); remove it, pack again"
         ) from error
     return groups
 
