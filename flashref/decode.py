@@ -1,6 +1,6 @@
 """One token through one layer: predict → window → slots → gather → ffn. Chapter: specs/80-decode.md.
 
-Satisfies: DEC-1 to DEC-10.
+Satisfies: DEC-1 to DEC-11.
 """
 
 from collections.abc import Callable

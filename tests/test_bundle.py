@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import event, example, given
 from hypothesis import strategies as st
-from strategies import DTYPES, id_sets, read_only
 
 from flashref import bundle_extents, bundle_layout, pack_bundles, same, unpack_bundles
+from flashref.conformance.strategies import DTYPES, id_sets, read_only
 from flashref.types import DomainError, Extent, IdsError, LayoutError, ShapeError
 
 FIELDS = [("up",), ("up", "down"), ("gate", "up", "down")]

@@ -5,10 +5,8 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from definitions import exact_ffn
 from hypothesis import event, given
 from hypothesis import strategies as st
-from strategies import dyadic_cases, id_sets, plain_cases, read_only
 from test_window import kept_lists
 
 from flashref import (
@@ -22,6 +20,8 @@ from flashref import (
     same,
     sparse_ffn,
 )
+from flashref.conformance.definitions import exact_ffn
+from flashref.conformance.strategies import dyadic_cases, id_sets, plain_cases, read_only
 from flashref.decode import read_batches, sum_predicted, sum_resident
 from flashref.ffn import take_neurons
 from flashref.numerics import ffn_bound

@@ -5,10 +5,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from definitions import exact_activation, exact_ffn, scalar_sum
 from hypothesis import event, given
 from hypothesis import strategies as st
-from strategies import (
+
+from flashref import active_neurons, dense_ffn, same, sparse_ffn
+from flashref.conformance.definitions import exact_activation, exact_ffn, scalar_sum
+from flashref.conformance.strategies import (
     ACTIVATIONS,
     DTYPES,
     dyadic_cases,
@@ -18,8 +20,6 @@ from strategies import (
     read_only,
     stored,
 )
-
-from flashref import active_neurons, dense_ffn, same, sparse_ffn
 from flashref.ffn import add_neurons, take_neurons
 from flashref.numerics import activate, ffn_bound
 from flashref.types import FFN, DomainError, IdsError, ShapeError, widen

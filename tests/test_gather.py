@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
-from strategies import id_sets
 from test_bundle import packings
 
 from flashref import bundle_layout, gather_rows, pack_bundles, same
+from flashref.conformance.strategies import id_sets
 from flashref.storage.device import PRESETS
 from flashref.storage.readers import memory_reader
 from flashref.types import IO, IdsError, ImageError, Read

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from random_models import DEVICE, LAYERS, NEURONS, open_packed, random_weights, write_model
-from strategies import id_sets
 from test_proof import COUNT, decode
 
 from flashref.bundle import bundle_extents, bundle_layout
+from flashref.conformance.strategies import id_sets
 from flashref.simulate import scaled
 from flashref.simulate.methods import (
     Cost,

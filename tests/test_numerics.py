@@ -6,7 +6,11 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
-from definitions import (
+from hypothesis import event, example, given
+from hypothesis import strategies as st
+
+from flashref import active_neurons, dense_ffn, same, sparse_ffn
+from flashref.conformance.definitions import (
     bound_by_formula,
     exact_activation,
     exact_ffn,
@@ -14,11 +18,14 @@ from definitions import (
     logits_bound_by_formula,
     scalar_sum,
 )
-from hypothesis import event, example, given
-from hypothesis import strategies as st
-from strategies import ACTIVATIONS, dyadic_cases, plain_arrays, plain_cases, predictors, read_only
-
-from flashref import active_neurons, dense_ffn, same, sparse_ffn
+from flashref.conformance.strategies import (
+    ACTIVATIONS,
+    dyadic_cases,
+    plain_arrays,
+    plain_cases,
+    predictors,
+    read_only,
+)
 from flashref.numerics import (
     ACTIVATIONS as KNOWN,
 )

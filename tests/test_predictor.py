@@ -5,12 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from definitions import exact_logits, scalar_sum
 from hypothesis import event, example, given
 from hypothesis import strategies as st
-from strategies import DTYPES, dyadic_arrays, plain_arrays, predictors, read_only
 
 from flashref import Predictor, active_band, predict_active, same
+from flashref.conformance.definitions import exact_logits, scalar_sum
+from flashref.conformance.strategies import DTYPES, dyadic_arrays, plain_arrays, predictors, read_only
 from flashref.predictor import logit_threshold
 from flashref.types import DomainError, ShapeError, widen
 

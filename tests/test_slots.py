@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import event, example, given
 from hypothesis import strategies as st
-from strategies import read_only
 
 from flashref import same
+from flashref.conformance.strategies import read_only
 from flashref.slots import apply_moves, empty_slots, fill_holes, swap_with_last
 from flashref.types import NEVER, Delta, DomainError, IdsError, Moves, ShapeError, Slots
 
@@ -143,6 +143,9 @@ def test_a_delta_of_another_state_is_refused(place):
             place(slots, Delta(ids([2]), ids(evict), ids()))
     with pytest.raises(DomainError, match="4 rows do not fit"):
         place(slots, Delta(ids([3, 5]), ids(), ids()))
+    for load, evict in (([5, 3], []), ([], [4, 2])):
+        with pytest.raises(IdsError, match="strictly ascending"):
+            place(slots, Delta(np.int64(load), np.int64(evict), ids()))
     assert slots.ids.tolist() == [4, 2, 7]
 
 
@@ -150,8 +153,9 @@ def test_a_delta_of_another_state_is_refused(place):
 def test_rows_that_do_not_fit_are_refused():
     matrix = np.zeros((3, 2), np.float16)
     moves = Moves(ids(), ids(), ids([0, 1]))
-    apply_moves(matrix, moves, np.ones((2, 2), np.float16))
-    for wrong in (np.ones((1, 2), np.float16), np.ones((2, 3), np.float16), np.ones((2, 2), np.float32)):
+    apply_moves(matrix, moves, np.ones((2, 2), np.dtype(np.float16, copy=True)))  # equal, not the same object
+    for shape, dtype in (((1, 2), "f2"), ((2, 3), "f2"), ((2, 2), "f4"), ((2, 2), "u1")):
+        wrong = np.ones(shape, dtype)
         with pytest.raises(ShapeError, match="new rows must be"):
             apply_moves(matrix, moves, wrong)
     assert not matrix.any()

@@ -79,6 +79,13 @@ def test_a_token_that_left_does_not_come_back():
     assert resident == [[0], [0, 1], [1, 2], [1, 2], [2, 3]]
 
 
+@pytest.mark.req("WIN-3")
+def test_a_million_tokens_later_a_token_that_does_not_fit_is_still_bypassed():
+    window, delta = window_update(empty_window(3, 1, 1)._replace(token=10**6), [0, 2])
+    assert [ids.tolist() for ids in delta] == [[0], [], [2]]
+    assert window.token == 10**6 + 1
+
+
 @pytest.mark.req("WIN-8")
 @given(st.lists(st.sets(st.integers(0, 9)), min_size=1, max_size=12))
 def test_the_two_ends_of_the_window(tokens):

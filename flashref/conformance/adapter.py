@@ -1,0 +1,123 @@
+"""What the kit calls of an implementation: its operations, and the facts that it declares (chapter 96)."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from flashref.types import STORED_DTYPES, FlashrefError
+
+FFN_PARAMETERS = ("activation", "up", "down", "gate", "up_bias", "gate_bias", "down_bias", "tau")
+LAYOUT_PARAMETERS = ("n", "d", "dtype", "fields", "block")
+
+# Operation → its parameters, in the order of a positional call.
+OPERATIONS: Mapping[str, tuple[str, ...]] = {
+    "predict_active": ("x", "a", "b", "bias", "threshold"),
+    "dense_ffn": ("x", *FFN_PARAMETERS),
+    "sparse_ffn": ("x", *FFN_PARAMETERS, "active"),
+    "bundle_layout": (*LAYOUT_PARAMETERS, "start", "order", "ids"),
+    "pack_bundles": (*LAYOUT_PARAMETERS, "order", "matrices"),
+    "unpack_bundles": (*LAYOUT_PARAMETERS, "order", "packed"),
+    "read_plan": ("extents", "block", "max_gap"),
+    "gather_rows": ("image", *LAYOUT_PARAMETERS, "start", "order", "ids", "max_gap"),
+    "run_window": ("n", "k", "capacities", "actives"),
+    "run_slots": ("capacity", "placement", "deltas", "rows"),
+    "run_decode": (
+        "layers", "xs", "k", "capacities", "semantics", "placement", "block", "max_gap", "bypass_rows",
+    ),
+    "logits": ("model_dir", "token_ids", "predictor"),
+}  # fmt: skip
+COUNTERS = ("loaded", "bypassed", "evicted", "requests", "useful_bytes", "read_bytes", "moved_rows")
+PLACEMENTS = ("swap_with_last", "fill_holes")
+SEMANTICS = ("resident", "predicted")
+
+
+class AdapterError(FlashrefError):
+    """An adapter that cannot be found, loaded or understood."""
+
+
+class Unsupported(Exception):
+    """Raised by an adapter for a case that its implementation does not claim to run; its text says why."""
+
+
+class Facts(NamedTuple):
+    """What an adapter declares about its implementation.
+
+    operations: those it provides; unsupported: reason for each other one; dtypes: stored dtypes it takes;
+    accumulate: F32 or F64, whose roundoff the bounds use; max_elements: most weights of a matrix, None = any.
+    """
+
+    name: str
+    version: str
+    operations: frozenset[str]
+    unsupported: Mapping[str, str]
+    dtypes: frozenset[str] = frozenset(STORED_DTYPES)
+    accumulate: str = "F32"
+    flushes_subnormals: bool = False
+    max_elements: int | None = None
+
+
+def load_adapter(name: str) -> object:
+    """The adapter that `module` or `module:attribute` names; the working directory is searched first.
+
+    Raises AdapterError if there is none, or if importing it fails.
+    """
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        adapter: object = importlib.import_module(module_name)
+    except Exception as error:  # whatever a foreign module raises is the user's to read
+        raise AdapterError(
+            f"the adapter's module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    for part in attribute.split(".") if attribute else ():
+        if not hasattr(adapter, part):
+            raise AdapterError(f"the module {module_name!r} has no {attribute!r}; name it module:attribute")
+        adapter = getattr(adapter, part)
+    return adapter() if isinstance(adapter, type) else adapter
+
+
+def declared_facts(adapter: object) -> Facts:
+    """The facts of a Python adapter: its attributes, and which operations it has.
+
+    Raises AdapterError for a missing or contradictory declaration.
+    """
+    provided = frozenset(operation for operation in OPERATIONS if callable(getattr(adapter, operation, None)))
+    optional = {
+        field: getattr(adapter, field)
+        for field in ("accumulate", "flushes_subnormals", "max_elements")
+        if hasattr(adapter, field)
+    }
+    return checked_facts(
+        Facts(
+            name=str(getattr(adapter, "name", type(adapter).__name__)),
+            version=str(getattr(adapter, "version", "unknown")),
+            operations=provided,
+            unsupported=dict(getattr(adapter, "unsupported", {})),
+            dtypes=frozenset(getattr(adapter, "dtypes", STORED_DTYPES)),
+            **optional,
+        )
+    )
+
+
+def checked_facts(facts: Facts) -> Facts:
+    """The facts themselves, or AdapterError: every operation is provided, or has a reason why not (IOP-1)."""
+    operations, unsupported = facts.operations, set(facts.unsupported)
+    if unknown := sorted((operations | unsupported) - set(OPERATIONS)):
+        raise AdapterError(f"there are no operations {unknown}; they are {', '.join(OPERATIONS)}")
+    if both := sorted(operations & unsupported):
+        raise AdapterError(f"the adapter provides {both} and calls them unsupported; say one or the other")
+    if silent := sorted(set(OPERATIONS) - operations - unsupported):
+        raise AdapterError(
+            f"the adapter neither provides nor gives a reason for {silent}; add them to its `unsupported`"
+        )
+    if not facts.dtypes or facts.dtypes - set(STORED_DTYPES):
+        raise AdapterError(f"dtypes must be some of {', '.join(STORED_DTYPES)}, not {sorted(facts.dtypes)}")
+    if facts.accumulate not in ("F32", "F64"):
+        raise AdapterError(f"accumulate must be F32 or F64, not {facts.accumulate!r}")
+    if type(facts.flushes_subnormals) is not bool:
+        raise AdapterError("flushes_subnormals must be True or False")
+    if facts.max_elements is not None and (type(facts.max_elements) is not int or facts.max_elements < 1):
+        raise AdapterError(f"max_elements must be a positive integer or None, not {facts.max_elements!r}")
+    return facts

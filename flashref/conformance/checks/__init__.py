@@ -1,0 +1,21 @@
+"""One check for each requirement that binds every implementation, by id."""
+
+from collections.abc import Mapping
+
+from flashref.conformance.check import Check
+from flashref.conformance.checks import (
+    adapter,
+    bundle,
+    decode,
+    ffn,
+    gather,
+    logits,
+    machine,
+    plan,
+    predictor,
+    slots,
+    window,
+)
+
+_MODULES = (adapter, ffn, predictor, window, bundle, plan, gather, slots, decode, machine, logits)
+CHECKS: Mapping[str, Check] = {check.requirement: check for module in _MODULES for check in module.CHECKS}

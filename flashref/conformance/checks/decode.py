@@ -1,0 +1,245 @@
+"""Checks of chapter 80: whole runs over several layers and sequences, values and counters."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from flashref.conformance.adapter import PLACEMENTS, SEMANTICS, Facts, Unsupported
+from flashref.conformance.check import (
+    Call,
+    Check,
+    ask,
+    dtypes_of,
+    expect_bits,
+    expect_close,
+    expect_equal,
+    singles,
+    sizes_of,
+)
+from flashref.conformance.checks.ffn import bounds
+from flashref.conformance.definitions import DecodeStep, decode_model, exact_ffn, exact_logits
+from flashref.conformance.strategies import DYADIC_SIZES, dyadic_arrays, ffns, plain_arrays, predictors
+from flashref.conformance.subject import Breach, Subject
+from flashref.ffn import take_neurons
+from flashref.types import FFN, STORED_DTYPES, Array, Predictor, stored_dtype
+
+OPERATIONS = ("run_decode",)
+THRESHOLDS = (-0.5, 0.0, 0.25, 1.0, 100.0, -100.0)  # the last two predict nothing, and everything
+LAYERS, XS, K, CAPACITIES, SEMANTIC, PLACEMENT, BLOCK, MAX_GAP, BYPASS_ROWS = range(9)  # of run_decode
+
+
+def dyadic_contents(n: int, d: int, bits: int) -> Callable[[tuple[int, ...]], st.SearchStrategy[Array]]:
+    """Entries j · 2^−bits."""
+    return lambda shape: dyadic_arrays(shape, bits)
+
+
+@st.composite
+def layers_of(draw: st.DrawFn, facts: Facts, dyadic: bool) -> tuple[list[list[Any]], int]:
+    """Layers of one shape and activation, as a model has, and the bits of a dyadic x; 12 of them if small."""
+    sizes = sizes_of(facts)
+    dtype = draw(st.sampled_from(dtypes_of(facts)))
+    activation, gated = draw(st.sampled_from(sorted(DYADIC_SIZES)))
+    n, d, bits = draw(st.sampled_from([s for s in DYADIC_SIZES[activation, gated] if s[:2] in sizes]))
+    count = draw(st.sampled_from([1, 2, 3, 12] if n * d <= 6 else [1, 2]))
+
+    def arrays(shape: tuple[int, ...]) -> st.SearchStrategy[Array]:
+        if dyadic:
+            return dyadic_arrays(shape, bits)
+        return plain_arrays(shape, dtype, 8.0, not facts.flushes_subnormals)
+
+    layers = []
+    for _ in range(count):
+        ffn = draw(ffns(arrays, n, d, dtype, activation if dyadic else None, gated))
+        predictor = draw(predictors(lambda shape: dyadic_arrays(shape, 2), n, d, dtype))
+        layers.append([ffn, predictor._replace(threshold=draw(st.sampled_from(THRESHOLDS)))])
+    return layers, bits
+
+
+def decodings(
+    dyadic: bool = True, tight: bool = False, semantics: tuple[str, ...] = SEMANTICS
+) -> Callable[[Facts], st.SearchStrategy[Call]]:
+    """run_decode over a few tokens, each one of a handful of vectors, so that windows have something to keep.
+
+    tight: matrices of hardly any rows, and a small bypass buffer.
+    """
+
+    @st.composite
+    def cases(draw: st.DrawFn, facts: Facts) -> Call:
+        layers, bits = draw(layers_of(facts, dyadic))
+        n, d = layers[0][0].up.shape
+        vectors = [draw(dyadic_arrays((d,), bits)) for _ in range(3)]
+        sequences, tokens = draw(st.integers(1, 2)), draw(st.integers(1, 5))
+        chosen = st.lists(st.sampled_from(range(3)), min_size=tokens, max_size=tokens)
+        xs = np.stack([np.stack([vectors[i] for i in draw(chosen)]) for _ in range(sequences)])
+        rows = st.integers(0, n // 2 if tight else n)
+        block = 2 ** draw(st.integers(2, 8))
+        return Call(
+            "run_decode",
+            (
+                layers,
+                xs,
+                draw(st.integers(1, 4)),
+                [draw(rows) for _ in layers],
+                draw(st.sampled_from(semantics)),
+                draw(st.sampled_from(PLACEMENTS)),
+                block,
+                draw(st.sampled_from([0, 0, block, 4 * block])),
+                draw(st.integers(1, 2)) if tight else draw(st.integers(1, n)),
+            ),
+        )
+
+    return lambda facts: cases(facts)
+
+
+class Token(NamedTuple):
+    """One token in one layer of a run: where it is, what the definition says, and the answer."""
+
+    where: str
+    number: int
+    x: Array
+    ffn: FFN
+    predicted: list[int]
+    due: DecodeStep
+    y: Array
+    counters: dict[str, int]
+
+
+def tokens_of(call: Call, answer: Any) -> Iterator[Token]:
+    """Every token of every sequence and layer of an answer of run_decode."""
+    layers, xs, k, capacities, _, placement, block, max_gap, bypass_rows = call.arguments
+    ys, counters = answer
+    for s, sequence in enumerate(xs):
+        for number, (ffn, predictor) in enumerate(layers):
+            n, d = ffn.up.shape
+            predicted = [predicted_ids(x, predictor) for x in sequence]
+            size = (2 if ffn.gate is None else 3) * d * STORED_DTYPES[stored_dtype(ffn.up)].itemsize
+            history = decode_model(
+                size, predicted, k, capacities[number], placement, block, max_gap, bypass_rows
+            )
+            for t, due in enumerate(history):
+                where = f"sequence {s}, token {t}, layer {number}"
+                mine = {name: int(counts[s, t, number]) for name, counts in counters.items()}
+                yield Token(where, t, sequence[t], ffn, predicted[t], due, ys[s, t, number], mine)
+
+
+def predicted_ids(x: Array, predictor: Predictor) -> list[int]:
+    """P_t, exactly."""
+    return [i for i, z in enumerate(exact_logits(x, predictor)) if z > predictor.threshold]
+
+
+def chosen_ids(token: Token, semantics: str) -> list[int]:
+    """The neurons that the semantics sum."""
+    return token.predicted if semantics == "predicted" else sorted(token.due.in_dram)
+
+
+def judge_values(subject: Subject, call: Call) -> None:
+    """y is the exact sum over the chosen neurons."""
+    for token in tokens_of(call, ask(subject, call)):
+        chosen = chosen_ids(token, call.arguments[SEMANTIC])
+        exact = exact_ffn(token.x, token.ffn, chosen)
+        expect_close(f"{token.where}: y over the neurons {chosen}", token.y, exact, [0.0] * len(exact))
+
+
+def judge_bounded(subject: Subject, call: Call) -> None:
+    """y is within the bound of the chosen neurons."""
+    for token in tokens_of(call, ask(subject, call)):
+        chosen = chosen_ids(token, call.arguments[SEMANTIC])
+        exact = exact_ffn(token.x, token.ffn, chosen)
+        within = bounds(subject.facts, token.x, take_neurons(token.ffn, chosen), exact)
+        expect_close(f"{token.where}: y over the neurons {chosen}", token.y, exact, within)
+
+
+def judge_semantics(subject: Subject, call: Call) -> None:
+    """The same run in both semantics: each sums its own neurons."""
+    for semantics in SEMANTICS:
+        arguments = list(call.arguments)
+        arguments[SEMANTIC] = semantics
+        judge_values(subject, call._replace(arguments=arguments))
+
+
+def judge_first(subject: Subject, call: Call) -> None:
+    """The first token of every sequence finds nothing."""
+    for token in tokens_of(call, ask(subject, call)):
+        if token.number == 0:
+            loaded, bypassed = (counter(token, name) for name in ("loaded", "bypassed"))
+            expect_equal(f"{token.where}: rows loaded and bypassed", loaded + bypassed, len(token.predicted))
+            expect_equal(f"{token.where}: rows evicted", counter(token, "evicted"), 0)
+
+
+def counter(token: Token, name: str) -> int:
+    """A counter of the answer; without it there is nothing to compare."""
+    if name not in token.counters:
+        raise Unsupported(f"the adapter gives no counter {name}")
+    return token.counters[name]
+
+
+def judge_counters(subject: Subject, call: Call) -> None:
+    """Every counter is the definition's; rows moved depend on the order of slots, and have a most."""
+    placement = call.arguments[PLACEMENT]
+    for token in tokens_of(call, ask(subject, call)):
+        if not token.counters:
+            raise Unsupported("the adapter gives no counters")
+        for name, got in token.counters.items():
+            due = token.due.counters
+            if name != "moved_rows":
+                expect_equal(f"{token.where}: {name}", got, due[name])
+                continue
+            most = due["evicted"] - (due["loaded"] if placement == "fill_holes" else 0)
+            if not 0 <= got <= max(0, most):
+                raise Breach(
+                    "fail", f"{token.where}: {placement} moved {got} rows, at most {max(0, most)} may"
+                )
+
+
+def judge_batches(subject: Subject, call: Call) -> None:
+    """What is read, in which batches: requests and bytes as read."""
+    for token in tokens_of(call, ask(subject, call)):
+        for name in ("requests", "read_bytes"):
+            expect_equal(f"{token.where}: {name}", counter(token, name), token.due.counters[name])
+
+
+def judge_independence(subject: Subject, call: Call) -> None:
+    """Each sequence and each layer gets what it gets alone."""
+    ys, counters = ask(subject, call)
+    arguments = list(call.arguments)
+    for s in range(len(call.arguments[XS])):
+        arguments[XS] = call.arguments[XS][s : s + 1]
+        alone, counted = ask(subject, call._replace(arguments=tuple(arguments)))
+        expect_bits(f"sequence {s}: y + 0 in a batch, against alone", ys[s : s + 1] + 0, alone + 0)
+        for name in counters:
+            expect_bits(
+                f"sequence {s}: {name} in a batch, against alone", counters[name][s : s + 1], counted[name]
+            )
+    arguments[XS] = call.arguments[XS]
+    for number, layer in enumerate(call.arguments[LAYERS]):
+        arguments[LAYERS], arguments[CAPACITIES] = [layer], [call.arguments[CAPACITIES][number]]
+        alone, _ = ask(subject, call._replace(arguments=tuple(arguments)))
+        mine = ys[:, :, number : number + 1]
+        expect_bits(f"layer {number}: y + 0 among others, against alone", mine + 0, alone + 0)
+
+
+def missed_but_resident(facts: Facts) -> list[Call]:
+    """Neuron 1 is predicted for token 0 only, is still there for token 1, and fires: the semantics differ."""
+    ffn = FFN("relu", singles([[1, 1], [1, 1]]), singles([[1, 0], [0, 1]]))
+    predictor = Predictor(singles([[1, 0], [0, 1]]), singles([[1, 1], [1, 0]]), None, 0.0)
+    xs = singles([[[1, 0], [0, 1]]])
+    blocks = 64, 0, 2
+    if "F32" not in facts.dtypes:
+        return []
+    return [
+        Call("run_decode", ([[ffn, predictor]], xs, 2, [2], s, p, *blocks))
+        for s in SEMANTICS
+        for p in PLACEMENTS
+    ]
+
+
+CHECKS = (
+    Check("DEC-1", OPERATIONS, decodings(), judge_first, missed_but_resident),
+    Check("DEC-2", OPERATIONS, decodings(), judge_values, missed_but_resident),
+    Check("DEC-3", OPERATIONS, decodings(), judge_semantics, missed_but_resident),
+    Check("DEC-6", OPERATIONS, decodings(dyadic=False), judge_bounded),
+    Check("DEC-9", OPERATIONS, decodings(), judge_independence),
+    Check("DEC-10", OPERATIONS, decodings(tight=True), judge_batches),
+)

@@ -1,0 +1,216 @@
+"""Hypothesis strategies for anyone's tests: networks, active sets, traces, layouts, devices, faults.
+
+Sizes are small and contents free; the empty, the full and the one-neuron set are always possible. Dyadic data
+(ACC-9) makes float32 exact in every order, so that a test of structure needs no tolerance.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from flashref.bundle import bundle_layout
+from flashref.numerics import exact_on_dyadic
+from flashref.storage.faults import FAULT_KINDS, Fault
+from flashref.types import FFN, Array, Device, Layout, Predictor, Vector
+
+ACTIVATIONS = ("relu", "squared_relu", "fatrelu", "silu", "gelu_tanh", "gelu_erf")
+DTYPES = ("F32", "F16", "BF16")
+# (n, d): few, so that a compiler of shapes is not kept busy; one is odd, none but one a multiple of 4.
+SIZES = ((1, 1), (2, 3), (3, 1), (5, 4), (8, 6), (11, 3))
+LARGE = (37, 27)  # the most that keeps the bounds' teeth: n · d ≤ 1024 (ACC-7)
+
+Value = TypeVar("Value")
+Shape = tuple[int, ...]
+Arrays = Callable[[Shape], st.SearchStrategy[Array]]
+
+
+def stored(array: Array, dtype: str) -> Array:
+    """float32 values in a stored dtype, BF16 as bits; F16 and BF16 are cut, which dyadic values survive."""
+    if dtype == "BF16":
+        return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return array.astype({"F32": np.float32, "F16": np.float16}[dtype])
+
+
+def dyadic_arrays(shape: Shape, bits: int) -> st.SearchStrategy[Array]:
+    """float32 arrays of j · 2^−bits with |j| ≤ 2^bits."""
+    whole = hnp.arrays(np.int16, shape, elements=st.integers(-(2**bits), 2**bits))
+    return whole.map(lambda j: (j / 2.0**bits).astype(np.float32))
+
+
+def plain_arrays(
+    shape: Shape, dtype: str = "F32", limit: float = 1e4, subnormals: bool = True
+) -> st.SearchStrategy[Array]:
+    """Arrays of a stored dtype with finite entries up to ±limit, subnormals and both zeros included."""
+    if dtype == "F16":
+        halves = st.floats(-limit, limit, width=16, allow_subnormal=subnormals)
+        return hnp.arrays(np.float16, shape, elements=halves)
+    singles = st.floats(-limit, limit, width=32, allow_subnormal=subnormals)
+    arrays = hnp.arrays(np.float32, shape, elements=singles)
+    return arrays if dtype == "F32" else arrays.map(lambda array: stored(array, "BF16"))
+
+
+@st.composite
+def ffns(
+    draw: st.DrawFn,
+    arrays: Arrays,
+    n: int,
+    d: int,
+    dtype: str = "F32",
+    activation: str | None = None,
+    gated: bool | None = None,
+) -> FFN:
+    """An FFN with or without gate and each bias; `arrays(shape)` gives contents in float32 or `dtype`."""
+    activation = draw(st.sampled_from(ACTIVATIONS)) if activation is None else activation
+    gated = draw(st.booleans()) if gated is None else gated
+
+    def contents(shape: Shape) -> Array:
+        array = draw(arrays(shape))
+        return stored(array, dtype) if array.dtype == np.float32 else array
+
+    def maybe(shape: Shape) -> Array | None:
+        return contents(shape) if draw(st.booleans()) else None
+
+    return FFN(
+        activation,
+        up=contents((n, d)),
+        down=contents((n, d)),
+        gate=contents((n, d)) if gated else None,
+        up_bias=maybe((n,)),
+        gate_bias=maybe((n,)) if gated else None,
+        down_bias=maybe((d,)),
+        tau=draw(st.sampled_from([0.0, 0.25, 0.5])) if activation == "fatrelu" else 0.0,
+    )
+
+
+DYADIC_SIZES = {
+    (activation, gated): [
+        (n, d, bits) for n, d in SIZES for bits in (1, 2, 3) if exact_on_dyadic(n, d, bits, activation, gated)
+    ]
+    for activation in ACTIVATIONS[:3]
+    for gated in (False, True)
+}
+
+
+@st.composite
+def dyadic_cases(draw: st.DrawFn, dtypes: Sequence[str] = DTYPES) -> tuple[Vector, FFN]:
+    """(x, ffn) on which float32 is exact in every order."""
+    activation, gated = draw(st.sampled_from(sorted(DYADIC_SIZES)))
+    n, d, bits = draw(st.sampled_from(DYADIC_SIZES[activation, gated]))
+
+    def arrays(shape: Shape) -> st.SearchStrategy[Array]:
+        return dyadic_arrays(shape, bits)
+
+    ffn = draw(ffns(arrays, n, d, draw(st.sampled_from(dtypes)), activation, gated))
+    return draw(arrays((d,))), ffn
+
+
+@st.composite
+def plain_cases(
+    draw: st.DrawFn,
+    dtypes: Sequence[str] = DTYPES,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    subnormals: bool = True,
+) -> tuple[Vector, FFN]:
+    """(x, ffn) anywhere in the domain."""
+    n, d = draw(st.sampled_from(sizes))
+    dtype = draw(st.sampled_from(dtypes))
+    # |gelu_tanh|'s inner cube and products of three stay far below float32's largest number.
+    limit = draw(st.sampled_from([1.0, 8.0, 1e4]))
+    ffn = draw(ffns(lambda shape: plain_arrays(shape, dtype, limit, subnormals), n, d, dtype))
+    return draw(plain_arrays((d,), "F32", limit, subnormals)), ffn
+
+
+@st.composite
+def predictors(draw: st.DrawFn, arrays: Arrays, n: int, d: int, dtype: str = "F32") -> Predictor:
+    """A predictor of rank 1 to 3, with or without bias."""
+
+    def contents(shape: Shape) -> Array:
+        array = draw(arrays(shape))
+        return stored(array, dtype) if array.dtype == np.float32 else array
+
+    r = draw(st.integers(1, 3))
+    bias = contents((n,)) if draw(st.booleans()) else None
+    return Predictor(contents((r, d)), contents((n, r)), bias, draw(st.sampled_from([-0.5, 0.0, 0.25])))
+
+
+def id_sets(n: int) -> st.SearchStrategy[list[int]]:
+    """Strictly ascending ids below n, the empty and the full set included."""
+    chosen = st.lists(st.booleans(), min_size=n, max_size=n)  # st.sets is empty every second time
+    return chosen.map(lambda mask: [i for i, included in enumerate(mask) if included])
+
+
+def active_sets(n: int) -> st.SearchStrategy[Array]:
+    """`id_sets` as the int64 array that every function of flashref takes."""
+    return id_sets(n).map(lambda ids: np.array(ids, np.int64))
+
+
+@st.composite
+def traces(draw: st.DrawFn, n: int, tokens: int, density: float, drift: float) -> list[Array]:
+    """Active sets of consecutive tokens: each holds round(density · n) neurons, or at least one.
+
+    From a token to the next, round(drift · size) members are replaced by neurons that were not active, as far
+    as there are any: drift 0 repeats the first set, 1 replaces all of it.
+    """
+    random = draw(st.randoms(use_true_random=False))
+    size = min(n, max(1, round(density * n)))
+    active = random.sample(range(n), size)
+    sets = []
+    for _ in range(tokens):
+        sets.append(np.array(sorted(active), np.int64))
+        others = sorted(set(range(n)) - set(active))
+        new = random.sample(others, min(len(others), round(drift * size)))
+        active = random.sample(active, size - len(new)) + new
+    return sets
+
+
+@st.composite
+def layouts(draw: st.DrawFn, dtypes: Sequence[str] = DTYPES) -> Layout:
+    """Layouts with bundles below, at and above the block, in any order, behind any start."""
+    n, d = draw(st.sampled_from(SIZES))
+    block = 2 ** draw(st.integers(0, 7))
+    return bundle_layout(
+        n,
+        d,
+        draw(st.sampled_from(dtypes)),
+        draw(st.sampled_from([("up", "down"), ("gate", "up", "down"), ("up",), ("down", "up")])),
+        block,
+        block * draw(st.integers(0, 5)),
+        draw(st.none() | st.permutations(range(n))),
+    )
+
+
+@st.composite
+def devices(draw: st.DrawFn) -> Device:
+    """Storage devices, ideal ones without any limit included."""
+    limit = st.just(0)
+    return Device(
+        latency_ns=draw(st.integers(0, 10**7)),
+        max_iops=draw(limit | st.integers(1, 10**7)),
+        max_bandwidth=draw(limit | st.integers(1, 10**11)),
+        stream_bandwidth=draw(limit | st.integers(1, 10**11)),
+        split_bytes=draw(st.integers(1, 2**20)),
+        queue_depth=draw(st.integers(1, 64)),
+        block=2 ** draw(st.integers(0, 14)),
+        dispatch_ns=draw(st.integers(0, 10**5)),
+        knee=draw(st.sampled_from([1.0, 2.0, float("inf")])),
+    )
+
+
+def fault_schedules(batches: int) -> st.SearchStrategy[dict[int, Fault]]:
+    """Number of a batch → what goes wrong with it, for `storage.faults.faulty_reader`."""
+    faults = st.builds(Fault, st.sampled_from(FAULT_KINDS), st.integers(0, 2**16))
+    return st.dictionaries(st.integers(0, batches - 1), faults)
+
+
+def read_only(value: Value) -> Value:
+    """The value with every array in it locked, so that a change of an input raises."""
+    if isinstance(value, np.ndarray):
+        value.setflags(write=False)
+    elif isinstance(value, tuple):
+        parts: tuple[Any, ...] = value
+        for part in parts:
+            read_only(part)
+    return value
