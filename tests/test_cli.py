@@ -745,7 +745,7 @@ def test_the_direct_reader_in_words(run, packed):
 
 def test_the_version_and_help(capsys):
     for words, told in (
-        (["--version"], "flashref 0.1.0, spec 1.0\n"),
+        (["--version"], f"flashref {flashref.__version__}, spec {flashref.SPEC_VERSION}\n"),
         (["run", "--help"], "--perplexity-bytes"),
     ):
         with pytest.raises(SystemExit) as end:

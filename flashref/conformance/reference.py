@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flashref import SPEC_VERSION, bundle, decode, ffn, gather, slots, window
+from flashref import __version__, bundle, decode, ffn, gather, slots, window
 from flashref import predictor as predictor_chapter
 from flashref.conformance.adapter import COUNTERS
 from flashref.storage import plan
@@ -23,6 +23,7 @@ from flashref.types import (
     FFN,
     Array,
     Delta,
+    DomainError,
     Extent,
     Ids,
     Layout,
@@ -34,9 +35,10 @@ from flashref.types import (
 )
 
 name = "flashref"
-version = SPEC_VERSION
+version = __version__
 unsupported: Mapping[str, str] = {}
 
+# Words of chapter 96 → functions; another word is refused.
 PLACEMENTS = {"swap_with_last": slots.swap_with_last, "fill_holes": slots.fill_holes}
 SEMANTICS = {"resident": decode.sum_resident, "predicted": decode.sum_predicted}
 
@@ -107,7 +109,7 @@ def run_slots(capacity: int, placement: str, deltas: Any, rows: Any) -> Any:
     table, steps = slots.empty_slots(capacity), []
     matrix = np.zeros((capacity, *rows[0].shape[1:]), rows[0].dtype)
     for delta, new in zip(deltas, rows, strict=True):
-        table, moves = PLACEMENTS[placement](table, Delta(*delta))
+        table, moves = _choice(PLACEMENTS, placement)(table, Delta(*delta))
         matrix = slots.apply_moves(matrix, moves, new)
         steps.append([table.ids[: table.used], matrix[: table.used], len(moves.source)])
     return steps
@@ -125,6 +127,7 @@ def run_decode(
     bypass_rows: int,
 ) -> Any:
     """Every sequence, token and layer, each layer read from an image of its own: (ys, counters)."""
+    place, choose = _choice(PLACEMENTS, placement), _choice(SEMANTICS, semantics)
     flash = [_packed(network, block) for network, _ in layers]
     ys, steps = [], []
     for sequence in xs:
@@ -136,7 +139,7 @@ def run_decode(
             for number, ((_, predictor), (*_, read)) in enumerate(zip(layers, flash, strict=True)):
                 predict = partial(predictor_chapter.predict_active, predictor=predictor)
                 y, states[number], step = decode.decode_layer(
-                    states[number], x, predict, PLACEMENTS[placement], read, SEMANTICS[semantics]
+                    states[number], x, predict, place, read, choose
                 )
                 ys.append(y)
                 steps.append(step)
@@ -169,6 +172,13 @@ def logits(model_dir: str, token_ids: Ids, predictor: str) -> Any:
     forward = one_at_a_time(model, feed_forward)
     after_each = np.stack([forward(token) for token in token_ids.tolist()])
     return after_each, _counters(steps, (len(token_ids), config.layers))
+
+
+def _choice(functions: Mapping[str, Any], word: str) -> Any:
+    """The function that a word names."""
+    if word not in functions:
+        raise DomainError(f"{word!r} is unknown; use one of {', '.join(functions)}")
+    return functions[word]
 
 
 def _packed(network: FFN, block: int) -> tuple[Layout, ResidentFFN, Reader]:
