@@ -238,6 +238,19 @@ def test_a_long_bypass_is_summed_in_ascending_order_over_its_pieces():
     assert same(y, dense_ffn(x, ffn))
 
 
+@pytest.mark.req("DEC-7")
+def test_a_bypass_may_take_any_number_of_batches():
+    ffn = FFN("relu", np.arange(1, 302, dtype=np.float32)[:, None], np.ones((301, 1), np.float32))
+    setup = Setup(ffn, k=2, capacity=1, bypass_rows=1, block=4)
+    x, layer = np.float32([1]), setup.layer
+    for predicted in ([300], range(301)):
+        y, layer, step = decode_layer(
+            layer, x, lambda _, p=predicted: p, swap_with_last, setup.read, sum_resident
+        )
+    assert len(step.times) == 300
+    assert same(y, dense_ffn(x, ffn))
+
+
 @pytest.mark.req("DEC-10")
 @given(st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20)), st.integers(1, 5))
 def test_batches_hold_the_load_and_the_bypass_in_buffers(load, bypass, bypass_rows):
@@ -252,8 +265,16 @@ def test_batches_hold_the_load_and_the_bypass_in_buffers(load, bypass, bypass_ro
     assert [ids.tolist() for ids in read_batches(delta, bypass_rows)] == expected
 
 
+@pytest.mark.req("DEC-1")
+def test_a_layer_reads_over_no_gap_and_has_room_for_every_bypass_unless_told_otherwise():
+    layer = empty_layer(bundle_layout(3, 2, "F16"), ResidentFFN("relu"), 1, 1)
+    assert (layer.max_gap, layer.bypass_rows) == (0, 3)
+
+
 def test_what_a_layer_cannot_be_is_refused():
     ffn_layout = bundle_layout(3, 2, "F16")
+    with pytest.raises(DomainError, match="at least one row"):
+        read_batches(Delta(*(np.int64([]),) * 3), 0)
     for bad in ({"k": 0}, {"capacity": -1}, {"bypass_rows": 0}):
         with pytest.raises(DomainError):
             empty_layer(

@@ -290,6 +290,7 @@ BAD_FIELDS = [
     ("queue_depth", -1),
     ("block", 0),
     ("block", 4095),
+    ("block", 5),
     ("dispatch_ns", -1),
     ("knee", 0.99),
     ("knee", 0),
@@ -327,6 +328,14 @@ def test_a_device_survives_its_file(device):
     json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
 
 
+@pytest.mark.req("DEV-12")
+def test_a_file_has_a_field_a_line():
+    text = device_to_json(Device(1, 2, 3, knee=float("inf")))  # not the object math.inf
+    lines = text.split("\n")
+    assert lines[:2] == ["{", '  "latency_ns": 1,']
+    assert lines[9:] == ['  "knee": "inf"', "}", ""]
+
+
 @pytest.mark.req("DEV-13")
 @pytest.mark.parametrize(("field", "value"), BAD_FIELDS)
 def test_files_of_impossible_devices_are_refused(field, value):
@@ -351,10 +360,14 @@ GOOD = device_to_json(PRESETS["nvme_gen4"])
         ("3", "not a int"),
         ("{}", "is missing"),
         (GOOD.replace('"knee"', '"knees"'), "no field 'knees'"),
+        (json.dumps(dict.fromkeys(map(str, range(300)))), "no field '0'"),
         (GOOD.replace("{", '{"block": 4096,'), "twice"),
         (GOOD.replace('  "max_iops": 1000000,\n', ""), "'max_iops' is missing"),
         (GOOD.replace("1.45", "NaN"), "knee"),
         (GOOD.replace("1.45", "1" + "0" * 400), "knee"),
+        (GOOD.replace("1.45", "-1" + "0" * 400), "knee"),
+        (GOOD.replace("1.45", str(2**53)), "knee"),
+        (GOOD.replace("1.45", "0"), "knee"),
     ],
 )
 def test_files_that_are_no_device_are_refused(text, message):
@@ -364,7 +377,8 @@ def test_files_that_are_no_device_are_refused(text, message):
 
 @pytest.mark.req("DEV-13")
 def test_a_whole_knee_is_a_number_too():
-    assert same(device_from_json(GOOD.replace("1.45", "2")).knee, 2.0)
+    for knee in (1, 2, 2**53 - 1):
+        assert same(device_from_json(GOOD.replace("1.45", str(knee))).knee, float(knee))
 
 
 @pytest.mark.req("DEV-14")
@@ -398,10 +412,28 @@ def test_the_gen4_preset_is_near_its_published_points():
         assert abs(3200e9 / read_time(device, [4096] * 3200) / iops - 1) <= 0.14
 
 
+def test_presets_have_the_figures_of_their_sources():
+    # latency, max_iops, max_bandwidth, stream_bandwidth, knee: a changed digit is another device.
+    figures = {
+        "paper_m1max": (108_600, 220_500, 6_100_000_000, 1_690_000_000, 1.615),
+        "paper_m1max_fig2b": (111_000, 170_900, 6_344_000_000, 1_300_000_000, 2.403),
+        "this_vm": (53_000, 80_000, 2_750_000_000, 0, 1.05),
+        "nvme_gen3": (52_000, 600_000, 3_500_000_000, 0, 1.5),
+        "nvme_gen4": (49_600, 1_000_000, 7_400_000_000, 0, 1.45),
+        "nvme_gen5": (33_000, 2_000_000, 12_400_000_000, 0, 1.5),
+        "ufs40": (100_000, 204_000, 3_750_000_000, 0, 1.0),
+        "ufs30": (120_000, 54_000, 2_280_000_000, 0, 1.5),
+        "emmc51": (120_000, 8_000, 280_000_000, 0, 1.0),
+        "sd_a2": (205_000, 0, 90_000_000, 0, 1.0),
+    }
+    assert {name: (*device[:4], device.knee) for name, device in PRESETS.items()} == figures
+
+
 def test_presets_are_devices_that_cannot_change():
     for name, device in PRESETS.items():
         assert check_device(device).block == 4096
         assert device.queue_depth == (1 if name in ("emmc51", "sd_a2") else 32)
+        assert (device.split_bytes, device.dispatch_ns) == (131_072, 0)
         assert same(device_from_json(device_to_json(device)), device)
     with pytest.raises(TypeError):
         PRESETS["this_vm"] = PRESETS["ufs40"]

@@ -208,10 +208,14 @@ def test_what_does_not_fit_is_refused():
     good = FFN("relu", np.ones((3, 2), f), np.ones((3, 2), f))
     x = np.ones(2, f)
     dense_ffn(x, good)
+    dense_ffn(x, good._replace(tau=float(np.finfo(f).max)))
     bad = [
         good._replace(down=np.ones((2, 3), f)),
+        good._replace(down=np.ones((4, 2), f)),
         good._replace(down=np.ones((3, 2), np.float16)),
+        good._replace(up=np.ones((3, 2), np.float16)),
         good._replace(up=np.ones(3, f)),
+        good._replace(up=np.ones((3, 2, 1), f)),
         good._replace(gate=np.ones((2, 2), f)),
         good._replace(up_bias=np.ones(2, f)),
         good._replace(gate_bias=np.ones(3, f)),
@@ -224,9 +228,10 @@ def test_what_does_not_fit_is_refused():
         for function in (active_neurons, lambda x, ffn: sparse_ffn(x, ffn, [0])):
             with pytest.raises(ShapeError):
                 function(x, ffn)
-    with pytest.raises(ShapeError, match="y must have"):
-        add_neurons(np.ones(1, f), x, good)
-    for other in (np.ones(3, f), np.ones(2), np.ones((1, 2), f)):
+    for size in (1, 3):
+        with pytest.raises(ShapeError, match="y must have"):
+            add_neurons(np.ones(size, f), x, good)
+    for other in (np.ones(1, f), np.ones(3, f), np.ones(2), np.ones(2, np.float16), np.ones((1, 2), f)):
         with pytest.raises(ShapeError, match="x must be"):
             dense_ffn(other, good)
     for ffn in (

@@ -385,9 +385,10 @@ def test_a_system_that_writes_little_at_a_time_changes_nothing(tmp_path, monkeyp
     assert packed(tmp_path, model(0), block=512).read_bytes() == whole
 
 
-def test_progress_ends_at_the_files_size(tmp_path):
-    seen = []
-    path = packed(tmp_path, model(0), progress=lambda done, total: seen.append((done, total)))
+@pytest.mark.parametrize("layers", [(0,), (0, 1), (0, 1, 2)])
+def test_progress_ends_at_the_files_size(tmp_path, layers):
+    seen, made = [], model(0, layers=layers)
+    path = packed(tmp_path, made, progress=lambda done, total: seen.append((done, total)))
     assert {total for _, total in seen} == {path.stat().st_size}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == path.stat().st_size
@@ -411,11 +412,21 @@ def test_the_fingerprint_is_the_one_of_the_definition(folder, packing):
     assert (image.fingerprint, image.config) == (expected, made.config)
 
 
+@pytest.mark.req("IMG-1")
+@pytest.mark.parametrize("block", [512, 1 << 20])
+def test_the_smallest_and_the_largest_block_are_blocks(tmp_path, block):
+    image = open_image(packed(tmp_path, model(0, layers=(0,)), block=block))
+    assert [layout.block for layout in image.layouts[0]] == [block]
+
+
 @pytest.mark.req("IMG-13")
 def test_an_image_of_other_weights_is_refused(tmp_path):
     made = model(0)
     image = open_image(packed(tmp_path, made))
-    require_checkpoint(image, image.fingerprint)
+    require_checkpoint(image, image.fingerprint.encode().decode())  # equal, not the same object
+    for expected in ("0" * 64, "f" * 64):
+        with pytest.raises(ImageError, match="image of another model"):
+            require_checkpoint(image, expected)
     others = [made._replace(config="{}"), model(1)]
     one_bit = made.arrays["h.1.down.weight"][1].view(np.uint16).copy()
     one_bit[0, 0] ^= 1
@@ -448,6 +459,7 @@ def refused(path, damaged):
 @pytest.mark.parametrize("bundled", [True, False])
 def test_every_flipped_bit_is_seen(tmp_path, bundled):
     made = model(0, gated=True, n=7, d=5)
+    made.arrays["a name before crc32"] = made.arrays["embed"]
     path = packed(tmp_path, made, block=512, bundled=bundled, orders={1: [6, 2, 0, 1, 5, 3, 4]})
     raw = path.read_bytes()
     image = open_image(path)
@@ -531,7 +543,17 @@ def without(key, inside=None):
     return change
 
 
+def with_sums(dtype, width):
+    def change(header):
+        count = header["crc32"]["data_offsets"][1] - header["crc32"]["data_offsets"][0]
+        header["crc32"].update(dtype=dtype, shape=[count // width])
+
+    return change
+
+
 FOREIGN = {
+    "signed checksums": (with_sums("I32", 4), "has no checksums"),
+    "checksums of a byte": (with_sums("U8", 1), "has no checksums"),
     "another format": (in_metadata(format="pt"), "is not a flash image"),
     "no metadata": (without("__metadata__"), "is not a flash image"),
     "no version": (in_metadata(version="one"), "is not a flash image"),
@@ -569,6 +591,18 @@ def test_an_image_that_says_what_cannot_be_is_refused(tmp_path, kind):
     change, message = FOREIGN[kind]
     assert refused(tmp_path / "rewritten", rewritten(raw, lambda header: None)) is None
     assert re.search(message, refused(tmp_path / "rewritten", rewritten(raw, change)))
+
+
+@pytest.mark.req("IMG-15")
+def test_blocks_that_are_no_blocks_are_refused_even_without_bundles(tmp_path, monkeypatch):
+    made = model(0, layers=())
+    raw = packed(tmp_path, made, block=512).read_bytes()
+    not_aligned = refused(tmp_path / "rewritten", rewritten(raw, in_metadata(block="4096")))
+    with monkeypatch.context() as patch:
+        patch.setattr("flashref.storage.packing.BLOCKS", (512, 1 << 21))
+        too_large = refused(tmp_path / "large", packed(tmp_path, made, block=1 << 21).read_bytes())
+    for message in (not_aligned, too_large):
+        assert "something does not start on a block" in message
 
 
 @pytest.mark.req("IMG-15")

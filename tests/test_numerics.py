@@ -62,6 +62,8 @@ def test_gamma_is_highams(k, u):
             gamma(k, u)
     else:
         assert math.isclose(gamma(k, u), product / (1 - product), rel_tol=4 * 2.0**-53)
+    with pytest.raises(DomainError, match="γ needs"):
+        gamma(-1, u)
 
 
 @pytest.mark.req("ACC-3")
@@ -76,7 +78,7 @@ def test_a_sum_is_the_scalar_loop(data, m, width, transposed, started):
 
 
 @pytest.mark.req("ACC-3")
-@pytest.mark.parametrize("shape", [(1000, 1), (1000, 2), (300, 129)])
+@pytest.mark.parametrize("shape", [(1000, 1), (1000, 2), (300, 129), (300, 256), (300, 301)])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_long_sums_of_either_memory_order_are_the_scalar_loop(shape, order, monkeypatch):
     rng = np.random.default_rng(7)
@@ -88,6 +90,16 @@ def test_long_sums_of_either_memory_order_are_the_scalar_loop(shape, order, monk
     monkeypatch.setattr("flashref.numerics.PIECE_BYTES", 64)  # many pieces, the same bits
     assert same(ascending_sum(factors, np.asarray(rows, order=order)), expected)
     assert PIECE_BYTES == 16 * 2**20
+
+
+@pytest.mark.parametrize(("width", "at_once"), [(0, 16), (1, 16), (2, 8), (3, 5), (16, 1), (17, 1), (300, 1)])
+def test_products_are_held_a_piece_at_a_time(width, at_once, monkeypatch):
+    pieces, multiply = [], np.multiply
+    with monkeypatch.context() as patch:
+        patch.setattr("flashref.numerics.PIECE_BYTES", 64)
+        patch.setattr(np, "multiply", lambda a, b, **k: pieces.append(len(b)) or multiply(a, b, **k))
+        ascending_sum(np.ones(40, np.float32), np.ones((40, width), np.float32))
+    assert pieces == [at_once] * (40 // at_once) + [40 % at_once] * (40 % at_once > 0)
 
 
 @pytest.mark.req("ACC-4")
@@ -104,8 +116,11 @@ def test_rows_with_a_zero_product_change_no_bit(data, m, width):
 def test_sums_of_other_dtypes_or_shapes_are_refused():
     for factors, rows in [
         (np.zeros(2), np.zeros((2, 1), np.float32)),
+        (np.zeros(2, np.float16), np.zeros((2, 1), np.float32)),
         (np.zeros(2, np.float32), np.zeros((2, 1))),
+        (np.zeros(2, np.float32), np.zeros((2, 1), np.float16)),
         (np.zeros(2, np.float32), np.zeros((3, 1), np.float32)),
+        (np.zeros(2, np.float32), np.zeros((1, 1), np.float32)),
     ]:
         with pytest.raises(ShapeError, match="a sum needs"):
             ascending_sum(factors, rows)
@@ -126,6 +141,13 @@ def test_an_activation_is_its_definition_rounded_once(name, z, tau):
             assert abs(Fraction(float(value)) - truth) <= Fraction(float(np.spacing(np.abs(nearest))))
         else:
             assert value == nearest
+
+
+@pytest.mark.req("ACC-5")
+@pytest.mark.parametrize("name", ACTIVATIONS[:3])
+def test_a_neuron_that_is_off_gives_a_positive_zero(name):
+    assert same(activate(name, np.float32([-0.0, -1, 0])), np.zeros(3, np.float32))
+    assert activate(name, np.float32([0.5])) > 0  # τ is 0 if it is not given
 
 
 def test_an_unknown_activation_is_refused_by_name():
@@ -204,21 +226,41 @@ def test_the_ffn_bound_holds_for_every_order(case):
             assert abs(Fraction(float(got)) - want) <= Fraction(float(most)), name
 
 
+# Its z + e_z is exactly 0, if no operation but those on subnormals rounds.
+AT_THE_EDGE = FFN(
+    "relu", np.float32([[0]]), np.float32([[1]]), up_bias=np.float32([-(2.0**-124) * (1 + 2.0**-20)])
+)
+
+
 def assert_slightly_above(bounds, formula):
-    """Not below the formula, and above it by its widening only: 2^−20 in up to four factors of a term."""
+    """Above the formula by its widening, 2^−20 in one to four factors of a term; float64 rounds besides."""
     for bound, value in zip(bounds, formula, strict=True):
-        assert value <= Fraction(float(bound)) <= value * (1 + Fraction(5, 2**20))
+        least, most = (1 + Fraction(k, 2**26) for k in (63, 5 * 64))
+        assert least * value <= Fraction(float(bound)) <= most * value
 
 
 @pytest.mark.req("ACC-6")
 @given(plain_cases(), st.sampled_from([2.0**-24, 2.0**-11]))
 @example((np.float32([2.0**-80]), FFN("relu", np.float32([[2.0**-69]]), np.float32([[1]]))), 2.0**-24)
 @example((np.float32([1]), FFN("fatrelu", np.float32([[0.5]]), np.float32([[1]]), tau=0.5)), 2.0**-24)
+@example(
+    (np.float32([1]), FFN("relu", np.float32([[1]]), np.float32([[1]]), up_bias=np.float32([-1]))), 2.0**-24
+)
+@example((np.float32([0]), AT_THE_EDGE), 0.0)
+@example((np.float32([0]), AT_THE_EDGE._replace(activation="squared_relu")), 0.0)
 def test_the_ffn_bound_is_the_formula_of_the_chapter(case, u):
     x, ffn = case
     # Where float64 cannot tell z from the edge of a case, either branch of the formula is right.
     event(ffn.activation)
     assert_slightly_above(ffn_bound(x, ffn, u), bound_by_formula(x, ffn, u))
+    assert same(ffn_bound(x, ffn), ffn_bound(x, ffn, 2.0**-24))
+
+
+@pytest.mark.req("ACC-6")
+def test_as_far_from_tau_as_its_error_a_neuron_may_go_either_way():
+    z = -AT_THE_EDGE.up_bias  # off: an error of |z| besides that of z; on: that of z alone
+    ffn = AT_THE_EDGE._replace(activation="fatrelu", up_bias=z)
+    assert ffn_bound(np.float32([0]), ffn, 0.0) > 2.5 * z
 
 
 @pytest.mark.req("ACC-8")
@@ -226,6 +268,7 @@ def test_the_ffn_bound_is_the_formula_of_the_chapter(case, u):
 def test_the_predictor_bound_is_the_formula_of_the_chapter(data, n, d, u):
     x, predictor = data.draw(plain_arrays((d,))), data.draw(predictors(plain_arrays, n, d))
     assert_slightly_above(predictor_bound(x, predictor, u), logits_bound_by_formula(x, predictor, u))
+    assert same(predictor_bound(x, predictor), predictor_bound(x, predictor, 2.0**-24))
 
 
 @pytest.mark.req("ACC-6")
@@ -291,4 +334,17 @@ def test_dyadic_limits_are_the_largest_values(activation, gated):
                 unit = Fraction(1, 2 ** ((2 * factors + 1) * bits))
                 fits = largest / unit <= 2**24
                 assert exact_on_dyadic(n, d, bits, activation, gated) == fits
+    for bits in (1, 2, 3):  # without inputs, only the biases count
+        units = 2 ** (24 - (2 * factors + 1) * bits)
+        for n in (units - 1, units, units + 1):
+            assert exact_on_dyadic(n, 0, bits, activation, gated) == (n < units)
+        assert not exact_on_dyadic(units // 2**factors, 1, bits, activation, gated)
     assert not exact_on_dyadic(1, 1, 1, "silu", False)
+
+
+@pytest.mark.req("ACC-9")
+@pytest.mark.parametrize("bad", [(-1, 0, 0, "relu"), (0, -1, 0, "relu"), (0, 0, -1, "relu"), (0, 0, 0, "no")])
+def test_dyadic_data_of_impossible_sizes_is_refused(bad):
+    assert exact_on_dyadic(0, 0, 0, "relu", False)
+    with pytest.raises(DomainError, match="sizes must be"):
+        exact_on_dyadic(*bad, False)

@@ -80,7 +80,7 @@ def test_offsets_stay_exact_beyond_the_reach_of_float64():
 
 
 @pytest.mark.req("PLN-5")
-@pytest.mark.parametrize(("block", "max_gap"), [(0, 0), (-4, 0), (3, 0), (4095, 0), (4096, -1)])
+@pytest.mark.parametrize(("block", "max_gap"), [(0, 0), (-4, 0), (3, 0), (5, 0), (4095, 0), (4096, -1)])
 def test_impossible_rounding_is_refused(block, max_gap):
     with pytest.raises(DomainError):
         read_plan([Extent(0, 1)], block, max_gap)
@@ -120,8 +120,17 @@ def test_bytes_that_were_not_read_are_refused(extent):
 
 
 @pytest.mark.req("PLN-7")
-def test_a_missing_buffer_is_refused():
+def test_a_missing_buffer_or_one_too_many_is_refused():
     with pytest.raises(LayoutError, match="2 reads"):
         plan_bytes((Extent(0, 4), Extent(8, 4)), (IMAGE[0:4],), Extent(0, 1))
     with pytest.raises(LayoutError):
         plan_bytes((), (), Extent(0, 1))
+    with pytest.raises(LayoutError, match="1 reads"):
+        plan_bytes((Extent(0, 4),), (IMAGE[0:4], IMAGE[4:8]), Extent(0, 1))
+
+
+@pytest.mark.req("PLN-6")
+def test_a_plan_may_have_any_number_of_reads():
+    plan = tuple(Extent(offset, 4) for offset in range(0, 4096, 8))
+    buffers = tuple(IMAGE[offset : offset + 4] for offset, _ in plan)
+    assert plan_bytes(plan, buffers, Extent(4089, 2)).tobytes() == IMAGE[4089:4091].tobytes()

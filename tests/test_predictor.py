@@ -91,6 +91,12 @@ def test_every_order_of_summing_answers_within_the_band(case):
         assert set(must) <= answer <= set(must) | set(may)
 
 
+@pytest.mark.req("PRD-1")
+def test_a_predictor_may_have_any_rank():
+    predictor = Predictor(np.ones((300, 1), np.float32), np.ones((2, 300), np.float32), None, 299.5)
+    assert predict_active(np.float32([1]), predictor).tolist() == [0, 1]
+
+
 @pytest.mark.req("PRD-5")
 def test_the_band_is_narrow():
     rng = np.random.default_rng(5)
@@ -98,6 +104,14 @@ def test_the_band_is_narrow():
     must, may = active_band(rng.standard_normal(64, np.float32), Predictor(a, b, None, 0.0))
     assert 300 < len(must) < 700
     assert len(may) < 5
+
+
+@pytest.mark.req("PRD-5")
+def test_the_band_is_open_at_both_ends():
+    bound = 2.0**-124 * (1 + 2.0**-20)  # of a logit of 0 that two subnormal roundings may have moved
+    for threshold, band in ((-bound, ([], [0])), (0.0, ([], [0])), (bound, ([], []))):
+        predictor = Predictor(np.float32([[0]]), np.float32([[0]]), None, threshold)
+        assert tuple(ids.tolist() for ids in active_band(np.float32([0]), predictor)) == band
 
 
 @pytest.mark.req("PRD-7")
@@ -117,7 +131,7 @@ def test_the_threshold_is_the_nearest_float32(probability):
             assert error <= abs(Decimal(float(neighbour)) - truth) + float64
 
 
-@pytest.mark.parametrize("bad", [0.0, 1.0, -0.5, float("nan")])
+@pytest.mark.parametrize("bad", [0.0, 1.0, -0.5, 1.5, float("nan")])
 def test_what_is_no_probability_is_refused(bad):
     with pytest.raises(DomainError, match="between 0 and 1"):
         logit_threshold(bad)
@@ -131,15 +145,20 @@ def test_what_does_not_fit_is_refused():
     predict_active(x, good)
     for bad in (
         good._replace(a=np.ones((3, 3), f)),
+        good._replace(a=np.ones((1, 3), f)),
+        good._replace(a=np.ones(2, f)),
+        good._replace(a=np.ones((2, 3, 1), f)),
         good._replace(b=np.ones(4, f)),
+        good._replace(b=np.ones((4, 2, 1), f)),
         good._replace(bias=np.ones(3, f)),
+        good._replace(bias=np.ones(5, f)),
         good._replace(a=np.ones((2, 3))),
         good._replace(bias=np.ones(4)),
     ):
         for function in (predict_active, active_band):
-            with pytest.raises(ShapeError):
+            with pytest.raises(ShapeError, match=r"a predictor|weights must be"):
                 function(x, bad)
-    for other in (np.ones(2, f), np.ones(3), np.ones((1, 3), f)):
+    for other in (np.ones(2, f), np.ones(4, f), np.ones(3), np.ones(3, np.float16), np.ones((1, 3), f)):
         with pytest.raises(ShapeError, match="x must be"):
             predict_active(other, good)
     with pytest.raises(DomainError, match="threshold"):

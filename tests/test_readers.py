@@ -1,9 +1,12 @@
 """Chapter 56: both readers against plain slices, and the direct one against everything that can go wrong."""
 
+import contextlib
 import errno
+import mmap
 import os
 import tempfile
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from flashref import Device, Extent
 from flashref.storage import readers as readers_module
 from flashref.storage.device import read_time
 from flashref.storage.plan import plan_bytes, plan_io, read_plan
-from flashref.storage.readers import STALE, DirectReader, memory_reader, recording_reader
+from flashref.storage.readers import DirectReader, memory_reader, recording_reader
 from flashref.types import DomainError, LayoutError, ReadError, ShapeError
 
 BLOCK = 4096
@@ -159,8 +162,26 @@ def test_a_view_kept_too_long_is_nonsense(following):
     read = memory_reader(IMAGE, DEVICE)
     kept = read((Extent(9 * BLOCK, BLOCK), Extent(3 * BLOCK, 2 * BLOCK)))
     read(following)
-    assert contents(kept)[1] == bytes([STALE]) * (2 * BLOCK)
+    assert contents(kept)[1] == b"\xa5" * (2 * BLOCK)
     assert contents(kept)[0] != slices([Extent(9 * BLOCK, BLOCK)])[0]
+
+
+@pytest.mark.req("RDR-6")
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_memory_reader_uses_its_memory_again(blocks):
+    read = memory_reader(IMAGE, DEVICE)
+    before, after = read((Extent(0, 3 * BLOCK),)), read((Extent(0, blocks * BLOCK),))
+    assert np.shares_memory(before.buffers[0], after.buffers[0])
+
+
+@pytest.mark.req("RDR-2")
+def test_a_block_may_be_one_byte():
+    read = memory_reader(IMAGE, DEVICE._replace(block=1))
+    batch = (Extent(IMAGE.size - 1, 1), Extent(5, 2))
+    assert contents(read(batch)) == slices(batch)
+    for extent in ((-1, 2), (IMAGE.size, 1), (0, 0)):
+        with pytest.raises(LayoutError):
+            read((Extent(*extent),))
 
 
 def test_images_may_be_mapped(path):
@@ -168,7 +189,9 @@ def test_images_may_be_mapped(path):
     assert contents(memory_reader(mapped, DEVICE)((Extent(BLOCK, BLOCK),))) == slices([Extent(BLOCK, BLOCK)])
 
 
-@pytest.mark.parametrize("image", [np.zeros(8, np.int8), np.zeros((2, 4096), np.uint8)])
+@pytest.mark.parametrize(
+    "image", [np.zeros(8, np.int8), np.zeros((2, 4096), np.uint8), np.zeros((), np.uint8)]
+)
 def test_images_that_are_not_bytes_are_refused(image):
     with pytest.raises(ShapeError, match="row of uint8"):
         memory_reader(image, DEVICE)
@@ -210,7 +233,7 @@ def test_a_read_that_stops_inside_a_block_goes_on_there(path, step):
     asked = []
 
     def preadv(descriptor, buffers, offset):
-        asked.append(offset)
+        asked.append((offset, descriptor))
         if step % 512:  # O_DIRECT takes no odd length either: read it all, claim the beginning
             return min(step, os.preadv(descriptor, buffers, offset))
         return os.preadv(descriptor, [buffers[0][:step]], offset)
@@ -218,7 +241,22 @@ def test_a_read_that_stops_inside_a_block_goes_on_there(path, step):
     batch = (Extent(2 * BLOCK, 2 * BLOCK),)
     with direct_reader(path, preadv=preadv) as reader:
         assert contents(reader.read(batch)) == slices(batch)
-    assert asked == list(range(2 * BLOCK, 4 * BLOCK, step))
+    offsets = range(2 * BLOCK, 4 * BLOCK, step)
+    inside, at_start = reader._buffered, reader._descriptor
+    assert asked == [(offset, inside if offset % BLOCK else at_start) for offset in offsets]
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 5])
+def test_whole_blocks_are_read_past_the_page_cache(path, blocks):
+    descriptors = []
+
+    def preadv(descriptor, *call):
+        descriptors.append(descriptor)
+        return os.preadv(descriptor, *call)
+
+    with direct_reader(path, preadv=preadv) as reader:
+        reader.read((Extent(blocks * BLOCK, BLOCK),))
+    assert descriptors == [reader._descriptor]
 
 
 @pytest.mark.req("RDR-8")
@@ -297,7 +335,7 @@ def test_an_error_in_a_worker_reaches_the_caller(path, error):
 
 @pytest.mark.req("RDR-10")
 def test_after_an_error_the_other_workers_stop(path, monkeypatch):
-    failed, asked = threading.Event(), []
+    failed, asked, both = threading.Event(), [], threading.Barrier(2, timeout=TIMEOUT)
 
     class Outcomes(readers_module.SimpleQueue):
         def put(self, outcome):
@@ -306,16 +344,17 @@ def test_after_an_error_the_other_workers_stop(path, monkeypatch):
 
     def preadv(descriptor, buffers, offset):
         asked.append(offset)
+        both.wait()
         if offset == 0:
             raise OSError(errno.EIO, "Input/output error")
         assert failed.wait(TIMEOUT)
-        return os.preadv(descriptor, buffers, offset)
+        raise KeyError("a later error is not the one to report")
 
     with direct_reader(path, 2, preadv=preadv) as reader:
         monkeypatch.setattr(readers_module, "SimpleQueue", Outcomes)
         with pytest.raises(ReadError):
             reader.read(tuple(Extent(i * BLOCK, BLOCK) for i in range(12)))
-    assert len(asked) <= 2  # the one that failed, and the one beside it
+    assert sorted(asked) == [0, BLOCK]  # the one that failed, and the one beside it
 
 
 @pytest.mark.req("RDR-10", "RDR-11")
@@ -377,6 +416,20 @@ def test_closing_gives_everything_back_and_twice_is_once(path):
         reader.read(())
 
 
+def test_what_is_not_given_is_32_reads_of_whole_4_kib_blocks(path):
+    before = set(threading.enumerate())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        reader = DirectReader(path)
+    with reader:
+        assert (reader.queue_depth, reader.block) == (32, 4096)
+        workers = set(threading.enumerate()) - before
+        assert len(workers) == 32
+        assert all(worker.daemon for worker in workers)  # a reader left open keeps no program alive
+    with pytest.raises(TypeError):
+        DirectReader(path, 32, 4096, time.perf_counter_ns)  # a clock must be named
+
+
 @pytest.mark.parametrize("by", ["open", "preadv"])
 @pytest.mark.req("RDR-12")
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT to refuse")
@@ -398,8 +451,9 @@ def test_without_o_direct_the_page_cache_serves(path, monkeypatch, by):
             return real_preadv(*call)
 
         patch.setattr(readers_module.os, by, refusing_open if by == "open" else refusing_preadv)
-        with pytest.warns(RuntimeWarning, match="page cache"):
+        with pytest.warns(RuntimeWarning, match="page cache") as warned:
             reader = DirectReader(path, 4)
+        assert warned[0].filename == __file__
     with reader:
         assert refused
         assert reader.direct is False
@@ -425,6 +479,44 @@ def test_direct_is_true_where_the_kernel_says_so(shared):
     assert shared.direct == bool(fcntl.fcntl(shared._descriptor, fcntl.F_GETFL) & os.O_DIRECT)
 
 
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT")
+def test_direct_is_true_where_a_block_can_be_read_past_the_page_cache(shared):
+    works, descriptor = False, -1
+    with contextlib.suppress(OSError):
+        descriptor = os.open(shared.path, os.O_RDONLY | os.O_DIRECT)
+        works = os.preadv(descriptor, [mmap.mmap(-1, BLOCK)], 0) == BLOCK
+    if descriptor >= 0:
+        os.close(descriptor)
+    assert shared.direct == works
+
+
+@pytest.mark.req("RDR-12")
+@pytest.mark.parametrize("known", [False, True])
+def test_where_there_is_no_o_direct_the_file_is_not_cached_if_that_can_be_asked(path, monkeypatch, known):
+    import fcntl
+
+    asked = []
+    monkeypatch.delattr(os, "O_DIRECT", raising=False)
+    monkeypatch.delattr(fcntl, "F_NOCACHE", raising=False)
+    if known:  # as on macOS
+        monkeypatch.setattr(fcntl, "F_NOCACHE", 48, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, *what: asked.append(what))
+    with direct_reader(path) as reader:
+        assert reader.direct is known
+        assert contents(reader.read((Extent(0, BLOCK),))) == slices([Extent(0, BLOCK)])
+    assert asked == [(48, 1)] * known
+
+
+def test_memory_is_whole_huge_pages_and_kept_while_it_is_enough(path):
+    huge = 2 * 2**20
+    with direct_reader(path) as reader:
+        for blocks, pages in ((512, 1), (3, 1), (512, 1), (513, 2), (1024, 2)):
+            before = reader._memory
+            reader.read((Extent(0, BLOCK),) * blocks)
+            assert reader._memory.size == pages * huge
+            assert reader._memory is before or before.size < blocks * BLOCK
+
+
 def test_memory_grows_and_serves_small_batches_again(shared):
     sizes = [1, BLOCKS, 2, 40, 3]
     for blocks in sizes:
@@ -432,10 +524,15 @@ def test_memory_grows_and_serves_small_batches_again(shared):
         assert contents(shared.read(batch)) == slices(batch)
 
 
-@pytest.mark.parametrize(("queue_depth", "block"), [(0, 4096), (-1, 4096), (4, 256), (4, 0), (4, 4095)])
+@pytest.mark.parametrize(
+    ("queue_depth", "block"), [(0, 4096), (-1, 4096), (4, 256), (4, 0), (4, 4095), (4, 1280)]
+)
 def test_impossible_readers_are_refused(path, queue_depth, block):
     with pytest.raises(DomainError):
         DirectReader(path, queue_depth, block)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        DirectReader(path, 1, 512).close()
 
 
 def test_files_that_are_none_are_refused(tmp_path):

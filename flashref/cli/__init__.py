@@ -15,6 +15,14 @@ from flashref import SPEC_VERSION, __version__
 from flashref.types import FlashrefError
 
 
+class Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP. No SystemExit: Hypothesis takes that for an answer of what it tests."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number  # as a shell has it
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with a mistake answered in one sentence and exit code 2."""
 
@@ -32,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a stdout that is not Unicode shows ? for what it lacks
     prog = "flashref"
     try:
-        from flashref.cli import run  # here, so that Ctrl-C while it is loaded is answered
+        # Here, so that Ctrl-C while they are loaded is answered.
+        from flashref.cli import conformance, run, vectors
 
         parser = Parser(prog=prog, description='The executable reference of "LLM in a flash".')
         parser.add_argument(
@@ -40,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
         run.add_parser(commands)
+        vectors.add_parser(commands)
+        conformance.add_parser(commands)
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
             options.parser.error(f"unknown words: {' '.join(unknown)}")
@@ -58,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         what = f"{where}{error.strerror or error}; check the path, its permissions and the disk"
         return _mistake(prog, what)
+    except Ended as ended:
+        return ended.code
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; nothing half-written was left", file=sys.stderr)
         return 130
@@ -65,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _leaving_nothing_when_ended() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files go; the code is a shell's."""
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files go."""
 
     def end(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
+        raise Ended(number)
 
     ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():

@@ -50,10 +50,11 @@ class Result(NamedTuple):
     scaled: list[dict[str, Any]]
 
 
-class _Console(Console):
+class Output(Console):
     """Rich's own, but a reader that has gone away is the caller's affair, as with `print`."""
 
     def on_broken_pipe(self) -> None:
+        """Raises BrokenPipeError."""
         raise BrokenPipeError
 
 
@@ -82,7 +83,7 @@ def show(
     proof: Proof,
 ) -> None:
     """Text, proof and tables on stdout."""
-    out = _Console(highlight=False, emoji=False)
+    out = Output(highlight=False, emoji=False)
     out.print(_text(result), soft_wrap=True)
     out.print()
     for line in _proof_lines(result, budget, proof):

@@ -30,8 +30,9 @@ class Check(NamedTuple):
     """The check of one requirement.
 
     operations: what it calls, any one of them; cases: the facts of an implementation → a strategy, or a list
-    that is gone through whole; judge: raises Breach; examples: cases that every run begins with, whatever is drawn after them;
-    machine: a state machine that makes cases instead of `cases`, and passes each to the function it is given.
+    that is gone through whole; judge: raises Breach; examples: cases that every run begins with, whatever is
+    drawn after them; machine: a state machine that makes cases instead of `cases`, and passes each to the
+    function that it is given.
     """
 
     requirement: str

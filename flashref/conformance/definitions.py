@@ -144,7 +144,8 @@ def bound_by_formula(x: Array, ffn: FFN, u: float) -> list[Fraction]:
         if ffn.activation == "relu":
             return a, e if z + e > 0 else Fraction(0)
         if ffn.activation == "squared_relu":
-            return a, 2 * abs(z) * e + e * e + Fraction(u) * (abs(z) + e) ** 2 + tiny if z + e > 0 else Fraction(0)
+            error = 2 * abs(z) * e + e * e + Fraction(u) * (abs(z) + e) ** 2 + tiny
+            return a, error if z + e > 0 else Fraction(0)
         if ffn.activation == "fatrelu":
             return a, abs(z) + e if abs(z - tau) <= e else e if z > tau else Fraction(0)
         m = (exact_slope(ffn.activation, z) + curvature[ffn.activation] * e) * e

@@ -91,6 +91,12 @@ class Process:
             return f"it was killed by {signal.Signals(-status).name} instead of answering{after}"
         return f"it exited with status {status} instead of answering{after}"
 
+    def status(self) -> int | None:
+        """Its exit status if it ends by itself soon, else None."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._popen.wait(GRACE)
+        return None
+
     def stop(self, request: bytes) -> None:
         """Asks it to end by itself, and waits for that shortly."""
         assert self._popen.stdin is not None

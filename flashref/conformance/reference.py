@@ -138,9 +138,7 @@ def run_decode(
         for x in sequence:
             for number, ((_, predictor), (*_, read)) in enumerate(zip(layers, flash, strict=True)):
                 predict = partial(predictor_chapter.predict_active, predictor=predictor)
-                y, states[number], step = decode.decode_layer(
-                    states[number], x, predict, place, read, choose
-                )
+                y, states[number], step = decode.decode_layer(states[number], x, predict, place, read, choose)
                 ys.append(y)
                 steps.append(step)
     shape = (*xs.shape[:2], len(layers))

@@ -186,6 +186,19 @@ class Command:
             raise Breach(content["kind"], content["message"])
         raise Died("crashes", self._end(f"{operation}: it did not understand: {content['message']}"))
 
+    def last_words(self, lines: Sequence[bytes]) -> tuple[bytes, int | None]:
+        """What a process of its own answers to the last of these lines, and its exit status, or None.
+
+        Raises Died if a line is not answered. Requirement: IOP-11.
+        """
+        process, answer = Process(self._words), b""
+        try:
+            for line in lines:
+                answer = process.ask(line + b"\n", self.timeout)
+            return answer, process.status()
+        finally:
+            process.end()
+
     def restart(self) -> None:
         """Another process in place of this one, with nothing of its state."""
         self.close()

@@ -13,7 +13,7 @@ FAULT_KINDS = ("error", "flip", "torn")
 class Fault(NamedTuple):
     """One thing that goes wrong with a batch.
 
-    kind: "error" (nothing is delivered), "flip" (one bit differs), "torn" (from a byte on, the batch is zeros);
+    kind: "error" (nothing is delivered), "flip" (one bit differs), "torn" (from a byte on, all is zeros);
     at: the bit, or the byte, counted over the batch and wrapped at its end.
     """
 

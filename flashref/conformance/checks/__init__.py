@@ -14,8 +14,9 @@ from flashref.conformance.checks import (
     plan,
     predictor,
     slots,
+    stdio,
     window,
 )
 
-_MODULES = (adapter, ffn, predictor, window, bundle, plan, gather, slots, decode, machine, logits)
+_MODULES = (adapter, stdio, ffn, predictor, window, bundle, plan, gather, slots, decode, machine, logits)
 CHECKS: Mapping[str, Check] = {check.requirement: check for module in _MODULES for check in module.CHECKS}

@@ -16,7 +16,7 @@ from flashref.conformance.check import (
     must_refuse,
     sizes_of,
 )
-from flashref.conformance.checks.ffn import bad_ids
+from flashref.conformance.checks.ffn import bad_ids, every_bad_ids
 from flashref.conformance.definitions import packed_model, stride_model
 from flashref.conformance.strategies import active_sets
 from flashref.conformance.subject import Breach, Subject
@@ -81,33 +81,50 @@ def judge_extents(subject: Subject, call: Call) -> None:
 
 @st.composite
 def far_away(draw: st.DrawFn, facts: Facts) -> Call:
-    """Bundles whose offsets need more than 32 bits, and more than a float64 holds."""
-    start = 4096 * draw(st.integers(2**18, 2**20) | st.integers(2**41, 2**45))
-    d, block = draw(st.sampled_from([100, 4544])), 4096
-    ids = np.array([draw(st.integers(0, 2**20)), 2**20 + draw(st.integers(0, 2**10))])
+    """Bundles whose offsets need more than 32 bits, and more than float64's 53: hence blocks of a byte."""
+    block = draw(st.sampled_from([1, 4096]))
+    start = draw(st.integers(2**30, 2**32) | st.integers(2**53, 2**57)) // block * block
+    d, ids = draw(st.sampled_from([100, 4544])), np.array([draw(st.integers(0, 2**20)), 2**20 + 1])
     dtype = draw(st.sampled_from(dtypes_of(facts)))
     return Call("bundle_layout", (2**21, d, dtype, ["up", "down"], block, start, None, ids))
 
 
-@st.composite
-def bad_layouts(draw: st.DrawFn, facts: Facts) -> Call:
+def far_examples(facts: Facts) -> list[Call]:
+    """Just beyond 31, 32 and 53 bits."""
+    layout = 2**21, 100, dtypes_of(facts)[0], ["up", "down"]
+    ids = np.array([0, 1, 2**21 - 1])
+    starts = 2**31 + 1, 2**32 + 1, 2**53 + 1, 2**57 + 1
+    return [Call("bundle_layout", (*layout, 1, start, None, ids)) for start in starts]
+
+
+def every_bad_layout(facts: Facts) -> list[Call]:
     """bundle_layout with one argument outside the domain."""
     good: dict[str, Any] = {
         "n": 3, "d": 4, "dtype": dtypes_of(facts)[0], "fields": ["up", "down"], "block": 64, "start": 64,
         "order": None, "ids": np.array([0, 1]),
     }  # fmt: skip
-    name, value = draw(
-        st.sampled_from(
-            [
-                ("n", 0), ("d", 0), ("dtype", "F8"), ("fields", []), ("fields", ["up", "up"]),
-                ("block", 48), ("block", 0), ("start", 32), ("start", -64),
-                ("order", np.array([0, 1])), ("order", np.array([0, 1, 1])),
-                ("order", np.array([0, 1, 3])), ("order", np.array([0, 1, -1])),
-            ]
-        )
+    bad: tuple[tuple[str, Any], ...] = (
+        ("n", 0), ("d", 0), ("dtype", "F8"), ("fields", []), ("fields", ["up", "up"]), ("block", 48),
+        ("block", 0), ("start", 32), ("start", -64), ("order", np.array([0, 1])),
+        ("order", np.array([0, 1, 1])), ("order", np.array([0, 1, 3])), ("order", np.array([0, 1, -1])),
     )  # fmt: skip
-    arguments = tuple((good | {name: value}).values())
-    return Call("bundle_layout", arguments, f"{name} = {np.asarray(value).tolist()}")
+    return [
+        Call(
+            "bundle_layout", tuple((good | {name: value}).values()), f"{name} = {np.asarray(value).tolist()}"
+        )
+        for name, value in bad
+    ]
+
+
+def bad_layouts(facts: Facts) -> st.SearchStrategy[Call]:
+    """One of them."""
+    return st.sampled_from(every_bad_layout(facts))
+
+
+def bad_extent_examples(facts: Facts) -> list[Call]:
+    """bundle_layout of each kind of ids that must be refused."""
+    layout = 3, 4, dtypes_of(facts)[0], ["up", "down"], 64, 64, None
+    return [Call("bundle_layout", (*layout, ids), note) for ids, note in every_bad_ids(3)]
 
 
 @st.composite
@@ -123,10 +140,11 @@ def matrices(draw: st.DrawFn, n: int, d: int, dtype: str, count: int) -> list[Ar
     """Matrices (n, d) of any finite bits, from a seed; the special patterns of the dtype come first."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     special = draw(st.booleans())
-    return [_finite_bits(random, n, d, dtype, special) for _ in range(count)]
+    return [finite_bits(random, n, d, dtype, special) for _ in range(count)]
 
 
-def _finite_bits(random: np.random.Generator, n: int, d: int, dtype: str, special: bool) -> Array:
+def finite_bits(random: np.random.Generator, n: int, d: int, dtype: str, special: bool) -> Array:
+    """A matrix of random finite bits; with the special patterns of the dtype in front."""
     if dtype == "F32":
         bits = random.integers(0, 2**32, (n, d), np.uint32)
         bits = np.where(bits & 0x7F800000 == 0x7F800000, bits ^ 0x40000000, bits)
@@ -212,11 +230,11 @@ LAYOUT = ("bundle_layout",)
 CHECKS = (
     Check("BND-1", LAYOUT, layouts, judge_stride, paper_layouts),
     Check("BND-2", LAYOUT, layouts, judge_blocks, paper_layouts),
-    Check("BND-3", LAYOUT, bad_layouts, must_refuse),
+    Check("BND-3", LAYOUT, every_bad_layout, must_refuse),
     Check("BND-4", ("pack_bundles",), packings, judge_round_trip),
     Check("BND-5", ("pack_bundles", "unpack_bundles"), packings, judge_bytes),
     Check("BND-6", ("pack_bundles",), bad_packings, must_refuse),
     Check("BND-7", LAYOUT, layouts, judge_extents, paper_layouts),
-    Check("BND-8", LAYOUT, far_away, judge_extents),
-    Check("BND-9", LAYOUT, bad_extent_ids, must_refuse),
+    Check("BND-8", LAYOUT, far_away, judge_extents, far_examples),
+    Check("BND-9", LAYOUT, bad_extent_ids, must_refuse, bad_extent_examples),
 )

@@ -22,6 +22,7 @@ from flashref.conformance.check import (
 )
 from flashref.conformance.definitions import exact_active, exact_ffn
 from flashref.conformance.strategies import (
+    DYADIC_SIZES,
     LARGE,
     active_sets,
     dyadic_cases,
@@ -31,7 +32,7 @@ from flashref.conformance.strategies import (
 )
 from flashref.conformance.subject import Subject
 from flashref.ffn import take_neurons
-from flashref.numerics import TINY, ffn_bound, unit_roundoff
+from flashref.numerics import SMOOTH, TINY, ffn_bound, unit_roundoff
 from flashref.types import FFN, Array, widen
 
 Network = tuple[Array, FFN]
@@ -39,9 +40,28 @@ BOTH = ("dense_ffn", "sparse_ffn")
 
 
 def dyadic_networks(facts: Facts) -> st.SearchStrategy[Network]:
-    """(x, ffn) on which float32 is exact in every order."""
+    """(x, ffn) on which float32 is exact in every order: drawn and seeded ones."""
     most = facts.max_elements
-    return dyadic_cases(dtypes_of(facts)).filter(lambda case: most is None or case[1].up.size <= most)
+    drawn = dyadic_cases(dtypes_of(facts)).filter(lambda case: most is None or case[1].up.size <= most)
+    return drawn | seeded_dyadic(facts)
+
+
+@st.composite
+def seeded_dyadic(draw: st.DrawFn, facts: Facts) -> Network:
+    """(x, ffn) of dyadic values from a seed, none of them special."""
+    sizes = sizes_of(facts)
+    activation, gated = draw(st.sampled_from(sorted(DYADIC_SIZES)))
+    n, d, bits = draw(st.sampled_from([s for s in DYADIC_SIZES[activation, gated] if s[:2] in sizes]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def values(shape: tuple[int, ...]) -> Array:
+        whole = random.integers(-(2**bits), 2**bits, shape, endpoint=True)
+        return np.asarray(whole / 2**bits, np.float32)
+
+    dtype = draw(st.sampled_from(dtypes_of(facts)))
+    return values((d,)), draw(
+        ffns(lambda shape: st.builds(lambda: values(shape)), n, d, dtype, activation, gated)
+    )
 
 
 def plain_networks(facts: Facts) -> st.SearchStrategy[Network]:
@@ -61,6 +81,40 @@ def seeded_networks(draw: st.DrawFn, facts: Facts) -> Network:
 
     x = random.standard_normal(d).astype(np.float32)
     return x, draw(ffns(arrays, n, d, draw(st.sampled_from(dtypes_of(facts)))))
+
+
+def smooth_tails(operation: str) -> Callable[[Facts], list[Call]]:
+    """One neuron, and an activation that is small beside its argument: where 1 + erf and 1 + tanh cancel."""
+
+    def calls(facts: Facts) -> list[Call]:
+        dtype = dtypes_of(facts)[0]
+        one, ids = np.ones(1, np.float32), [ints([0])] if operation == "sparse_ffn" else []
+        weights = [stored(np.array([[z]], np.float32), dtype) for z in (1.0, -0.75, -2.5, -4.0, -5.5)]
+        return [
+            Call(operation, (one, *FFN(name, up, weights[0]), *ids), f"the tail of {name}")
+            for name in SMOOTH
+            for up in weights
+        ]
+
+    return calls
+
+
+def ties(operation: str) -> Callable[[Facts], list[Call]]:
+    """A pre-activation that is just τ, which is not enough."""
+
+    def calls(facts: Facts) -> list[Call]:
+        half = stored(np.array([[0.5]], np.float32), dtypes_of(facts)[0])
+        ids = [ints([0])] if operation == "sparse_ffn" else []
+        return [
+            Call(
+                operation,
+                (np.array([x], np.float32), *FFN("fatrelu", half, half, tau=0.5), *ids),
+                "a tie with tau",
+            )
+            for x in (1.0, 0.5)
+        ]
+
+    return calls
 
 
 def dense(networks: Callable[[Facts], st.SearchStrategy[Network]]) -> Callable[[Facts], Any]:
@@ -154,6 +208,28 @@ def judge_empty_or_bad_ids(subject: Subject, call: Call) -> None:
     return expect_equal("y of no neuron", ask(subject, call).tolist(), due.tolist())
 
 
+def every_bad_ids(n: int) -> list[tuple[Array, str]]:
+    """One list of ids of each kind that a layer of n neurons must refuse."""
+    every = list(range(n))
+    return [
+        (ints([-1, *every]), "an id below 0"),
+        (ints([*every, n]), "an id above n - 1"),
+        (ints([*every, 2**32]), "an id of 2^32, which is 0 in 32 bits"),
+        (ints([0, *every]), "an id twice"),
+        *([(ints(every[::-1]), "ids that descend")] if n > 1 else []),
+    ]
+
+
+def bad_sparse_examples(facts: Facts) -> list[Call]:
+    """sparse_ffn of each kind of ids that must be refused."""
+    n, d = sizes_of(facts, [(3, 1)])[0]
+    up = stored(np.ones((n, d), np.float32), dtypes_of(facts)[0])
+    return [
+        Call("sparse_ffn", (np.ones(d, np.float32), *FFN("relu", up, up), ids), note)
+        for ids, note in every_bad_ids(n)
+    ]
+
+
 @st.composite
 def bad_ids(draw: st.DrawFn, n: int) -> tuple[Array, str]:
     """Ids that must be refused, and why: out of range, descending, or twice."""
@@ -173,16 +249,13 @@ def bad_ids(draw: st.DrawFn, n: int) -> tuple[Array, str]:
     return ids[::-1].copy(), "ids that descend"
 
 
-@st.composite
-def bad_networks(draw: st.DrawFn, facts: Facts) -> Call:
-    """dense_ffn or sparse_ffn with one thing that does not fit."""
-    dtype = draw(st.sampled_from(dtypes_of(facts)))
-    n, d = draw(st.sampled_from(sizes_of(facts)))
+def bad_kinds(n: int, d: int, dtype: str) -> dict[str, Network]:
+    """Each thing that may not fit → (x, ffn) with it."""
     x, up = np.ones(d, np.float32), stored(np.ones((n, d), np.float32), dtype)
     other = stored(np.ones((n, d), np.float32), "F16" if dtype == "F32" else "F32")
     good = FFN("relu", up, up.copy())
     longer, wider = np.concatenate([up, up[:1]]), np.concatenate([up, up[:, :1]], axis=1)
-    bad: dict[str, Network] = {
+    return {
         "an activation that does not exist": (x, good._replace(activation="relu6")),
         "a negative tau": (x, good._replace(activation="fatrelu", tau=-0.5)),
         "a tau that is no number": (x, good._replace(activation="fatrelu", tau=float("nan"))),
@@ -197,10 +270,28 @@ def bad_networks(draw: st.DrawFn, facts: Facts) -> Call:
         "an x with an element more": (np.ones(d + 1, np.float32), good),
         "an x in float64": (np.ones(d), good),
     }
+
+
+@st.composite
+def bad_networks(draw: st.DrawFn, facts: Facts) -> Call:
+    """dense_ffn or sparse_ffn with one thing that does not fit."""
+    n, d = draw(st.sampled_from(sizes_of(facts)))
+    bad = bad_kinds(n, d, draw(st.sampled_from(dtypes_of(facts))))
     note = draw(st.sampled_from(list(bad)))
     x, ffn = bad[note]
     operation = draw(st.sampled_from([name for name in BOTH if name in facts.operations]))
     return Call(operation, (x, *ffn) if operation == "dense_ffn" else (x, *ffn, draw(active_sets(n))), note)
+
+
+def bad_network_examples(facts: Facts) -> list[Call]:
+    """Each of them, for each operation."""
+    n, d = sizes_of(facts, [(3, 1)])[0]
+    return [
+        Call(operation, (x, *ffn, *([ints([])] if operation == "sparse_ffn" else [])), note)
+        for operation in BOTH
+        if operation in facts.operations
+        for note, (x, ffn) in bad_kinds(n, d, dtypes_of(facts)[0]).items()
+    ]
 
 
 def every_pattern(facts: Facts) -> list[Call]:
@@ -239,11 +330,11 @@ def judge_patterns(subject: Subject, call: Call) -> None:
 
 CHECKS = (
     Check("TYP-5", ("dense_ffn",), every_pattern, judge_patterns),
-    Check("FFN-1", ("dense_ffn",), dense(dyadic_networks), judge_exact),
-    Check("FFN-2", ("dense_ffn",), dense(plain_networks), judge_bounded),
-    Check("FFN-4", ("sparse_ffn",), sparse(dyadic_networks), judge_exact),
-    Check("FFN-5", ("sparse_ffn",), sparse(plain_networks), judge_bounded),
+    Check("FFN-1", ("dense_ffn",), dense(dyadic_networks), judge_exact, ties("dense_ffn")),
+    Check("FFN-2", ("dense_ffn",), dense(plain_networks), judge_bounded, smooth_tails("dense_ffn")),
+    Check("FFN-4", ("sparse_ffn",), sparse(dyadic_networks), judge_exact, ties("sparse_ffn")),
+    Check("FFN-5", ("sparse_ffn",), sparse(plain_networks), judge_bounded, smooth_tails("sparse_ffn")),
     Check("FFN-6", ("sparse_ffn",), sparse_over_active, judge_dense_value),
-    Check("FFN-8", ("sparse_ffn",), empty_or_bad_ids, judge_empty_or_bad_ids),
-    Check("FFN-9", BOTH, bad_networks, must_refuse),
+    Check("FFN-8", ("sparse_ffn",), empty_or_bad_ids, judge_empty_or_bad_ids, bad_sparse_examples),
+    Check("FFN-9", BOTH, bad_networks, must_refuse, bad_network_examples),
 )

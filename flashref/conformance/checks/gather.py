@@ -4,9 +4,18 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flashref.conformance.adapter import Facts
-from flashref.conformance.check import Call, Check, ask, expect_bits, expect_equal, must_refuse
-from flashref.conformance.checks.bundle import bundle_bytes_of, packed_by_hand, packings
-from flashref.conformance.checks.ffn import bad_ids
+from flashref.conformance.check import (
+    Call,
+    Check,
+    ask,
+    dtypes_of,
+    expect_bits,
+    expect_equal,
+    must_refuse,
+    sizes_of,
+)
+from flashref.conformance.checks.bundle import bundle_bytes_of, finite_bits, packed_by_hand, packings
+from flashref.conformance.checks.ffn import bad_ids, every_bad_ids
 from flashref.conformance.definitions import plan_model, stride_model
 from flashref.conformance.strategies import active_sets
 from flashref.conformance.subject import Breach, Subject
@@ -19,14 +28,29 @@ OPERATIONS = ("gather_rows",)
 def gatherings(draw: st.DrawFn, facts: Facts) -> Call:
     """gather_rows of some neurons, from an image with noise before and behind the bundles."""
     packing = draw(packings(facts))
+    n, block = packing.arguments[0], packing.arguments[4]
+    max_gap = draw(st.sampled_from([0, 0, block, 2 * block, 10**6]))
+    return gathering(packing, block * draw(st.integers(0, 3)), draw(active_sets(n)), max_gap)
+
+
+def gathering(packing: Call, start: int, ids: Ids, max_gap: int) -> Call:
+    """gather_rows of these neurons, from what pack_bundles would have packed, behind `start` bytes."""
     n, d, dtype, fields, block, order, _ = packing.arguments
-    start = block * draw(st.integers(0, 3))
     packed = packed_by_hand(packing)
     before, behind = np.full(start, 0xA5, np.uint8), np.full(-len(packed) % block, 0x5A, np.uint8)
     image = np.concatenate([before, packed, behind])
-    max_gap = draw(st.sampled_from([0, 0, block, 2 * block, 10**6]))
-    ids = draw(active_sets(n))
     return Call("gather_rows", (image, n, d, dtype, fields, block, start, order, ids, max_gap))
+
+
+def long_reads(facts: Facts) -> list[Call]:
+    """Reads of several pages: all neurons, and all but one, where the gap is just small enough, or not."""
+    n, d = sizes_of(facts, [(64, 16)])[0]
+    dtype, random = dtypes_of(facts)[0], np.random.default_rng(0)
+    given = [finite_bits(random, n, d, dtype, False) for _ in range(2)]
+    packing = Call("pack_bundles", (n, d, dtype, ["up", "down"], 64, None, given))
+    every, stride = np.arange(n), stride_model(bundle_bytes_of(d, dtype, ["up", "down"]), 64)
+    one_gap = np.delete(every, n // 2)
+    return [gathering(packing, 0, *of) for of in ((every, 0), (one_gap, stride), (one_gap, stride - 1))]
 
 
 def rows_by_hand(call: Call) -> Array:
@@ -97,10 +121,16 @@ def bad_gatherings(draw: st.DrawFn, facts: Facts) -> Call:
     return call._replace(arguments=(*rest, ids, max_gap), note=note)
 
 
+def bad_gathering_examples(facts: Facts) -> list[Call]:
+    """gather_rows of each kind of ids that must be refused."""
+    of = np.zeros(24, np.uint8), 3, 1, dtypes_of(facts)[0], ["up", "down"], 8, 0, None
+    return [Call("gather_rows", (*of, ids, 0), note) for ids, note in every_bad_ids(3)]
+
+
 CHECKS = (
-    Check("GTH-1", OPERATIONS, gatherings, judge_rows),
-    Check("GTH-2", OPERATIONS, bad_gatherings, must_refuse),
-    Check("GTH-3", OPERATIONS, gatherings, judge_counters),
+    Check("GTH-1", OPERATIONS, gatherings, judge_rows, long_reads),
+    Check("GTH-2", OPERATIONS, bad_gatherings, must_refuse, bad_gathering_examples),
+    Check("GTH-3", OPERATIONS, gatherings, judge_counters, long_reads),
     Check("GTH-5", OPERATIONS, gatherings, judge_copies),
     Check("GTH-6", OPERATIONS, no_ids, judge_nothing),
 )

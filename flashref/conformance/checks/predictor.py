@@ -23,15 +23,17 @@ def call_of(x: Array, predictor: Predictor, note: str = "") -> Call:
 def dyadic_predictions(draw: st.DrawFn, facts: Facts) -> Call:
     """Entries j/4 with r ≤ 3 and d ≤ 6: logits are multiples of 2^-6 below 19, exact in any order.
 
-    The threshold is often exactly a logit, and now and then infinite.
+    The threshold is often exactly a logit, or the float32 beside one, and now and then infinite.
     """
     n, d = draw(st.sampled_from(sizes_of(facts)))
     dtype = draw(st.sampled_from(dtypes_of(facts)))
     x = draw(dyadic_arrays((d,), 2))
     predictor = draw(predictors(lambda shape: dyadic_arrays(shape, 2), n, d, dtype))
     ties = [float(z) for z in exact_logits(x, predictor)]
-    infinite = st.sampled_from([float("inf"), float("-inf")])
-    threshold = draw(st.one_of(st.sampled_from(ties), st.just(predictor.threshold), infinite))
+    # The nearest float32 on either side, but for those of 0, which are subnormal.
+    beside = [float(np.nextafter(np.float32(z), np.float32(to))) for z in ties if z for to in (-100, 100)]
+    infinite = [float("inf"), float("-inf")]
+    threshold = draw(st.sampled_from(ties) | st.sampled_from([predictor.threshold, *beside, *infinite]))
     return call_of(x, predictor._replace(threshold=threshold))
 
 

@@ -176,6 +176,22 @@ def bad_deltas(draw: st.DrawFn, facts: Facts) -> Call:
     return call_of(capacity, placement, dtype, [*deltas, kinds[note]], note)
 
 
+def bad_delta_examples(facts: Facts) -> list[Call]:
+    """Each kind of delta that does not fit, under each placement."""
+    bad: dict[str, tuple[list[int], list[int]]] = {
+        "an evicted neuron that is in no slot": ([9], []),
+        "more rows than there are": ([], [7, 8, 9]),
+        "a loaded neuron that is in a slot already": ([], [0]),
+        "a neuron that is loaded and evicted": ([0], [0]),
+        "evicted ids that descend": ([1, 0], []),
+        "loaded ids that descend": ([], [9, 8]),
+    }
+    dtype = dtypes_of(facts)[0]
+    return [
+        call_of(4, p, dtype, [([], [0, 1]), delta], note) for note, delta in bad.items() for p in PLACEMENTS
+    ]
+
+
 @st.composite
 def bad_rows(draw: st.DrawFn, facts: Facts) -> Call:
     """New rows of another number, shape or dtype than the matrix has."""
@@ -196,7 +212,7 @@ def bad_rows(draw: st.DrawFn, facts: Facts) -> Call:
 
 CHECKS = (
     Check("SLT-2", OPERATIONS, runs(*PLACEMENTS), judge_ids, examples(*PLACEMENTS)),
-    Check("SLT-3", OPERATIONS, bad_deltas, must_refuse),
+    Check("SLT-3", OPERATIONS, bad_deltas, must_refuse, bad_delta_examples),
     Check("SLT-4", OPERATIONS, runs("swap_with_last"), judge_moves, examples("swap_with_last")),
     Check("SLT-6", OPERATIONS, runs("fill_holes"), judge_moves, examples("fill_holes")),
     Check("SLT-8", OPERATIONS, runs(*PLACEMENTS), judge_rows, examples(*PLACEMENTS)),

@@ -1,0 +1,50 @@
+"""pytest's options `--flashref-…`. Every project that installs flashref imports this, so it imports nothing.
+
+`pytest --pyargs flashref.conformance.suite --flashref-adapter package.module:attribute`
+"""
+
+import pytest
+
+SUITE = "flashref.conformance.suite"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options, and nothing else."""
+    group = parser.getgroup("flashref", 'conformance with "LLM in a flash" (flashref)')
+    add = group.addoption
+    add("--flashref-adapter", metavar="ADAPTER", help=f"judge this module or module:attribute with {SUITE}")
+    add("--flashref-command", metavar="LINE", help="instead: a command that speaks specs/96-stdio.md")
+    add("--flashref-deviations", metavar="FILE", help="what it knowingly does otherwise (TOML)")
+    add(
+        "--flashref-profile",
+        choices=("dev", "ci", "nightly"),
+        default="ci",
+        help="30, 100 or 2000 cases of a requirement (default: ci); nightly draws others in every run",
+    )
+    add(
+        "--flashref-examples",
+        metavar="N",
+        type=int,
+        help="so many cases instead, for campaigns of any length",
+    )
+    add("--flashref-report", metavar="FILE", help="write the verdicts as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The suite's hooks, if an implementation is named; a mistake is one sentence (pytest.UsageError)."""
+    adapter, command = (config.getoption(f"--flashref-{name}") for name in ("adapter", "command"))
+    if adapter is not None or command is not None:
+        try:
+            from flashref.conformance.hooks import Hooks  # here: it needs Hypothesis
+        except ModuleNotFoundError as error:
+            sentence = f"the conformance kit needs {error.name}; run pip install 'flashref[test]'"
+            raise pytest.UsageError(sentence) from error
+        config.pluginmanager.register(Hooks(config), "flashref-conformance")
+    elif any(_is_suite(word.partition("::")[0]) for word in config.args):
+        raise pytest.UsageError(
+            "name what to judge: --flashref-adapter MODULE:ATTRIBUTE, or --flashref-command 'PROGRAM'"
+        )
+
+
+def _is_suite(word: str) -> bool:
+    return word == SUITE or word.replace("\\", "/").endswith("/flashref/conformance/suite.py")

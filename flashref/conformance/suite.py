@@ -1,0 +1,162 @@
+"""The kit as pytest tests, one a requirement and one a vector, for CI and for campaigns over many machines.
+
+`pytest --pyargs flashref.conformance.suite --flashref-adapter package.module:attribute`
+
+The tests of requirements are plain Hypothesis tests: pytest-xdist spreads them, HypoFuzz collects them, and
+the profile `nightly` keeps what it finds in the database of Hypothesis' own profile. An adapter runs in this
+process, which a hang or a crash of it ends; a command is restarted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+
+from flashref.conformance import campaign
+from flashref.conformance.check import Check
+from flashref.conformance.deviations import Deviations
+from flashref.conformance.runner import (
+    DEVIATES,
+    GOOD,
+    NOT_RUN,
+    PASS,
+    UNSUPPORTED,
+    Attempts,
+    Verdict,
+    lacking,
+    property_of,
+    vector_verdict,
+)
+from flashref.conformance.subject import Died, InProcess
+from flashref.conformance.summary import failure_of
+from flashref.conformance.vector_files import Vector
+from flashref.types import FlashrefError
+
+Judged = campaign.Watched | InProcess
+
+
+class Test(NamedTuple):
+    """One test. before: a verdict that needs no run, or None; after: the verdict on how the run ended."""
+
+    name: str
+    function: Callable[[], None]
+    before: Callable[[], Verdict | None]
+    after: Callable[[BaseException | None], Verdict]
+
+
+class Suite(pytest.Module):
+    """The suite as pytest sees it, made in this module's place: its tests are not functions of this module.
+
+    load: gives the tests, or raises FlashrefError; target: the implementation as a command line names it.
+    """
+
+    load: Callable[[], Iterable[Test]]
+    target: str
+
+    def collect(self) -> Iterator["SuiteTest"]:
+        """The tests; one sentence if the implementation cannot be loaded."""
+        try:
+            tests = list(self.load())
+        except FlashrefError as error:
+            raise self.CollectError(str(error)) from None
+        for place, test in enumerate(tests):
+            item: SuiteTest = SuiteTest.from_parent(self, name=test.name, callobj=test.function)
+            item.test, item.place, item.target = test, place, self.target
+            if hasattr(test.function, "hypothesis"):  # HypoFuzz's key: each replays what the other finds
+                inner = test.function.hypothesis.inner_test
+                inner._hypothesis_internal_add_digest = item.nodeid.encode()
+            yield item
+
+
+class SuiteTest(pytest.Function):
+    """A test that ends in a verdict: it passes, is skipped with the reason, or shows the failure alone."""
+
+    test: Test
+    place: int
+    target: str
+    verdict: Verdict | None = None
+
+    def runtest(self) -> None:
+        """Run it, and say what came out."""
+        verdict = self.test.before()
+        if verdict is None:
+            ended: BaseException | None = None
+            try:
+                super().runtest()
+            except pytest.exit.Exception:
+                raise
+            except (Exception, Died) as error:
+                ended = error
+            verdict = self.test.after(ended)
+        self.verdict = verdict
+        if verdict.kind not in GOOD:
+            pytest.fail(failure_of(verdict, self.target), pytrace=False)
+        if verdict.kind != PASS:
+            pytest.skip(f"{verdict.requirement} {verdict.kind}: {verdict.text}")
+
+
+def suite_tests(
+    checks: Sequence[Check],
+    vectors: Sequence[Vector],
+    subject: Judged,
+    how: settings,
+    deviations: Deviations,
+) -> Iterator[Test]:
+    """A test of each requirement, then one of each vector."""
+    for check in checks:
+        yield requirement_test(check, subject, how, deviations)
+    for vector in vectors:
+        yield vector_test(vector, subject, deviations)
+
+
+def requirement_test(check: Check, subject: Judged, how: settings, deviations: Deviations) -> Test:
+    """The test of one requirement: a true Hypothesis test, unless it deviates or nothing can be asked."""
+    attempts = Attempts(check, subject)
+    name = f"test_{check.requirement.replace('-', '_')}"
+    if (deviates := deviations.requirements.get(check.requirement)) is not None:
+        return _decided(name, attempts.verdict(DEVIATES, deviates))
+    if (lacks := lacking(check, subject.facts)) is not None:
+        return _decided(name, attempts.verdict(UNSUPPORTED, lacks))
+    try:
+        function = property_of(check, subject.facts, attempts.attempt, how)
+    except Exception as error:  # a defect of the kit must not hide the other verdicts
+        return _decided(name, attempts.verdict_of(error))
+
+    def before() -> Verdict | None:
+        attempts.begin()
+        if isinstance(subject, InProcess):
+            return None
+        subject.left_out.clear()
+        reason = campaign.out_of_patience(check, subject)
+        return None if reason is None else Verdict(check.requirement, NOT_RUN, reason, 0, 0.0)
+
+    def after(error: BaseException | None) -> Verdict:
+        verdict = attempts.verdict_of(error)
+        return verdict if isinstance(subject, InProcess) else campaign.settled(check, subject, verdict)
+
+    return Test(name, function, before, after)
+
+
+def vector_test(vector: Vector, subject: Judged, deviations: Deviations) -> Test:
+    """The test of one vector."""
+
+    def judge() -> Verdict:
+        if isinstance(subject, InProcess):
+            verdict = vector_verdict(subject, vector)
+        else:
+            verdict = campaign.ask_vector(subject, vector)
+            if verdict.kind not in campaign.FINAL:
+                subject.restart()
+                verdict = campaign.ask_vector_again(subject, vector, verdict)
+        return campaign.deviating_vector(vector, verdict, deviations)
+
+    return Test(f"test_vector[{vector.id}]", _nothing, judge, lambda error: judge())
+
+
+def _decided(name: str, verdict: Verdict) -> Test:
+    return Test(name, _nothing, lambda: verdict, lambda error: verdict)
+
+
+def _nothing() -> None:
+    """The function of a test whose verdict is known before it."""

@@ -1,0 +1,65 @@
+"""The example adapters pass: JAX, PyTorch, and an engine in C that speaks stdio; dev profile, every check."""
+
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from flashref.conformance.adapter import Unsupported, load_adapter
+from flashref.conformance.checks import CHECKS
+from flashref.conformance.runner import GOOD, examine, failure_text, profile_settings
+from flashref.conformance.stdio import Command
+from flashref.conformance.subject import InProcess
+from flashref.conformance.vectors import SHIPPED, judge_vector, read_vectors
+
+ADAPTERS = Path(__file__).parent / "adapters"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here; the engine in C cannot be built")
+    built = tmp_path_factory.mktemp("engine") / "engine"
+    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([compiler, *flags, ADAPTERS / "engine.c", "-o", built, "-lm"], check=True)
+    with Command([str(built)]) as command:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def torch():
+    pytest.importorskip("torch", reason="PyTorch is in the dev extra only")
+    return adapter_in_process("torch_adapter")
+
+
+@pytest.fixture(scope="module")
+def jax():
+    import jax as library
+
+    yield adapter_in_process("jax_adapter")
+    library.clear_caches()
+
+
+def adapter_in_process(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ADAPTERS))
+        return InProcess(load_adapter(name))
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("example", ["engine", "torch", "jax"])
+def test_an_example_adapter_passes(example, name, request):
+    subject = request.getfixturevalue(example)
+    verdict = examine(CHECKS[name], subject, profile_settings("dev"))
+    assert verdict.kind in GOOD, failure_text(verdict, None, example)
+
+
+@pytest.mark.parametrize("example", ["engine", "torch", "jax"])
+def test_an_example_adapter_gives_the_vectors(example, request):
+    subject = request.getfixturevalue(example)
+    for vector in read_vectors(SHIPPED):
+        with suppress(Unsupported):
+            judge_vector(subject, vector)

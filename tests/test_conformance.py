@@ -1,0 +1,79 @@
+"""The kit tests itself: the reference passes, wrong implementations are caught, correct ones pass."""
+
+import os
+import sys
+from contextlib import nullcontext
+
+import pytest
+from mutants import correct  # noqa: F401
+from mutants.planted import BY_NAME, MUTANTS
+from mutants.registry import OF_CALLS, VARIANTS, caught, checks_of, quickly, verdict_on
+
+from flashref.conformance import reference, runner
+from flashref.conformance.checks import CHECKS, stdio
+from flashref.conformance.requirements import requirements
+from flashref.conformance.stdio import Command
+from flashref.conformance.subject import InProcess
+
+PROFILE = os.getenv("HYPOTHESIS_PROFILE", "ci" if os.getenv("CI") else "dev")
+EVERY_CHECK = [pytest.param(name, marks=pytest.mark.req(name)) for name in OF_CALLS]
+
+
+def subject_of(requirement):
+    """The reference in this process; behind the protocol, where that is what is judged."""
+    if requirement in {check.requirement for check in stdio.CHECKS}:
+        return Command([sys.executable, "-m", "flashref.conformance", "flashref.conformance.reference"])
+    return nullcontext(InProcess(reference))
+
+
+@pytest.mark.parametrize("requirement", EVERY_CHECK)
+def test_the_reference_passes_every_check(requirement):
+    with subject_of(requirement) as subject:
+        verdict = runner.examine(CHECKS[requirement], subject, runner.profile_settings(PROFILE))
+    assert verdict.kind == runner.PASS, verdict.text
+    assert verdict.cases > 0
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_mutant_is_caught_by_the_check_of_what_it_breaks(name):
+    mutant = BY_NAME[name]
+    verdict = verdict_on(mutant.adapter, mutant.requirements[0], quickly("ci"))
+    assert caught(verdict), f"{name} survives {mutant.requirements[0]}: {verdict.kind} {verdict.text}"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_check_rejects_a_correct_variant(name):
+    for requirement in checks_of(VARIANTS[name]):
+        verdict = verdict_on(VARIANTS[name], requirement, quickly("dev", examples=10))
+        assert verdict.kind in (runner.PASS, runner.UNSUPPORTED), f"{requirement}: {verdict.text}"
+
+
+def test_every_check_has_a_mutant_that_it_must_catch():
+    assert set(CHECKS) - {mutant.requirements[0] for mutant in MUTANTS} == set()
+
+
+def test_mutants_break_requirements_that_have_a_check():
+    assert {name for mutant in MUTANTS for name in mutant.requirements} - set(CHECKS) == set()
+
+
+def test_every_requirement_that_binds_others_has_a_check():
+    binding = {name for name, of in requirements().items() if of.testable and not of.reference_only}
+    assert binding - set(CHECKS) == set()
+
+
+def test_no_check_is_for_what_binds_nobody_else():
+    binding = {name for name, of in requirements().items() if of.testable and not of.reference_only}
+    assert set(CHECKS) - binding == set()
+
+
+@pytest.mark.parametrize("requirement", ["FFN-5", "PRD-5", "WIN-9", "GTH-1", "DEC-7"])
+def test_the_verdict_is_the_same_the_second_time(requirement):
+    first, second = (verdict_on(lambda: reference, requirement, quickly("dev")) for _ in range(2))
+    assert (first.kind, first.cases) == (second.kind, second.cases)
+
+
+@pytest.mark.parametrize("name", list(BY_NAME)[::10])
+def test_a_mutant_is_caught_by_the_same_case_the_second_time(name):
+    mutant = BY_NAME[name]
+    first, second = (verdict_on(mutant.adapter, mutant.requirements[0], quickly("ci")) for _ in range(2))
+    assert first._replace(seconds=0) == second._replace(seconds=0)
