@@ -1,6 +1,9 @@
 """Profiles of Hypothesis, and the record of which requirement is tested where."""
 
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -24,3 +27,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for requirement in mark.args:
                 cited.setdefault(requirement, []).append(item.nodeid)
     config.stash[CITED] = cited
+
+
+@pytest.fixture(scope="session")
+def compile_c(tmp_path_factory):
+    """compile_c(source, *flags): the program of a C file, compiled without a warning by the system's `cc`."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip("there is no C compiler here")
+
+    def program_of(source: Path, *flags: str) -> Path:
+        program = tmp_path_factory.mktemp("built") / source.stem
+        strict = "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"
+        words = [compiler, *strict, *flags, str(source), "-o", str(program), "-lm"]
+        subprocess.run(words, check=True, timeout=60)
+        return program
+
+    return program_of
+
+
+@pytest.fixture(scope="session")
+def engine_path(compile_c):
+    """The example engine in C, which speaks the stdio protocol."""
+    return compile_c(Path(__file__).parent / "adapters" / "engine.c")

@@ -92,6 +92,24 @@ def test_long_sums_of_either_memory_order_are_the_scalar_loop(shape, order, monk
     assert PIECE_BYTES == 16 * 2**20
 
 
+@pytest.mark.parametrize(
+    ("width", "in_c"), [(1, True), (255, True), (256, False), (257, False), (300, False)]
+)
+def test_short_rows_are_summed_by_a_loop_in_c(width, in_c, monkeypatch):
+    calls, accumulate = [], np.add.accumulate
+
+    class Add:
+        @staticmethod
+        def accumulate(*args, **options):
+            calls.append(args)
+            return accumulate(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "add", Add)
+        ascending_sum(np.ones(2, np.float32), np.ones((2, width), np.float32))
+    assert bool(calls) is in_c
+
+
 @pytest.mark.parametrize(("width", "at_once"), [(0, 16), (1, 16), (2, 8), (3, 5), (16, 1), (17, 1), (300, 1)])
 def test_products_are_held_a_piece_at_a_time(width, at_once, monkeypatch):
     pieces, multiply = [], np.multiply

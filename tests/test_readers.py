@@ -462,6 +462,44 @@ def test_without_o_direct_the_page_cache_serves(path, monkeypatch, by):
 
 
 @pytest.mark.req("RDR-12")
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT to refuse")
+def test_a_refused_descriptor_is_closed_whatever_its_number(path, monkeypatch):
+    real_open, real_preadv, real_close, closed = os.open, os.preadv, os.close, []
+
+    def refused(descriptor, *call):
+        if descriptor == 0:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_preadv(descriptor, *call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda name, flags: 0 if flags & os.O_DIRECT else real_open(name, flags))
+        patch.setattr(os, "preadv", refused)
+        patch.setattr(os, "close", lambda number: real_close(number) if number else closed.append(number))
+        reader = direct_reader(path)
+    reader.close()
+    assert closed == [0]
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages to ask for")
+def test_memory_is_asked_for_in_huge_pages(path, monkeypatch):
+    asked = []
+
+    class Mapping(mmap.mmap):
+        def __new__(cls, descriptor, size, **options):
+            asked.append(options)
+            return super().__new__(cls, descriptor, size, **options)
+
+        def madvise(self, advice):
+            asked.append(advice)
+            super().madvise(advice)
+
+    with direct_reader(path) as reader:
+        monkeypatch.setattr(mmap, "mmap", Mapping)
+        reader.read((Extent(0, BLOCK),))
+    assert asked == [{"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}, mmap.MADV_HUGEPAGE]
+
+
+@pytest.mark.req("RDR-12")
 def test_a_warning_turned_error_leaves_nothing_open(path, monkeypatch):
     monkeypatch.setattr(readers_module, "_open_direct", lambda *_: None)
     threads, descriptors = threading.active_count(), len(os.listdir("/dev/fd"))

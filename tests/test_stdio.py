@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import types
@@ -584,18 +583,6 @@ def test_the_adapter_of_the_chapter_works(monkeypatch):
 
 
 # --- The engine in C ---
-
-
-@pytest.fixture(scope="session")
-def engine_path(tmp_path_factory):
-    """The program that tests/adapters/engine.c is compiled to, without a warning."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler here")
-    path = tmp_path_factory.mktemp("engine") / "engine"
-    words = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-std=c11", "-o", str(path)]
-    subprocess.run([*words, str(HERE / "adapters" / "engine.c"), "-lm"], check=True)
-    return path
 
 
 @pytest.fixture(scope="module")

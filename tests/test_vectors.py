@@ -41,6 +41,7 @@ NOT_IN_VECTORS = {
     "GTH-5": "that rows are copies",
 }
 HERE = Path(__file__).parent
+READER = HERE / "vector_reader.c"
 
 
 @pytest.fixture(scope="module")
@@ -761,20 +762,14 @@ def test_without_the_test_extra_one_sentence_says_so(folder):
     assert done.stderr.count("\n") == 1
 
 
-def built_reader(tmp_path, *options):
-    compiler = os.environ.get("CC", "cc")
-    if not shutil.which(compiler):
-        pytest.skip("no C compiler here")
-    program = tmp_path / "vector_reader"
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-std=c11", *options]
-    subprocess.run([compiler, *flags, HERE / "vector_reader.c", "-o", program, "-lm"], check=True, timeout=60)
+def reader_of(program):
     return lambda folder: subprocess.run(
         [program, *sorted(folder.glob("*/*.json"))], capture_output=True, text=True, timeout=60
     )
 
 
-def test_a_reader_in_c_needs_no_python(tmp_path, folder, shipped):
-    read = built_reader(tmp_path)
+def test_a_reader_in_c_needs_no_python(compile_c, folder, shipped):
+    read = reader_of(compile_c(READER))
     done = read(folder)
     judged = sum(v.operation in ("dense_ffn", "sparse_ffn", "run_window") for v in shipped.values())
     skipped = len(shipped) - judged
@@ -785,6 +780,6 @@ def test_a_reader_in_c_needs_no_python(tmp_path, folder, shipped):
     assert lost.returncode == 2 and "cases are missing" in lost.stderr
 
 
-def test_a_reader_in_c_finds_a_planted_bug(tmp_path, folder):
-    done = built_reader(tmp_path, "-DDROP_LAST_NEURON")(folder)
+def test_a_reader_in_c_finds_a_planted_bug(compile_c, folder):
+    done = reader_of(compile_c(READER, "-DDROP_LAST_NEURON"))(folder)
     assert done.returncode == 1 and "sparse_ffn/dyadic/last_neuron_only: wrong." in done.stdout

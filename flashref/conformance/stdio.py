@@ -70,7 +70,9 @@ def _json_object(line: bytes) -> dict[str, Any]:
     try:
         message = json.loads(line.decode())  # UTF-8: json's own guess would take UTF-16 too
     except (ValueError, RecursionError) as error:
-        raise _Misunderstood(f"a line must be one JSON object in UTF-8: {error}") from error
+        raise _Misunderstood(
+            f"a line must be one JSON object in UTF-8, not {shortened(line)}: {error}"
+        ) from error
     if not isinstance(message, dict):
         raise _Misunderstood(f"a line must be one JSON object, not {shortened(line)}")
     return message
