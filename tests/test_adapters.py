@@ -41,15 +41,19 @@ def adapter_in_process(name):
         return InProcess(load_adapter(name))
 
 
+# What one worker has compiled, another would compile again.
+EXAMPLES = ["engine", "torch", pytest.param("jax", marks=pytest.mark.xdist_group("jax"))]
+
+
 @pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize("example", ["engine", "torch", "jax"])
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_adapter_passes(example, name, request):
     subject = request.getfixturevalue(example)
     verdict = examine(CHECKS[name], subject, profile_settings("dev"))
     assert verdict.kind in GOOD, failure_text(verdict, None, example)
 
 
-@pytest.mark.parametrize("example", ["engine", "torch", "jax"])
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_adapter_gives_the_vectors(example, request):
     subject = request.getfixturevalue(example)
     for vector in read_vectors(SHIPPED):

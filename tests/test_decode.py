@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
-from test_window import kept_lists
 
 from flashref import (
     active_neurons,
@@ -20,7 +19,7 @@ from flashref import (
     same,
     sparse_ffn,
 )
-from flashref.conformance.definitions import exact_ffn
+from flashref.conformance.definitions import exact_ffn, window_model
 from flashref.conformance.strategies import dyadic_cases, id_sets, plain_cases, read_only
 from flashref.decode import read_batches, sum_predicted, sum_resident
 from flashref.ffn import take_neurons
@@ -86,7 +85,7 @@ def setups(draw, cases, scales=(-1, -0.5, 0.5, 1)):
 def chosen_by_definition(setup, tokens, semantics):
     """Per token: the ids summed, and the sets, from plain sets over the full history."""
     window = setup.layer.window
-    history = kept_lists(window.k, window.capacity, [predicted for _, predicted in tokens])
+    history = window_model(window.k, window.capacity, [predicted for _, predicted in tokens])
     for (_, predicted), (after, load, evict, bypass) in zip(tokens, history, strict=True):
         chosen = predicted if semantics is sum_predicted else after | bypass
         yield sorted(chosen), after, load, evict, bypass

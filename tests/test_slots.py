@@ -6,6 +6,7 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from flashref import same
+from flashref.conformance.definitions import fill_holes_model, swap_with_last_model
 from flashref.conformance.strategies import read_only
 from flashref.slots import apply_moves, empty_slots, fill_holes, swap_with_last
 from flashref.types import NEVER, Delta, DomainError, IdsError, Moves, ShapeError, Slots
@@ -17,34 +18,7 @@ def ids(values=()):
     return np.array(sorted(values), np.int64)
 
 
-def swap_by_hand(rows, evict, load):
-    """Decision 10 by the letter, on a list of ids; returns the rows and how many were moved."""
-    count, moved = len(rows) - len(evict), 0
-    for hole in range(count):
-        if rows[hole] in evict:
-            last = max(j for j in range(count, len(rows)) if rows[j] not in evict and rows[j] is not None)
-            rows[hole], rows[last] = rows[last], None
-            moved += 1
-    return rows[:count] + sorted(load), moved
-
-
-def fill_by_hand(rows, evict, load):
-    """Decision 11 by the letter."""
-    new, moved = sorted(load), 0
-    count = len(rows) - len(evict) + len(load)
-    for hole in range(len(rows)):
-        if rows[hole] in evict and new:
-            rows[hole] = new.pop(0)
-    rows = rows + new
-    for hole in range(count):
-        if rows[hole] in evict:
-            last = max(j for j in range(count, len(rows)) if rows[j] not in evict and rows[j] is not None)
-            rows[hole], rows[last] = rows[last], None
-            moved += 1
-    return rows[:count], moved
-
-
-BY_HAND = {swap_with_last: swap_by_hand, fill_holes: fill_by_hand}
+MODELS = {swap_with_last: swap_with_last_model, fill_holes: fill_holes_model}
 
 
 @st.composite
@@ -78,7 +52,7 @@ def test_a_placement_does_what_its_text_says(place, case):
         stale = slots.ids.copy()
         read_only(slots)
         slots, moves = place(slots, Delta(ids(load), ids(evict), ids()))
-        by_hand, moved = BY_HAND[place](by_hand, evict, load)
+        by_hand, moved = MODELS[place](by_hand, evict, load)
         assert slots.ids[: slots.used].tolist() == by_hand
         assert slots.ids.dtype == np.int64
         assert len(moves.source) == len(moves.target) == moved <= len(evict)

@@ -6,21 +6,8 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from flashref import empty_window, resident_neurons, same, window_update
+from flashref.conformance.definitions import window_model
 from flashref.types import NEVER, DomainError, IdsError
-
-
-def kept_lists(k, capacity, tokens):
-    """Decisions 1, 2 and 8 by the letter: lists of kept sets, nothing clever; yields every C_t and Delta."""
-    kept, start, before = [], 0, set()
-    for t, predicted in enumerate(map(set, tokens)):
-        start = max(start, t - k + 1)
-        while start < t and len(predicted.union(*kept[start:t])) > capacity:
-            start += 1
-        there = sorted(predicted & before) + sorted(predicted - before)
-        kept.append(set(there[:capacity]))
-        after = set().union(*kept[start:])
-        yield after, after - before, before - after, predicted - kept[-1]
-        before = after
 
 
 @st.composite
@@ -47,7 +34,7 @@ def run(n, k, capacity, tokens):
 @example((5, 3, 2, [{3, 4}, {0, 3, 4}, {0, 1, 2}]))  # bypass beside rows that are there
 def test_sets_equal_the_definition(history):
     n, k, capacity, tokens = history
-    expected = kept_lists(k, capacity, tokens)
+    expected = window_model(k, capacity, tokens)
     for (window, delta), (after, load, evict, bypass) in zip(run(*history), expected, strict=True):
         event("bypass" if bypass else "room")
         assert resident_neurons(window).tolist() == sorted(after)

@@ -10,7 +10,7 @@ from flashref.numerics import ACTIVATIONS, TINY
 from flashref.types import widen
 from mutants.adapters import Decoder, Engine
 from mutants.engine import Chooser, Network, Table, Window
-from mutants.registry import correct
+from mutants.registry import PARTS, correct
 
 # --- Orders of a sum
 
@@ -130,12 +130,12 @@ class Wide(Network):
 
 @correct
 class ComputesInFloat64(Engine):
-    network, accumulate = Wide, "F64"
+    network, accumulate, touched = Wide, "F64", PARTS["network"][1]
 
 
 @correct
 class ComputesInFloat64AndDoesNotSaySo(Engine):
-    network = Wide
+    network, touched = Wide, PARTS["network"][1]
 
 
 @correct
@@ -170,6 +170,7 @@ class FlushingChooser(Chooser):
 @correct
 class FlushesSubnormals(Engine):
     network, predictor, flushes_subnormals = FlushingNetwork, FlushingChooser, True
+    touched = (*PARTS["network"][1], "predict_active")
 
 
 @correct

@@ -1,5 +1,6 @@
-"""All mutants; each module registers its own."""
+"""All mutants, in the order of the checks; each module registers its own."""
 
+from flashref.conformance.checks import CHECKS
 from mutants import (  # noqa: F401
     planted_adapters,
     planted_bytes,
@@ -14,5 +15,6 @@ from mutants import (  # noqa: F401
 )
 from mutants.registry import MUTANTS
 
+MUTANTS.sort(key=lambda mutant: list(CHECKS).index(mutant.requirements[0]))
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 assert len(BY_NAME) == len(MUTANTS)
