@@ -40,6 +40,12 @@ def dyadic_arrays(shape: Shape, bits: int) -> st.SearchStrategy[Array]:
     return whole.map(lambda j: (j / 2.0**bits).astype(np.float32))
 
 
+def seeded_dyadic(random: np.random.Generator, shape: Shape, bits: int) -> Array:
+    """A float32 array of j · 2^−bits with |j| ≤ 2^bits: where drawn ones have many equal elements, few."""
+    whole = random.integers(-(2**bits), 2**bits, shape, endpoint=True)
+    return np.asarray(whole / 2**bits, np.float32)
+
+
 def plain_arrays(
     shape: Shape, dtype: str = "F32", limit: float = 1e4, subnormals: bool = True
 ) -> st.SearchStrategy[Array]:

@@ -26,6 +26,7 @@ from flashref.conformance.strategies import (
     ffns,
     plain_arrays,
     predictors,
+    seeded_dyadic,
     stored,
 )
 from flashref.conformance.subject import Breach, Subject
@@ -42,12 +43,7 @@ def dyadic_contents(bits: int, seed: int | None) -> Callable[[tuple[int, ...]], 
     if seed is None:
         return lambda shape: dyadic_arrays(shape, bits)
     random = np.random.default_rng(seed)
-
-    def values(shape: tuple[int, ...]) -> Array:
-        whole = random.integers(-(2**bits), 2**bits, shape, endpoint=True)
-        return np.asarray(whole / 2**bits, np.float32)
-
-    return lambda shape: st.builds(lambda: values(shape))
+    return lambda shape: st.builds(lambda: seeded_dyadic(random, shape, bits))
 
 
 @st.composite

@@ -28,6 +28,7 @@ from flashref.conformance.strategies import (
     dyadic_cases,
     ffns,
     plain_cases,
+    seeded_dyadic,
     stored,
 )
 from flashref.conformance.subject import Subject
@@ -43,25 +44,22 @@ def dyadic_networks(facts: Facts) -> st.SearchStrategy[Network]:
     """(x, ffn) on which float32 is exact in every order: drawn and seeded ones."""
     most = facts.max_elements
     drawn = dyadic_cases(dtypes_of(facts)).filter(lambda case: most is None or case[1].up.size <= most)
-    return drawn | seeded_dyadic(facts)
+    return drawn | seeded_dyadic_networks(facts)
 
 
 @st.composite
-def seeded_dyadic(draw: st.DrawFn, facts: Facts) -> Network:
+def seeded_dyadic_networks(draw: st.DrawFn, facts: Facts) -> Network:
     """(x, ffn) of dyadic values from a seed, none of them special."""
     sizes = sizes_of(facts)
     activation, gated = draw(st.sampled_from(sorted(DYADIC_SIZES)))
     n, d, bits = draw(st.sampled_from([s for s in DYADIC_SIZES[activation, gated] if s[:2] in sizes]))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
-    def values(shape: tuple[int, ...]) -> Array:
-        whole = random.integers(-(2**bits), 2**bits, shape, endpoint=True)
-        return np.asarray(whole / 2**bits, np.float32)
+    def arrays(shape: tuple[int, ...]) -> st.SearchStrategy[Array]:
+        return st.builds(lambda: seeded_dyadic(random, shape, bits))
 
     dtype = draw(st.sampled_from(dtypes_of(facts)))
-    return values((d,)), draw(
-        ffns(lambda shape: st.builds(lambda: values(shape)), n, d, dtype, activation, gated)
-    )
+    return seeded_dyadic(random, (d,), bits), draw(ffns(arrays, n, d, dtype, activation, gated))
 
 
 def plain_networks(facts: Facts) -> st.SearchStrategy[Network]:
