@@ -2,14 +2,17 @@
 
 import os
 import sys
+import warnings
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 from mutants import correct  # noqa: F401
 from mutants.planted import BY_NAME, MUTANTS
 from mutants.registry import OF_CALLS, VARIANTS, caught, checks_of, quickly, verdict_on
 
 from flashref.conformance import reference, runner
+from flashref.conformance.adapter import OPERATIONS
 from flashref.conformance.checks import CHECKS, stdio
 from flashref.conformance.requirements import requirements
 from flashref.conformance.stdio import Command
@@ -77,3 +80,22 @@ def test_a_mutant_is_caught_by_the_same_case_the_second_time(name):
     mutant = BY_NAME[name]
     first, second = (verdict_on(mutant.adapter, mutant.requirements[0], quickly("ci")) for _ in range(2))
     assert first._replace(seconds=0) == second._replace(seconds=0)
+
+
+def test_a_warning_is_no_answer():
+    class Warns:
+        unsupported = dict.fromkeys([name for name in OPERATIONS if name != "read_plan"], "not here")
+
+        def read_plan(self, extents, block, max_gap):
+            np.float32(1) / np.float32(0)
+            warnings.warn("slow path", RuntimeWarning, stacklevel=1)
+            return extents
+
+    extents = np.array([[0, 64]])
+    assert InProcess(Warns()).call("read_plan", extents, 64, 0).tolist() == [[0, 64]]
+
+
+def test_a_large_failing_case_is_a_failure_and_no_defect_of_the_kit():
+    mutant = BY_NAME["accumulates in fp16"]
+    verdict = runner.examine(CHECKS["FFN-2"], InProcess(mutant.adapter()), quickly("ci"))
+    assert verdict.kind == "fail"

@@ -25,6 +25,10 @@ class Call(NamedTuple):
     arguments: Sequence[Any]
     note: str = ""
 
+    def __repr__(self) -> str:
+        """Short: Hypothesis warns of long ones, and `failure_text` shows the arguments."""
+        return f"{self.operation}({self.note or '…'})"
+
 
 class Check(NamedTuple):
     """The check of one requirement.

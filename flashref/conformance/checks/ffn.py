@@ -214,6 +214,7 @@ def every_bad_ids(n: int) -> list[tuple[Array, str]]:
         (ints([*every, n]), "an id above n - 1"),
         (ints([*every, 2**32]), "an id of 2^32, which is 0 in 32 bits"),
         (ints([0, *every]), "an id twice"),
+        (np.array(every, np.float64), "ids that are floats"),
         *([(ints(every[::-1]), "ids that descend")] if n > 1 else []),
     ]
 
