@@ -3,6 +3,9 @@
 import io
 import json
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script finds the checkout only if told
 
 from flashref.conformance import reference
 from flashref.conformance.stdio import serve
