@@ -13,10 +13,12 @@ from mutants.registry import OF_CALLS, VARIANTS, caught, checks_of, quickly, ver
 
 from flashref.conformance import reference, runner
 from flashref.conformance.adapter import OPERATIONS
-from flashref.conformance.checks import CHECKS, stdio
+from flashref.conformance.checks import CHECKS, logits, stdio
 from flashref.conformance.requirements import requirements
 from flashref.conformance.stdio import Command
 from flashref.conformance.subject import InProcess
+from flashref.numerics import predictor_bound
+from flashref.types import widen
 
 PROFILE = os.getenv("HYPOTHESIS_PROFILE", "ci" if os.getenv("CI") else "dev")
 EVERY_CHECK = [pytest.param(name, marks=pytest.mark.req(name)) for name in OF_CALLS]
@@ -99,3 +101,20 @@ def test_a_large_failing_case_is_a_failure_and_no_defect_of_the_kit():
     mutant = BY_NAME["accumulates in fp16"]
     verdict = runner.examine(CHECKS["FFN-2"], InProcess(mutant.adapter()), quickly("ci"))
     assert verdict.kind == "fail"
+
+
+def test_no_trained_predictor_decides_dec_11_s_texts_within_rounding():
+    # predictor_bound is the worst order's error; the eighth of it is far beyond what float32 shows here.
+    for call in logits.texts(InProcess(reference).facts):
+        model_dir, token_ids, _ = call.arguments
+        model = logits.loaded(model_dir)
+
+        def feed_forward(layer, x, model=model):
+            a, b, bias, threshold = model.predictors[layer]
+            z = widen(b).astype(np.float64) @ (widen(a).astype(np.float64) @ x)
+            z = z if bias is None else z + widen(bias)
+            single = x.astype(np.float32)
+            assert np.all(np.abs(z - threshold) > predictor_bound(single, model.predictors[layer]) / 8)
+            return logits.float64_ffn(x, model.ffns[layer], np.flatnonzero(z > threshold))
+
+        logits.logits_of(model.double, token_ids, feed_forward)
