@@ -1,7 +1,9 @@
 """One flat state machine: window + slots + image + reader, over two layers, against plain dicts and sets."""
 
+import copy
+import os
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,16 +18,22 @@ from flashref.decode import decode_layer, empty_layer, sum_predicted, sum_reside
 from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.container import read_container
 from flashref.storage.device import PRESETS
+from flashref.storage.faults import Fault, faulty_preadv, faulty_reader
 from flashref.storage.image import open_image, pack_image
 from flashref.storage.readers import DirectReader, memory_reader
-from flashref.types import FFN, FlashrefError, ImageError, Read, ReadError, ResidentFFN
+from flashref.types import FFN, ImageError, ReadError, ResidentFFN
 
 N, D, LAYERS, BLOCK = 9, 64, 2, 512  # a bundle of three F16 rows has 384 bytes and a block of its own
 FIELDS = ("gate", "up", "down")
 
 
-def refusing(extents):
-    raise ReadError("the disk does not answer")
+HARMLESS = st.builds(Fault, st.sampled_from(["short", "interrupted", "slow"]), st.integers(0, 2**12))
+# Bytes below D · 2 are weights of a bundle, none of them zero, so that a torn write always changes some.
+HARMFUL = (
+    st.builds(Fault, st.just("error"), st.just(0))
+    | st.builds(Fault, st.just("flip"), st.integers(0, 2**16))
+    | st.builds(Fault, st.just("torn"), st.integers(0, D * 2 - 1))
+)
 
 
 class DecodeMachine(RuleBasedStateMachine):
@@ -79,11 +87,12 @@ class DecodeMachine(RuleBasedStateMachine):
         orders = None if order is None else {layer: np.array(order) for layer in range(LAYERS)}
         path = folder / "image"
         pack_image(path, dict.fromkeys(tensors, checkpoint), names, "{}", BLOCK, orders)
-        self.image = open_image(path)
+        self.image, self.direct, self.preadv = open_image(path), direct, os.preadv
         if direct:
             with warnings.catch_warnings():  # where blocks of 512 cannot be read past the page cache
                 warnings.simplefilter("ignore", RuntimeWarning)
-                self.read = self.resources.enter_context(DirectReader(path, 3, BLOCK)).read
+                reader = DirectReader(path, 3, BLOCK, preadv=lambda *call: self.preadv(*call))
+            self.read = self.resources.enter_context(reader).read
         else:
             self.read = memory_reader(path.read_bytes(), PRESETS["paper_m1max_fig2b"]._replace(block=BLOCK))
 
@@ -123,23 +132,37 @@ class DecodeMachine(RuleBasedStateMachine):
             y, _, _ = self.token_of(layer, range(N), self.read)
             assert same(y, dense_ffn(self.x, ffn))
 
+    @precondition(lambda self: self.direct)
+    @rule(
+        active=st.tuples(*[st.sets(st.integers(0, N - 1))] * LAYERS),
+        faults=st.dictionaries(st.integers(0, 20), HARMLESS, min_size=1),
+    )
+    def harmless_faults_of_system_calls_cannot_be_seen(self, active, faults):
+        self.preadv = faulty_preadv(faults, lambda nanoseconds: None)
+        self.token(active)
+        self.preadv = os.preadv
+
     @precondition(lambda self: any(len(there) < N for there in self.there))
-    @rule(kind=st.sampled_from(["refuse", "flip a bit"]), bit=st.integers(0, 7))
-    def fault(self, kind, bit):
-        """A token that wants every neuron meets a reader that fails; the state must not have moved."""
-
-        def flipping(extents):
-            buffers = [buffer.copy() for buffer in self.read(extents).buffers]
-            for buffer in buffers:
-                buffer[:] ^= np.uint8(1 << bit)
-            return Read(tuple(buffers), 0)
-
-        for layer, there in enumerate(self.there):
-            if len(there) < N:
-                read = refusing if kind == "refuse" else flipping
-                expected: type[FlashrefError] = ReadError if kind == "refuse" else ImageError
-                with pytest.raises(expected):
-                    self.token_of(layer, range(N), read)
+    @rule(fault=HARMFUL, number=st.integers(0, 3), of_a_call=st.booleans())
+    def fault(self, fault, number, of_a_call):
+        """A token that wants every neuron meets storage that fails; nothing moves, and it can be repeated."""
+        expected = ReadError if fault.kind == "error" else ImageError
+        for layer, (ffn, there) in enumerate(zip(self.ffns, self.there, strict=True)):
+            if len(there) == N:
+                continue
+            before, read = copy.deepcopy(self.layers[layer]), self.read
+            if of_a_call and self.direct:
+                self.preadv = faulty_preadv({number: fault})
+            else:
+                read = faulty_reader(self.read, {number: fault})
+            struck = pytest.raises(expected)  # batch 0 and call 0 are always made; others may not be
+            with struck if number == 0 else suppress(expected):
+                y, _, _ = self.token_of(layer, range(N), read)
+                assert same(y, dense_ffn(self.x, ffn))
+            self.preadv = os.preadv
+            assert same(self.layers[layer], before)
+            y, _, _ = self.token_of(layer, range(N), self.read)
+            assert same(y, dense_ffn(self.x, ffn))
 
     @invariant()
     def slots_hold_the_resident_rows(self):

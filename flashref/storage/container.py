@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,8 +87,8 @@ def read_container(path: str | os.PathLike[str]) -> Container:
             raise ValueError(f"its header claims {length} bytes, more than the file or the format allows")
         header = parse_json(read_exactly(file, length, "its header"))
         metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-            raise ValueError("its metadata are not strings")
+        if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata, *metadata.values()))):
+            raise ValueError("its metadata are not Unicode strings")
         entries = {name: _entry(name, claim, start=8 + length) for name, claim in header.items()}
         tensors = dict(sorted(entries.items(), key=lambda item: (item[1].offset, item[1].length)))
         _require_no_gaps(tensors, 8 + length, size)
@@ -210,28 +211,38 @@ def _refusing(path: Path) -> Iterator[None]:
 
 def _entry(name: str, claim: object, start: int) -> TensorEntry:
     """A tensor's checked entry; its bytes count from the file's first. Raises ValueError."""
-    what = f"the tensor {_short(name)}"
-    if name.encode(errors="ignore").decode() != name:
-        raise ValueError(f"{what} has a name that is not Unicode text")
+
+    def wrong(why: str) -> ValueError:
+        return ValueError(f"the tensor {shortened(name)} {why}")
+
+    if not _is_text(name):
+        raise wrong("has a name that is not Unicode text")
     if not isinstance(claim, dict) or claim.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{what} is not given by dtype, shape and data_offsets")
+        raise wrong("is not given by dtype, shape and data_offsets")
     dtype, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
     if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
-        raise ValueError(f"{what} has the unknown dtype {_short(dtype)}")
+        raise wrong(f"has the unknown dtype {shortened(dtype)}")
     if not _are_sizes(shape) or len(shape) > 64 or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"{what} has an impossible shape {_short(shape)} or offsets {_short(offsets)}")
+        raise wrong(f"has an impossible shape {shortened(shape)} or offsets {shortened(offsets)}")
     if tensor_bytes(dtype, tuple(size or 1 for size in shape)) >= 1 << 63:
-        raise ValueError(f"{what} claims the huge shape {_short(shape)}")
+        raise wrong(f"claims the huge shape {shortened(shape)}")
     length = offsets[1] - offsets[0]
     if length != tensor_bytes(dtype, tuple(shape)):
-        raise ValueError(f"{what} has {length} bytes, which are not those of {dtype} {_short(shape)}")
+        raise wrong(f"has {length} bytes, which are not those of {dtype} {shortened(shape)}")
     return TensorEntry(dtype, tuple(shape), start + offsets[0], length)
 
 
-def _short(value: object) -> str:
-    """A stranger's value for a message."""
-    text = repr(value)
+def shortened(value: object) -> str:
+    """A stranger's value for a message: one line of at most 80 characters, however long or deep it is."""
+    brief = reprlib.Repr()  # unlike repr, neither builds a long text first nor descends without end
+    brief.maxstring, brief.maxlevel = 80, 3
+    text = brief.repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _is_text(value: object) -> bool:
+    """Whether this is a string that UTF-8 can hold: JSON's escapes can spell half a surrogate pair."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def _are_sizes(values: object) -> bool:
@@ -244,7 +255,7 @@ def _require_no_gaps(tensors: Mapping[str, TensorEntry], start: int, size: int) 
     position = start
     for name, entry in tensors.items():
         if entry.offset != position:
-            raise ValueError(f"the tensor {_short(name)} overlaps the one before it, or leaves a hole")
+            raise ValueError(f"the tensor {shortened(name)} overlaps the one before it, or leaves a hole")
         position = entry.offset + entry.length
     if position != size:
         raise ValueError(f"its tensors end at byte {position}, but the file has {size} bytes")

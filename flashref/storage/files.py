@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from flashref.types import ImageError
 
+# What file systems without hard links answer to link().
+NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
 
 def open_regular(path: Path) -> io.FileIO:
     """The file, open for reading. Raises OSError, or ValueError if there is something else of this name."""
@@ -73,7 +76,11 @@ def create_file(path: Path, size: int) -> Iterator[int]:
         finally:
             os.close(descriptor)
         _link(temporary, path)
-        _sync_folder(folder)
+        try:
+            _sync_folder(folder)
+        except BaseException:  # nobody knows whether the name will last
+            os.unlink(path)
+            raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(folder).free
@@ -96,17 +103,37 @@ def _link(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError as error:
         raise _exists(path) from error
-    except OSError:  # a file system without hard links: reserve the name, then rename over the reservation
-        try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        except FileExistsError as error:
-            raise _exists(path) from error
-        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        _rename(temporary, path)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """The same where there are no hard links: one at a time in a folder looks whether the name is free.
+
+    A lock, because it goes with a process that is killed; an empty file to reserve the name would stay.
+    """
+    import fcntl  # not on every system
+
+    with _opened(path.parent) as folder:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if os.path.lexists(path):
+            raise _exists(path)
+        os.rename(temporary, path)
 
 
 def _sync_folder(folder: Path) -> None:
+    with _opened(folder) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """A descriptor of a folder; that it cannot be closed well says nothing about the files in it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

@@ -22,6 +22,7 @@ from flashref.storage.container import (
     encode_header,
     parse_json,
     read_container,
+    shortened,
     tensor_array,
     tensor_bytes,
     tensor_entry,
@@ -183,17 +184,19 @@ def _require_sums(container: Container) -> dict[str, Group]:
     entry = entries.get("crc32")
     if entry is None or entry.dtype != "U32":
         raise ImageError(f"{path}: has no checksums; remove the image and pack it again")
-    sums = iter(tensor_array(container, "crc32").reshape(-1).tolist())
+    sums = tensor_array(container, "crc32").reshape(-1)
     header_bytes = next(iter(entries.values())).offset
-    if next(sums, None) != _crc32(byte_pieces(container, 0, header_bytes)):
+    if not sums.size or sums[0] != _crc32(byte_pieces(container, 0, header_bytes)):
         raise ImageError(f"{path}: its header is not as it was written; remove the image and pack it again")
     groups = _read_groups(container)
-    for name in [name for name in entries if name not in groups and name != "crc32"]:
-        if next(sums, None) != _crc32(tensor_pieces(container, name)):
+    covered = [name for name in entries if name not in groups and name != "crc32"]
+    for number, name in enumerate(covered, start=1):
+        if number >= sums.size or sums[number] != _crc32(tensor_pieces(container, name)):
             raise ImageError(
-                f"{path}: the tensor {name!r} is not as it was written; remove the image and pack it again"
+                f"{path}: the tensor {shortened(name)} is not as it was written; "
+                "remove the image and pack it again"
             )
-    if any(sums):
+    if sums[len(covered) + 1 :].any():
         raise ImageError(f"{path}: there are more checksums than tensors; remove the image and pack it again")
     return groups
 
@@ -204,19 +207,15 @@ def _read_groups(container: Container) -> dict[str, Group]:
     groups = {}
     try:
         block, bundled, _, _ = (metadata[key] for key in ("block", "bundled", "fingerprint", "config"))
-        _require_blocks(container, int(block))
+        if bundled not in ("true", "false"):
+            raise ValueError(f"bundled is {shortened(bundled)}, neither true nor false")
+        _require_blocks(container, block)
         for name, record in parse_json(metadata["bundles"].encode()).items():
-            layer, fields, d, stride, order = (record[key] for key in RECORD)
-            entry, sums = entries[name], entries[f"{name}.crc32"]
-            layout = bundle_layout(entry.shape[0], d, entry.dtype, fields, int(block), entry.offset, order)
-            shapes = (layout.stride, entry.shape, sums[:2])
-            if shapes != (stride, bundles_shape(layout), ("U32", (layout.n,))):
-                raise ValueError(f"{name} is not of the shape that they imply")
-            in_order = [field for field in BUNDLE_FIELDS if field in fields]
-            expected = group_name(layer, in_order, bundled == "true")
-            if type(layer) is not int or (name, fields) != (expected, in_order):
-                raise ValueError(f"{name} is not the name of its layer and fields")
-            groups[name] = Group(layer, layout, {})
+            groups[name] = _read_group(container, name, record, int(block), bundled == "true")
+        known = {"crc32", *groups, *(f"{name}.crc32" for name in groups)}
+        for name in entries.keys() - known:
+            if OWN_NAME.fullmatch(name) and not name.startswith("pad."):
+                raise ValueError(f"nothing is said of {shortened(name)}")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ImageError(
             f"{container.path}: its metadata do not describe its tensors ({error}); remove it, pack again"
@@ -224,11 +223,34 @@ def _read_groups(container: Container) -> dict[str, Group]:
     return groups
 
 
-def _require_blocks(container: Container, block: int) -> None:
+def _read_group(container: Container, name: str, record: object, block: int, bundled: bool) -> Group:
+    """One tensor of bundles, or an exception that says why it is not what its record tells."""
+    if not isinstance(record, dict) or record.keys() != set(RECORD):
+        raise ValueError(f"{shortened(name)} is not described by {', '.join(RECORD)}")
+    layer, fields, d, stride, order = (record[key] for key in RECORD)
+    in_order = [field for field in BUNDLE_FIELDS if field in fields]
+    if any(type(number) is not int for number in (layer, d, *(order or ()))):  # true is none
+        raise ValueError(f"{shortened(name)} has a layer, d or order that is no whole number")
+    if fields != in_order or name != group_name(layer, in_order, bundled):
+        raise ValueError(f"{shortened(name)} is not the name of its layer and fields")
+    entry, sums = container.tensors[name], container.tensors[f"{name}.crc32"]
+    layout = bundle_layout(entry.shape[0], d, entry.dtype, fields, block, entry.offset, order)
+    if (layout.stride, entry.shape, sums[:2]) != (stride, bundles_shape(layout), ("U32", (layout.n,))):
+        raise ValueError(f"{name} is not of the shape that they imply")
+    return Group(layer, layout, {})
+
+
+def _require_blocks(container: Container, written: str) -> None:
     """ValueError unless each tensor, but for the pads, starts on a block, and the file ends on one."""
     starts = [entry.offset for name, entry in container.tensors.items() if not name.startswith("pad.")]
-    if not BLOCKS[0] <= block <= BLOCKS[1] or any(position % block for position in (*starts, container.size)):
-        raise ValueError(f"something does not start on a block of {block} bytes")
+    block = int(written)
+    if (
+        str(block) != written
+        or block & (block - 1)
+        or not BLOCKS[0] <= block <= BLOCKS[1]
+        or any(position % block for position in (*starts, container.size))
+    ):
+        raise ValueError(f"something does not start on a block of {shortened(written)} bytes")
 
 
 def _crc32(pieces: Iterator[npt.NDArray[np.uint8]]) -> int:
