@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from flashref.decode import sum_predicted, sum_resident
 from flashref.slots import fill_holes, swap_with_last
-from flashref.storage.device import PRESETS, device_from_json
+from flashref.storage.calibration import device_of
+from flashref.storage.device import PRESETS
 from flashref.transformer.predictors import FILE_NAME
 from flashref.types import Device, DomainError
 
@@ -134,14 +135,14 @@ def ids(word: str) -> list[int]:
 
 
 def device(word: str) -> Device:
-    """A preset's name, or a JSON file of a device."""
+    """A preset's name, or a JSON file of a device or of a calibration."""
     if word in PRESETS:
         return PRESETS[word]
     path = Path(word)
     if not path.is_file():
         raise DomainError(f"--device {word}: neither a file nor a preset; use one of {', '.join(PRESETS)}")
     try:
-        return device_from_json(path.read_bytes())
+        return device_of(path.read_bytes())
     except DomainError as error:
         raise DomainError(f"{path}: {error}; correct the file, or use a preset") from None
 

@@ -51,6 +51,23 @@ def check_device(device: Device) -> Device:
     return device
 
 
+@lru_cache(maxsize=65_536)  # a trace repeats the same few sizes token after token
+def tau(device: Device, size: int, outstanding: int) -> int:
+    """Device nanoseconds of one read while `outstanding` are under way: the soft roofline, rounded up.
+
+    size: bytes ≥ 1; outstanding: reads ≥ 1; both Python ints, of a device that check_device accepts; not
+    checked here, since every read of a batch asks. Requirements: DEV-2, DEV-3.
+    """
+    command = min(size, device.split_bytes) if device.split_bytes else size
+    alone = device.latency_ns + _nanoseconds(command, device.stream_bandwidth)
+    costs = (
+        alone / outstanding,
+        _nanoseconds(1, device.max_iops),
+        _nanoseconds(size, device.max_bandwidth),
+    )
+    return math.ceil(_norm(costs, device.knee))
+
+
 def read_time(device: Device, sizes: Sequence[int]) -> int:
     """Nanoseconds that one batch of reads takes on the device: the closed form (paper §2.2, Fig. 2b).
 
@@ -61,8 +78,8 @@ def read_time(device: Device, sizes: Sequence[int]) -> int:
     if not counts:
         return 0
     outstanding = min(device.queue_depth, len(sizes))
-    shared = sum(count * _read_ns(device, size, outstanding) for size, count in counts.items())
-    longest = max(_read_ns(device, size, 1) for size in counts)
+    shared = sum(count * tau(device, size, outstanding) for size, count in counts.items())
+    longest = max(tau(device, size, 1) for size in counts)
     return max(shared, longest) + device.dispatch_ns * outstanding
 
 
@@ -80,8 +97,8 @@ def completion_times(device: Device, sizes: Sequence[int]) -> tuple[int, ...]:
     times = []
     for size in sizes:
         start = free[0]
-        served = max(served, start) + _read_ns(device, size, outstanding)
-        done = max(served, start + _read_ns(device, size, 1))
+        served = max(served, start) + tau(device, size, outstanding)
+        done = max(served, start + tau(device, size, 1))
         heapq.heapreplace(free, done)
         times.append(done)
     return tuple(times)
@@ -133,19 +150,6 @@ def _checked_counts(device: Device, sizes: Sequence[int]) -> Counter[int]:
     if set(map(type, sizes)) - {int} or min(counts, default=1) < 1:
         raise DomainError("the sizes of reads must be Python ints of at least 1 byte; leave empty reads out")
     return counts
-
-
-@lru_cache(maxsize=65_536)  # a trace repeats the same few sizes token after token
-def _read_ns(device: Device, size: int, outstanding: int) -> int:
-    """tau of the chapter, rounded up: device time of one read while `outstanding` are under way."""
-    command = min(size, device.split_bytes) if device.split_bytes else size
-    alone = device.latency_ns + _nanoseconds(command, device.stream_bandwidth)
-    costs = (
-        alone / outstanding,
-        _nanoseconds(1, device.max_iops),
-        _nanoseconds(size, device.max_bandwidth),
-    )
-    return math.ceil(_norm(costs, device.knee))
 
 
 def _nanoseconds(amount: int, per_second: int) -> Fraction:

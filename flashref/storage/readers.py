@@ -151,14 +151,25 @@ class DirectReader:
         if not extents:
             return Read((), 0)
         targets = _cut(self._room(sum(extent.length for extent in extents)), extents)
-        # The workers share one iterator: each takes the next read when its own is done.
-        jobs = iter(list(zip(extents, targets, strict=True)))
+        # While one thread runs Python the others cannot: all that a read needs is made before the clock
+        # starts, and freed after it stops. The workers share one iterator: each takes the next read when its
+        # own is done.
+        prepared = [
+            ([view.data], position, length) for view, (position, length) in zip(targets, extents, strict=True)
+        ]
+        jobs = iter(prepared)
         outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
 
         def shard() -> None:
+            preadv, descriptor = self._preadv, self._descriptor
             try:
-                for extent, target in jobs:
-                    self._fill(target, extent.offset)
+                for views, position, length in jobs:
+                    try:
+                        done = preadv(descriptor, views, position)
+                    except OSError as error:
+                        done = self._after_error(error, position)
+                    if done < length:
+                        self._fill(views[0], position, done)
             except BaseException as error:
                 list(jobs)  # the others need not go on
                 outcomes.put(error)
@@ -180,22 +191,26 @@ class DirectReader:
             raise errors[0]
         return Read(_read_only(targets), elapsed)
 
-    def _fill(self, target: Bytes, offset: int) -> None:
-        """Reads until the target is full: a system call may stop short, or be interrupted, at any byte."""
-        done = 0
-        while done < target.size:
+    def _fill(self, target: memoryview, offset: int, done: int) -> None:
+        """Reads on until the target is full: a system call may stop short, or be interrupted, at any byte."""
+        while done < len(target):
             position = offset + done
             # O_DIRECT cannot go on inside a block; the buffered descriptor can.
             descriptor = self._buffered if position % self.block else self._descriptor
             try:
-                count = self._preadv(descriptor, [target[done:].data], position)
-            except InterruptedError:
-                continue
+                count = self._preadv(descriptor, [target[done:]], position)
             except OSError as error:
-                raise ReadError(f"{self.path} cannot be read at byte {position}: {error.strerror}") from error
+                done += self._after_error(error, position)
+                continue
             if count == 0:
                 raise ReadError(f"{self.path} ends at byte {position}, before the {self.size} it had")
             done += count
+
+    def _after_error(self, error: OSError, position: int) -> int:
+        """The bytes that were read after all: none, if the call was only interrupted; else ReadError."""
+        if isinstance(error, InterruptedError):
+            return 0
+        raise ReadError(f"{self.path} cannot be read at byte {position}: {error.strerror}") from error
 
     def _room(self, size: int) -> Bytes:
         """Page-aligned memory in huge pages, touched, so that neither faults nor 4 KiB segments are timed."""

@@ -1,0 +1,193 @@
+"""Measures a disk: shuffled rounds of reads past the page cache, and the Device that explains them.
+
+A disk's speed drifts, so that measuring a point for longer buys nothing: many short rounds in a new order
+each time, and the median of each point. Everything is read with DirectReader, as flashref reads itself.
+"""
+
+import datetime
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.storage.calibration import Calibration, CalibrationError, Conditions
+from flashref.storage.fit import Point, fit_device, fit_dispatch, point_errors, split_half_noise
+from flashref.storage.readers import DirectReader
+from flashref.storage.scratch import Advance, file_system, scratch_file
+from flashref.storage.verification import TRACE_DEPTHS, Trace, verify
+from flashref.types import Extent, Reader
+
+SIZES = (4096, 65_536, 1_048_576)
+DEPTHS = (1, 4, 8, 32)
+BATCH_SIZE, BATCH_READS, BATCH_DEPTHS, BATCH_REPEATS = 16_384, (1, 4, 16, 64, 256), (8, 32), 5
+BLOCK = 4096
+FILE_BYTES = 4 * 2**30  # a smaller file might lie in a cache behind the system's back
+ROUND_NS = 60_000_000
+LARGEST_BATCH = 2**27  # bytes of one round: DirectReader has memory for a whole batch
+LARGEST_NOISE = 0.15
+IN_MEMORY = ("tmpfs", "ramfs")  # newer kernels grant O_DIRECT there too
+
+
+class Job(NamedTuple):
+    """A batch to be timed: reads of these sizes, `depth` at a time, `repeats` times a round."""
+
+    sizes: tuple[int, ...]
+    depth: int
+    repeats: int = 1
+
+
+class Measured(NamedTuple):
+    """Everything that was timed. traces: the nanoseconds of each, round after round."""
+
+    points: tuple[Point, ...]
+    batches: tuple[Point, ...]
+    traces: tuple[tuple[int, ...], ...]
+
+
+def calibrate(
+    folder: Path,
+    *,
+    now: datetime.datetime,
+    rounds: int,
+    file_bytes: int = FILE_BYTES,
+    seed: int = 0,
+    traces: Sequence[Trace] = (),
+    clock: Callable[[], int] = time.perf_counter_ns,
+    advance: Advance = lambda what, done, total: None,
+) -> Calibration:
+    """Measures the disk of this folder, with a file of random bytes that is removed whatever happens.
+
+    file_bytes: whole MiB; traces: timed among the rounds, to verify the device by (mixed_traces).
+    Raises CalibrationError with advice, ReadError.
+    """
+    generator = np.random.default_rng(seed)
+    with scratch_file(folder, BLOCK, generator) as path:  # a small file tells whether a large one is worth it
+        system = file_system(folder)
+        _open(path, 1, clock, system).close()
+    with ExitStack() as held:
+        path = held.enter_context(scratch_file(folder, file_bytes, generator, advance))
+        load = os.getloadavg()[0]
+        depths = sorted({*DEPTHS, *BATCH_DEPTHS, *(TRACE_DEPTHS if traces else ())})
+        readers = {depth: held.enter_context(_open(path, depth, clock, system)).read for depth in depths}
+        measured = measure(readers, file_bytes, rounds, generator, traces, advance)
+    conditions = Conditions(
+        date=now.isoformat(timespec="seconds"),
+        kernel=f"{platform.system()} {platform.release()}",
+        load_average=round(load, 2),
+        python=platform.python_version(),
+        engine="DirectReader: a preadv thread for each outstanding read",
+        buffer=_buffer_kind(),
+        direct=True,  # _open refuses anything else
+        folder=str(folder.resolve()),
+        file_system=system,
+        file_bytes=file_bytes,
+        rounds=rounds,
+        seed=seed,
+    )
+    return conclude(measured, conditions, traces)
+
+
+def conclude(measured: Measured, conditions: Conditions, traces: Sequence[Trace] = ()) -> Calibration:
+    """The device that explains what was measured; CalibrationError if the disk was too unsteady to say."""
+    noise = split_half_noise([point.nanoseconds for point in measured.points])
+    if noise.median > LARGEST_NOISE:
+        raise CalibrationError(
+            f"{conditions.folder}: the same reads took {noise.median:.0%} more or less from one half of the "
+            f"rounds to the other, more than {LARGEST_NOISE:.0%}; stop other work on this disk and "
+            "processor, then try again"
+        )
+    # What wakes the workers is 1 % of a round at most: explained first, then taken out.
+    dispatch_ns = fit_dispatch(fit_device(measured.points), measured.batches)
+    device = fit_device(measured.points, dispatch_ns)
+    return Calibration(
+        device,
+        point_errors(device, measured.points),
+        noise,
+        conditions,
+        measured.points,
+        measured.batches,
+        verify(device, traces, measured.traces) if traces else None,
+    )
+
+
+def measure(
+    readers: Mapping[int, Reader],
+    file_bytes: int,
+    rounds: int,
+    generator: np.random.Generator,
+    traces: Sequence[Trace] = (),
+    advance: Advance = lambda what, done, total: None,
+) -> Measured:
+    """Points of about 60 ms each, barrier batches and traces, each in every round, in a new order each time.
+
+    readers: for each depth, one that keeps so many reads outstanding.
+    """
+    grid = [
+        Job((size,) * _reads_for(readers[depth], file_bytes, size, depth, generator), depth)
+        for size in SIZES
+        for depth in DEPTHS
+    ]
+    small = [
+        Job((BATCH_SIZE,) * reads, depth, BATCH_REPEATS) for reads in BATCH_READS for depth in BATCH_DEPTHS
+    ]
+    uniform = grid + small
+    jobs = uniform + [Job(trace.sizes, trace.depth) for trace in traces]
+    times: list[list[int]] = [[] for _ in jobs]
+    for done in range(rounds):
+        for index in generator.permutation(len(jobs)).tolist():
+            sizes, depth, repeats = jobs[index]
+            for _ in range(repeats):
+                extents = random_extents(sizes, file_bytes, generator)
+                times[index].append(readers[depth](extents).nanoseconds)
+        advance("measuring", done + 1, rounds)
+    series = [tuple(repeats) for repeats in times]
+    points = tuple(
+        Point(job.sizes[0], job.depth, len(job.sizes), repeats)
+        for job, repeats in zip(uniform, series, strict=False)
+    )
+    return Measured(points[: len(grid)], points[len(grid) :], tuple(series[len(points) :]))
+
+
+def random_extents(
+    sizes: Sequence[int], file_bytes: int, generator: np.random.Generator
+) -> tuple[Extent, ...]:
+    """A read of each size, at any block of the file where it fits."""
+    blocks = (file_bytes - np.array(sizes, np.int64)) // BLOCK + 1
+    offsets = generator.integers(0, blocks) * BLOCK
+    return tuple(map(Extent, offsets.tolist(), sizes))
+
+
+def _reads_for(read: Reader, file_bytes: int, size: int, depth: int, generator: np.random.Generator) -> int:
+    """How many reads take about 60 ms; at least two for each that is outstanding."""
+    trial = min(8 * depth, LARGEST_BATCH // size)
+    elapsed = read(random_extents((size,) * trial, file_bytes, generator)).nanoseconds
+    wanted = trial * ROUND_NS // elapsed
+    return max(2 * depth, min(wanted, LARGEST_BATCH // size))
+
+
+def _open(path: Path, depth: int, clock: Callable[[], int], system: str) -> DirectReader:
+    """A reader past the page cache, or CalibrationError: a cache in memory would flatter by 9 to 45."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        reader = DirectReader(path, depth, BLOCK, clock=clock)
+    if not reader.direct or system in IN_MEMORY:
+        reader.close()
+        raise CalibrationError(
+            f"{path.parent}: reads past the page cache are not possible on this file system ({system}), so "
+            "that memory would be measured instead of a disk; choose a folder on a disk of its own"
+        )
+    return reader
+
+
+def _buffer_kind() -> str:
+    try:
+        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "anonymous memory"
+    return "anonymous memory in 4 KiB pages" if "[never]" in setting else "anonymous memory in huge pages"

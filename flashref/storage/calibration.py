@@ -1,0 +1,138 @@
+"""What a calibration found: the device, how far to trust it, and all that was measured; as a JSON file."""
+
+import json
+import types
+import typing
+from typing import Any, NamedTuple, Never, TypeVar
+
+from flashref.storage.device import device_from_json, device_to_json
+from flashref.storage.fit import Errors, Point
+from flashref.types import Device, DomainError, FlashrefError
+
+Kind = TypeVar("Kind")
+
+
+class CalibrationError(FlashrefError):
+    """A disk that cannot be measured: not writable, too full, not read past the page cache, too unsteady."""
+
+
+class Conditions(NamedTuple):
+    """Under which a calibration is valid."""
+
+    date: str  # ISO 8601
+    kernel: str
+    load_average: float  # of the minute before
+    python: str
+    engine: str
+    buffer: str
+    direct: bool
+    folder: str
+    file_system: str
+    file_bytes: int
+    rounds: int
+    seed: int
+
+
+class MeasuredTrace(NamedTuple):
+    """A batch of mixed sizes that no fit has seen: what the device predicts, and each repeat's time."""
+
+    kind: str
+    depth: int
+    reads: int
+    bytes: int
+    predicted_ns: int
+    nanoseconds: tuple[int, ...]
+
+
+class Verification(NamedTuple):
+    """The device against the medians of mixed traces, and the noise of these medians themselves."""
+
+    error: Errors
+    noise: Errors
+    traces: tuple[MeasuredTrace, ...]
+
+
+class Calibration(NamedTuple):
+    """A measured device. batches: small ones, each waited for; they give dispatch_ns.
+
+    error: on the points that it was fitted to; noise: of every second round's medians against the others'.
+    """
+
+    device: Device
+    error: Errors
+    noise: Errors
+    conditions: Conditions
+    points: tuple[Point, ...]
+    batches: tuple[Point, ...]
+    verification: Verification | None = None
+
+
+def calibration_to_json(calibration: Calibration) -> str:
+    """A calibration as the text of a JSON file: one object, with the device in the form of DEV-12."""
+    return json.dumps(_plain(calibration), indent=2, allow_nan=False) + "\n"
+
+
+def calibration_from_json(text: str | bytes) -> Calibration:
+    """The calibration that a JSON file describes. Raises DomainError with one sentence."""
+    try:
+        fields = json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise DomainError(f"a calibration must be a JSON object, but this text is none: {error}") from error
+    return _typed(Calibration, fields, "calibration")
+
+
+def device_of(text: str | bytes) -> Device:
+    """The device of a JSON file, which is a device (DEV-12) or a calibration. Raises DomainError."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        fields = None
+    if isinstance(fields, dict) and "device" in fields:
+        return calibration_from_json(text).device
+    return device_from_json(text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Device):
+        return json.loads(device_to_json(value))
+    if hasattr(value, "_asdict"):
+        return {name: _plain(field) for name, field in value._asdict().items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _typed(kind: type[Kind], value: Any, where: str) -> Kind:
+    """The value as the type says, or DomainError with the place in the file."""
+    found: Any = value
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:  # X | None
+        found = None if value is None else _typed(inside[0], value, where)
+    elif origin is tuple and isinstance(value, list):
+        found = tuple(_typed(inside[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    elif kind is Device and isinstance(value, dict):
+        found = device_from_json(json.dumps(value))
+    elif hasattr(kind, "_fields") and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        if set(value) != set(hints):
+            odd = sorted(set(value) ^ set(hints))[0]
+            what = "is missing" if odd in hints else "is not known"
+            raise DomainError(f"a calibration's {where}.{odd} {what}; calibrate again")
+        found = kind(**{name: _typed(hints[name], value[name], f"{where}.{name}") for name in hints})
+    elif kind is float and type(value) is int:
+        found = float(value)
+    elif type(value) is not kind:
+        name = "list" if origin is tuple else kind.__name__
+        raise DomainError(
+            f"a calibration's {where} must be of type {name}, not {value!r:.40}; calibrate again"
+        )
+    return typing.cast(Kind, found)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("it names a field twice")
+    return fields
+
+
+def _no_number(word: str) -> Never:
+    raise ValueError(f"it has {word} for a number")
