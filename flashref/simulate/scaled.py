@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from flashref.bundle import bundle_layout
 from flashref.decode import Place
-from flashref.simulate.methods import Flash, Method, Trace, replay_methods, simulated_cost, unbundled_layouts
+from flashref.simulate.methods import Method, Trace, replay_methods, simulated_cost
+from flashref.simulate.presets import preset_shape
+from flashref.simulate.shapes import shape_demand, shape_flash
 from flashref.transformer.budget import Demand, solve_budget
 from flashref.types import Array, Device, Ids
 
-# OPT 6.7B in fp16, and the predictors' ranks of the paper's section C.1.
-LAYERS, NEURONS, WIDTH, VOCABULARY, POSITIONS, ITEMSIZE = 32, 16_384, 4096, 50_272, 2050, 2
-FFN_BYTES = LAYERS * 2 * NEURONS * WIDTH * ITEMSIZE
-RANKS = 28 * (128,) + 4 * (1024,)
+SHAPE = preset_shape("opt-6.7b", "F16")
+LAYERS, NEURONS = SHAPE.layers, SHAPE.neurons
+FFN_BYTES = LAYERS * SHAPE.ffn_bytes
 MEMORY = 0.5
 PAPER_IO_MS = (2196, 1090, 738, 164, 87)  # Table 2's I/O column, which nothing here is computed from
 
@@ -39,13 +39,11 @@ def scale_to_opt_6_7b(
     budget = solve_budget(demand, MEMORY, window, mean, largest)
     first_of = [int(np.searchsorted(stands_for, layer)) for layer in range(layers)]
     capacities = tuple(budget.capacities[min(at, LAYERS - 1)] for at in first_of)
-    bundled = bundle_layout(NEURONS, WIDTH, "F16", ("up", "down"), device.block)
-    flash = Flash(
-        bundled=(bundled,) * layers,
-        unbundled=(unbundled_layouts(bundled),) * layers,
+    large_flash = shape_flash(SHAPE, device.block)
+    flash = large_flash._replace(
+        bundled=large_flash.bundled[:1] * layers,
+        unbundled=large_flash.unbundled[:1] * layers,
         repeats=tuple(repeats.tolist()),
-        image_bytes=-(-demand.total // device.block) * device.block,
-        tensor_bytes=demand.total,
     )
     large = tuple(tuple(_blown_up(ids, neurons) for ids in one_pass) for one_pass in trace.predicted)
     return replay_methods(
@@ -60,15 +58,7 @@ def scale_to_opt_6_7b(
 
 def _demand(block: int) -> Demand:
     """What OPT 6.7B asks of memory; biases are in the checkpoint, and not counted as resident."""
-    d, n = WIDTH, NEURONS
-    attention, ffn, norms = 4 * d * d, 2 * n * d, 2 * d
-    biases = 4 * d + n + d + 2 * d  # of attention, both FFN maps, and both norms
-    embeddings = (VOCABULARY + POSITIONS) * d
-    resident = embeddings + LAYERS * (attention + norms) + d
-    total = resident + LAYERS * (ffn + biases) + d
-    predictors = sum(rank * (d + n) for rank in RANKS)
-    stride = bundle_layout(1, d, "F16", ("up", "down"), block).stride
-    return Demand(ITEMSIZE * total, ITEMSIZE * resident, ITEMSIZE * predictors, LAYERS, n, stride)
+    return shape_demand(SHAPE, block)
 
 
 def _blown_up(ids: Ids, neurons: int) -> Ids:

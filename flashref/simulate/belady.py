@@ -1,0 +1,88 @@
+"""Belady's optimum: the fewest reads that any policy can make in one pool of equal units.
+
+A unit that is kept from one use to its next spares one read, and takes a place between the two. With as many
+places as units fit, the most such intervals are kept by going through them by their beginning and, whenever
+more are open than there are places, dropping those that end last (Belady 1966; here with bypass: a unit that
+is not worth a place is read, used and not kept).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.simulate.pool import Mask, check_pool, count_batches, following_uses, reads_of
+from flashref.simulate.trace import Reads, Trace
+from flashref.types import DomainError
+
+
+def belady(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+    """The fewest reads in the counted tokens, for a policy that knows the future and may bypass.
+
+    Memory after every batch holds at most the capacity, in bytes; the tokens before first_counted read what
+    they want, and keep only what a counted token uses. Of ends in one batch the highest ids go first.
+    Raises DomainError, also for units of unequal sizes, whose optimum this is not.
+    """
+    check_pool(trace, sizes, capacity)
+    if len(set(sizes)) > 1:
+        raise DomainError(
+            f"Belady's rule is an optimum for units of equal sizes only, not of {sorted(set(sizes))} bytes"
+        )
+    following = following_uses(trace)
+    following[following < trace.starts[trace.first_counted * trace.layers]] = len(following)
+    spared = _spared(trace, following, capacity // sizes[0])
+
+    # A read that is spared ends an interval, which began at the use before.
+    begins, ends = spared.take(following), spared[:-1]
+    begun, ended = count_batches(trace, begins), count_batches(trace, ends)
+    return reads_of(trace, ends, np.cumsum(begun - ended, axis=0), count_batches(trace, begins & ~ends))
+
+
+def _spared(trace: Trace, following: npt.NDArray[np.int32], places: int) -> Mask:
+    """(m + 1,) the uses that find their unit in memory: where the intervals that are kept end; m is no use.
+
+    following: (m,) where the interval that begins at a use ends, m if nowhere. Uses are numbered by token,
+    layer and ascending id, so "the last end" is the highest number.
+    """
+    layers, tokens, starts = trace.layers, trace.tokens, trace.starts.tolist()
+    lengths = np.diff(trace.starts[::layers], append=len(following) + 1)
+    token_of = np.arange(tokens + 1).astype(np.min_scalar_type(tokens)).repeat(lengths)
+    spared = np.zeros(len(following) + 1, bool)
+    # Open ends by token and layer, and (of tokens to come) by token: the last are found without a search.
+    in_batch = np.zeros((tokens, layers), np.int64)
+    in_token = np.zeros(tokens, np.int64)
+    opened, last = 0, 0  # no open end is `last` or behind it
+    for token in range(tokens):
+        for layer in range(layers):
+            start, stop = starts[token * layers + layer], starts[token * layers + layer + 1]
+            ends = following[start:stop].astype(np.int64)
+            begun = np.bincount(token_of.take(ends), minlength=tokens + 1)[:-1]
+            ended = int(in_batch[token, layer])
+            in_batch[token, layer] = 0
+            in_batch[:, layer] += begun
+            in_token += begun
+            opened += int(begun.sum()) - ended
+            if opened <= places:
+                ends = ends.compress(ends < len(following))
+                spared[ends] = True
+                last = int(ends.max(initial=last - 1)) + 1
+                continue
+
+            # The place of the first end to drop: its token, its layer, and its number.
+            from_end = np.cumsum(in_token[::-1])
+            back = int(np.searchsorted(from_end, opened - places))
+            at = tokens - 1 - back
+            drop = opened - places - int(from_end[back] - in_token[at])
+            in_token[at] -= drop
+            in_token[at + 1 :] = 0
+            in_batch[at + 1 :] = 0
+            from_end = np.cumsum(in_batch[at, ::-1])
+            back = int(np.searchsorted(from_end, drop))
+            of = layers - 1 - back
+            drop -= int(from_end[back] - in_batch[at, of])
+            in_batch[at, of] -= drop
+            in_batch[at, of + 1 :] = 0
+            first, behind = starts[at * layers + of], starts[at * layers + of + 1]
+            spared[ends.compress(ends < behind)] = True
+            cut = first + int(np.flatnonzero(spared[first:behind])[-drop])
+            spared[cut : max(behind, last)] = False
+            opened, last = places, cut
+    return spared

@@ -1,0 +1,150 @@
+"""What reads cost on a device: `read_plan` and `read_time` for every batch of a trace at once, in arrays."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.simulate.trace import Counts, Reads
+from flashref.storage.device import check_device, tau
+from flashref.types import Device, DomainError, Layout
+
+FEW_SIZES = 256
+PART = 1 << 14  # bundles whose extents are worked out at a time: all that is made of them stays in the cache
+
+
+class Sizes(NamedTuple):
+    """The planned reads of many batches: blocks of each, (reads,); starts: (batches + 1,); block: bytes."""
+
+    blocks: Counts
+    starts: Counts
+    block: int
+
+
+def read_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]], max_gap: int = 0) -> Sizes:
+    """The sizes of every batch's plan, in the order of offsets: chapter 52, decision 18.
+
+    layouts: of each layer, one with the bundles or one a field, in ascending regions; all of one block.
+    max_gap: bytes ≥ 0. Raises DomainError.
+    """
+    blocks = {layout.block for fields in layouts for layout in fields}
+    if max_gap < 0 or len(blocks) != 1:
+        raise DomainError(f"reads need one block and max_gap ≥ 0, not blocks {blocks} and {max_gap} bytes")
+    (block,) = blocks
+    sizes, counts = [], []
+    for first, end, starts in _in_blocks(reads, layouts, block):
+        begins = np.ones(len(first), bool)
+        # Sorted by where they begin, extents end in that order too: the one before is the last to end.
+        np.greater(first[1:] - end[:-1], max_gap // block, out=begins[1:])
+        begins[starts[:-1][starts[:-1] < len(first)]] = True  # a batch's first
+        at = np.flatnonzero(begins)
+        last = np.append(at[1:], len(first))[: len(at)] - 1
+        sizes.append(end.take(last) - first.take(at))
+        counts.append(np.diff(np.searchsorted(at, starts)))
+    return Sizes(np.concatenate(sizes), _starts(counts), block)
+
+
+def separate_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]]) -> Sizes:
+    """As read_sizes, but every extent is a read of its own, as the paper counts chunks (§4.2, Table 2)."""
+    block = layouts[0][0].block
+    parts = list(_in_blocks(reads, layouts, block))
+    sizes = np.concatenate([end - first for first, end, _ in parts])
+    return Sizes(sizes, _starts([np.diff(starts) for _, _, starts in parts]), block)
+
+
+def sequential_sizes(length: int, piece: int, block: int) -> Sizes:
+    """One batch that reads whole blocks front to back in pieces, the last one shorter (decision 20)."""
+    whole, rest = divmod(length, piece)
+    sizes = np.array([piece] * whole + [rest] * (rest > 0), np.int64)
+    return Sizes(sizes // block, np.array([0, len(sizes)]), block)
+
+
+def batch_times(device: Device, sizes: Sizes) -> Counts:
+    """The nanoseconds of every batch, (batches,) int64: `read_time` of each. Raises DomainError."""
+    check_device(device)
+    reads, depth = np.diff(sizes.starts), device.queue_depth
+    # A trace has few sizes: each is costed once, exactly, for a full queue; what follows puts the rest right.
+    shared = batch_sums(_costs(device, sizes, sizes.blocks, depth), sizes.starts)
+    for few in np.unique(reads[(reads > 0) & (reads < depth)]).tolist():
+        batches = np.flatnonzero(reads == few)
+        blocks = sizes.blocks[sizes.starts[batches][:, None] + np.arange(few)]
+        longest = _costs(device, sizes, blocks, 1).max(axis=1)
+        shared[batches] = np.maximum(_costs(device, sizes, blocks, few).sum(axis=1), longest)
+    longest = tau(device, int(sizes.blocks.max(initial=1)) * sizes.block, 1)
+    for batch in np.flatnonzero((reads >= depth) & (shared <= longest)).tolist():
+        blocks = sizes.blocks[sizes.starts[batch] : sizes.starts[batch + 1]]
+        shared[batch] = max(shared[batch], *(tau(device, n * sizes.block, 1) for n in set(blocks.tolist())))
+    times: Counts = shared + device.dispatch_ns * np.minimum(reads, depth)
+    return times
+
+
+def _in_blocks(
+    reads: Reads, layouts: Sequence[Sequence[Layout]], block: int
+) -> Iterator[tuple[Counts, Counts, Counts]]:
+    """First block and block after the last of every extent, ascending in a batch; (batches + 1,) starts.
+
+    Some batches at a time.
+    """
+    firsts, ends = [], []
+    for layout in chain(*layouts):
+        offset = layout.start + np.arange(layout.n) * layout.stride
+        firsts.append(offset // block)
+        ends.append(-(-(offset + layout.bundle_bytes) // block))
+    # Looked up by place: layer by layer, in it field by field, in it position by position.
+    first, end = np.concatenate(firsts), np.concatenate(ends)
+    fields, units = len(layouts[0]), np.array([of_layer[0].n for of_layer in layouts])
+    begins = np.cumsum([0, *(fields * units[:-1])])
+    lies = [None if layout.order is None else np.argsort(layout.order) for layout, *_ in layouts]
+    for part in _parts(reads):
+        counts = np.diff(part.starts)
+        places = _positions(part, lies) + begins[part.layer].repeat(counts)
+        if fields > 1:
+            later = units[part.layer].repeat(counts)
+            of_field = [places + field * later for field in range(fields)]
+            edges = pairwise(part.starts.tolist())
+            places = np.concatenate([each[start:stop] for start, stop in edges for each in of_field])
+        yield first.take(places), end.take(places), fields * part.starts
+
+
+def _parts(reads: Reads) -> Iterator[Reads]:
+    """The same reads, some batches at a time; at least one part."""
+    edges = np.searchsorted(reads.starts[:-1], np.arange(0, len(reads.ids) + 1, PART))
+    for first, last in pairwise(np.unique(np.append(edges, len(reads.layer))).tolist()):
+        start, stop = reads.starts[first], reads.starts[last]
+        starts = reads.starts[first : last + 1] - start
+        yield reads._replace(ids=reads.ids[start:stop], starts=starts, layer=reads.layer[first:last])
+
+
+def _positions(part: Reads, lies: Sequence[Counts | None]) -> Counts:
+    """Where in its layer's layout each unit lies: ascending in each batch. lies: the same of all units."""
+    positions = part.ids.astype(np.int64)
+    for layer, (start, stop) in zip(part.layer.tolist(), pairwise(part.starts.tolist()), strict=True):
+        of_layer = lies[layer]
+        if of_layer is not None:
+            positions[start:stop] = np.sort(of_layer.take(positions[start:stop]))
+    return positions
+
+
+def _starts(counts: Sequence[Counts]) -> Counts:
+    return np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+
+
+def _costs(device: Device, sizes: Sizes, blocks: Counts, outstanding: int) -> Counts:
+    """tau of every read of so many blocks, with so many under way."""
+    largest = int(blocks.max(initial=0))
+    # To look which sizes there are takes longer than to cost a few that there are not.
+    few = largest <= FEW_SIZES
+    costs = np.zeros(largest + 1, np.int64)
+    for each in range(1, largest + 1) if few else np.unique(blocks).tolist():
+        costs[each] = tau(device, each * sizes.block, outstanding)
+    return costs.take(blocks)
+
+
+def batch_sums(values: Counts, starts: Counts) -> Counts:
+    """The sum of each batch's values, 0 for none."""
+    full = starts[1:] > starts[:-1]
+    sums = np.zeros(len(full), np.int64)
+    if full.any():
+        sums[full] = np.add.reduceat(values, starts[:-1][full])
+    return sums

@@ -1,0 +1,286 @@
+"""What a config.json says of a decoder, for many families of models.
+
+The facts are those of the families' configuration classes in Hugging Face transformers, whose parameters
+tests/test_shapes_parity.py counts; a key that is left out has its default there, sizes must be given.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flashref.simulate.config_values import Values, count, flag, text
+from flashref.simulate.decoder import Decoder
+from flashref.types import DomainError, ImageError
+
+
+def decoder_of_config(values: Values) -> tuple[Decoder, str]:
+    """The decoder that a parsed config.json describes, and a note, empty for a family that is known.
+
+    Raises ImageError for a key that is missing or impossible, DomainError for a mixture of experts.
+    """
+    experts = [key for key in values if "expert" in key and type(values[key]) is int and values[key] > 1]
+    if experts:
+        raise DomainError(
+            f"config.json has {experts[0]}, so its layers are mixtures of experts and not one FFN; "
+            "trace its experts as units of their own"
+        )
+    family = values.get("model_type")
+    if isinstance(family, str) and family in FAMILIES:
+        return FAMILIES[family](values), ""
+    return _unknown(values), f"the family {family!r} is unknown: counted as if it were built like Llama"
+
+
+def _opt(values: Values) -> Decoder:
+    width = count(values, "hidden_size")
+    embedded = count(values, "word_embed_proj_dim", default=width)
+    affine, biases = flag(values, "layer_norm_elementwise_affine", True), flag(values, "enable_bias", True)
+    pre_norm = flag(values, "do_layer_norm_before", True)
+    return _plain(
+        values,
+        neurons=count(values, "ffn_dim"),
+        activation=text(values, "activation_function", "relu"),
+        tied=flag(values, "tie_word_embeddings", True),
+        embedded=0 if embedded == width else embedded,
+        positions=count(values, "max_position_embeddings") + 2,  # rows 0 and 1 are never used
+        norms=2 if affine else 0,
+        final_norms=1 if affine and pre_norm and not flag(values, "_remove_final_layer_norm", False) else 0,
+        norm_bias=True,
+        query_bias=biases,
+        out_bias=biases,
+        ffn_bias=biases,
+    )
+
+
+def _falcon(values: Values) -> Decoder:
+    heads = _heads(values)
+    grouped = flag(values, "new_decoder_architecture", False)
+    key_heads = 1 if flag(values, "multi_query", True) else heads
+    if grouped:
+        key_heads = count(values, "num_kv_heads", default=heads)
+    norms = count(values, "num_ln_in_parallel_attn", default=2 if grouped else 1)
+    biases = flag(values, "bias", False)
+    return _plain(
+        values,
+        neurons=count(values, "ffn_hidden_size", default=4 * _width(values)),
+        key_value=key_heads * _head(values),
+        activation=text(values, "activation", "gelu"),
+        tied=flag(values, "tie_word_embeddings", True),
+        norms=norms if flag(values, "parallel_attn", True) else 2,
+        norm_bias=True,
+        query_bias=biases,
+        out_bias=biases,
+        ffn_bias=biases,
+    )
+
+
+def _persimmon(values: Values) -> Decoder:
+    head_norm = 2 * _head(values) * flag(values, "qk_layernorm", True)
+    activation = _activation(values, default="relu2")
+    return _plain(values, **_ALL_BIASES, activation=activation, head_norm=head_norm, head_norm_bias=True)
+
+
+def _phi(values: Values) -> Decoder:
+    return _plain(
+        values,
+        **_ALL_BIASES,
+        key_value=_key_heads(values) * _head(values),
+        activation=_activation(values, default="gelu_new"),
+        norms=1,
+        head_norm=2 * _head(values) * flag(values, "qk_layernorm", False),
+        head_norm_bias=True,
+        head_bias=True,
+    )
+
+
+def _llama(values: Values) -> Decoder:
+    biases, ffn_bias = flag(values, "attention_bias", False), flag(values, "mlp_bias", False)
+    return _gated(values)._replace(query_bias=biases, out_bias=biases, ffn_bias=ffn_bias)
+
+
+def _qwen2(values: Values) -> Decoder:
+    return _gated(values)._replace(query_bias=True)
+
+
+def _qwen3(values: Values) -> Decoder:
+    head = count(values, "head_dim", default=128)
+    biases = flag(values, "attention_bias", False)
+    decoder = _gated({**values, "head_dim": head})
+    return decoder._replace(head_norm=2 * head, query_bias=biases, out_bias=biases)
+
+
+def _gemma(values: Values) -> Decoder:
+    head = count(values, "head_dim", default=256)
+    biases = flag(values, "attention_bias", False)
+    decoder = _gated({"tie_word_embeddings": True, **values, "head_dim": head})
+    activation = _activation(values, default="gelu_pytorch_tanh")
+    return decoder._replace(activation=activation, query_bias=biases, out_bias=biases)
+
+
+def _gemma2(values: Values) -> Decoder:
+    return _gemma(values)._replace(norms=4)
+
+
+def _gpt2(values: Values) -> Decoder:
+    return _plain(
+        values,
+        **_ALL_BIASES,
+        neurons=count(values, "n_inner", default=4 * _width(values)),
+        positions=count(values, "n_positions"),
+        activation=text(values, "activation_function", "gelu_new"),
+        tied=flag(values, "tie_word_embeddings", True),
+    )
+
+
+def _gpt_neox(values: Values) -> Decoder:
+    biases = flag(values, "attention_bias", True)
+    return _plain(values, norm_bias=True, ffn_bias=True, query_bias=biases, out_bias=biases)
+
+
+def _gptj(values: Values) -> Decoder:
+    return _plain(
+        values,
+        neurons=count(values, "n_inner", default=4 * _width(values)),
+        activation=text(values, "activation_function", "gelu_new"),
+        norms=1,
+        norm_bias=True,
+        ffn_bias=True,
+        head_bias=True,
+    )
+
+
+def _bloom(values: Values) -> Decoder:
+    tied = flag(values, "tie_word_embeddings", True)
+    # The second norm outside of the layers follows the embedding.
+    return _plain(
+        values, **_ALL_BIASES, neurons=4 * _width(values), activation="gelu_tanh", tied=tied, final_norms=2
+    )
+
+
+def _mpt(values: Values) -> Decoder:
+    neurons = count(values, "expansion_ratio", default=4) * _width(values)
+    tied = flag(values, "tie_word_embeddings", True)
+    return _plain(values, neurons=neurons, activation="gelu", tied=tied)
+
+
+def _stablelm(values: Values) -> Decoder:
+    decoder = _gated(values)
+    head_norm = (decoder.query + decoder.key_value) * flag(values, "qk_layernorm", False)
+    return decoder._replace(
+        norms=1 if flag(values, "use_parallel_residual", False) else 2,
+        norm_bias=True,
+        head_norm=head_norm,
+        query_bias=flag(values, "use_qkv_bias", False),
+    )
+
+
+def _starcoder2(values: Values) -> Decoder:
+    biases = flag(values, "use_bias", True)
+    return _plain(
+        values,
+        key_value=_key_heads(values) * _head(values),
+        activation=_activation(values, default="gelu_pytorch_tanh"),
+        tied=flag(values, "tie_word_embeddings", True),
+        norm_bias=True,
+        query_bias=biases,
+        out_bias=biases,
+        ffn_bias=biases,
+    )
+
+
+def _unknown(values: Values) -> Decoder:
+    """From the keys that most families share; all of them must be there."""
+    for key in COMMON:
+        if key not in values:
+            raise ImageError(
+                f"config.json is of the unknown family {values.get('model_type')!r} and lacks {key}; "
+                f"give one with {', '.join(COMMON)}"
+            )
+    decoder = _gated(values)
+    # Models without a gate keep ReLU or its square; all others of today are gated.
+    return decoder._replace(gated=decoder.activation not in ("relu", "relu2"))
+
+
+COMMON = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "tie_word_embeddings",
+    "hidden_act",
+)
+FAMILIES: Mapping[str, Callable[[Values], Decoder]] = {
+    "opt": _opt,
+    "falcon": _falcon,
+    "persimmon": _persimmon,
+    "phi": _phi,
+    "llama": _llama,
+    "mistral": lambda values: _gated(values),
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "gptj": _gptj,
+    "bloom": _bloom,
+    "mpt": _mpt,
+    "phi3": lambda values: _gated(values),
+    "stablelm": _stablelm,
+    "starcoder2": _starcoder2,
+}
+_ALL_BIASES = {"norm_bias": True, "query_bias": True, "out_bias": True, "ffn_bias": True}
+
+
+def _plain(values: Values, **parts: Any) -> Decoder:
+    """A decoder without gate: every head has keys and values of its own unless `parts` says otherwise."""
+    width = _width(values)
+    if values.get("head_dim") is None and width % _heads(values):
+        raise ImageError(
+            f"config.json has the hidden size {width}, which {_heads(values)} attention heads do not divide; "
+            "correct it"
+        )
+    common = {
+        "layers": count(values, "num_hidden_layers", "n_layer", "n_layers"),
+        "width": width,
+        "vocabulary": count(values, "vocab_size"),
+        "query": width,
+        "key_value": width,
+        "gated": False,
+    }
+    if "neurons" not in parts:
+        parts["neurons"] = count(values, "intermediate_size")
+    if "activation" not in parts:
+        parts["activation"] = _activation(values, default="silu" if parts.get("gated") else "gelu")
+    if "tied" not in parts:
+        parts["tied"] = flag(values, "tie_word_embeddings", False)
+    return Decoder(**{**common, **parts})
+
+
+def _gated(values: Values) -> Decoder:
+    """A decoder built like Llama: root-mean-square norms, a gate, no biases, grouped keys and values."""
+    head = _head(values)
+    return _plain(values, gated=True, query=_heads(values) * head, key_value=_key_heads(values) * head)
+
+
+def _width(values: Values) -> int:
+    return count(values, "hidden_size", "n_embd", "n_embed", "d_model")
+
+
+def _head(values: Values) -> int:
+    """The size of a head."""
+    return count(values, "head_dim", default=_width(values) // _heads(values))
+
+
+def _heads(values: Values) -> int:
+    return count(values, "num_attention_heads", "n_head", "n_heads")
+
+
+def _key_heads(values: Values) -> int:
+    return count(values, "num_key_value_heads", default=_heads(values))
+
+
+def _activation(values: Values, default: str) -> str:
+    # Gemma's configs have both, the second one outdated.
+    key = "hidden_act" if values.get("hidden_activation") is None else "hidden_activation"
+    return text(values, key, default)

@@ -1,0 +1,92 @@
+"""Orders of neurons on flash: which lie beside each other, so that one read may fetch several.
+
+An order is learnt from the tokens that are not counted; from the whole trace, as an oracle would, if all are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.simulate.statistics import closest_friends
+from flashref.simulate.trace import Trace, trace_tokens
+from flashref.types import Ids
+
+Order = Callable[[Trace], Sequence[Ids | None]]  # of each layer: the neuron at each place, None = its number
+FRIENDS = 8  # candidates for each neuron's two neighbours
+
+
+def natural(trace: Trace) -> list[None]:
+    """As in the checkpoint."""
+    return [None] * trace.layers
+
+
+def by_use(trace: Trace) -> list[Ids]:
+    """The most used first; of equals the lower id."""
+    profile = _profile(trace)
+    orders = []
+    for layer, n in enumerate(profile.units):
+        used = [profile.active(token, layer) for token in range(profile.tokens)]
+        orders.append(np.argsort(-np.bincount(np.concatenate(used), minlength=n), kind="stable"))
+    return orders
+
+
+def by_coactivation(trace: Trace) -> list[Ids]:
+    """Chains of neurons that are active together: the closest pairs become neighbours first.
+
+    A pair is linked while both have a free side and it closes no ring; then the chains, each from its lower
+    end, the one with the lowest first.
+    """
+    profile = _profile(trace)
+    return [_chains(profile, layer) for layer in range(profile.layers)]
+
+
+ORDERS: Mapping[str, Order] = MappingProxyType(
+    {"natural": natural, "use": by_use, "co-activation": by_coactivation}
+)
+
+
+def _profile(trace: Trace) -> Trace:
+    return trace_tokens(trace, 0, trace.first_counted or trace.tokens)
+
+
+def _chains(profile: Trace, layer: int) -> Ids:
+    n = profile.units[layer]
+    if n == 1:
+        return np.zeros(1, np.int64)
+    friends = closest_friends(profile, layer, min(FRIENDS, n - 1))
+    used = np.bincount(
+        np.concatenate([profile.active(token, layer) for token in range(profile.tokens)]), minlength=n
+    )
+    together = np.rint(friends.share * used[:, None])
+    pairs = np.argsort(-together, axis=None, kind="stable")
+    first, rank = np.divmod(pairs[together.reshape(-1)[pairs] > 0], together.shape[1])
+    neighbours: list[list[int]] = [[] for _ in range(n)]
+    chain = list(range(n))  # a neuron nearer to the representative of its chain
+
+    def representative(neuron: int) -> int:
+        while chain[neuron] != neuron:
+            chain[neuron] = neuron = chain[chain[neuron]]
+        return neuron
+
+    for a, b in zip(first.tolist(), friends.ids[first, rank].tolist(), strict=True):
+        if len(neighbours[a]) < 2 and len(neighbours[b]) < 2 and representative(a) != representative(b):
+            neighbours[a].append(b)
+            neighbours[b].append(a)
+            chain[representative(a)] = representative(b)
+    return _walk(neighbours)
+
+
+def _walk(neighbours: list[list[int]]) -> npt.NDArray[np.int64]:
+    """The neurons chain by chain, each from the lower of its ends."""
+    placed = [False] * len(neighbours)
+    order: list[int] = []
+    for end in range(len(neighbours)):
+        before, neuron = -1, end
+        while len(neighbours[end]) < 2 and not placed[neuron]:
+            placed[neuron] = True
+            order.append(neuron)
+            onward = [each for each in neighbours[neuron] if each != before]
+            before, neuron = neuron, onward[0] if onward else neuron
+    return np.array(order, np.int64)

@@ -1,0 +1,159 @@
+"""Shapes: everything that is needed to cost a model without its weights.
+
+`presets.py` has the paper's models. Of any other model the ranks and densities are assumed, and `note` says
+so: OPT 6.7B's curve (Fig. 9a) over the relative depth, or, with a gate, Llama 2 7B's 10 % in every layer.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.bundle import bundle_layout
+from flashref.simulate.config_values import Values
+from flashref.simulate.families import decoder_of_config
+from flashref.simulate.figures import figure_densities
+from flashref.simulate.methods import Flash, unbundled_layouts
+from flashref.transformer.budget import Demand
+from flashref.types import STORED_DTYPES, DomainError, Layout
+
+LLAMA_2_ACTIVE = 0.1  # ProSparse's 90 % sparsity
+SPARSE_ACTIVATIONS = ("relu", "relu2", "fatrelu")  # as config.json names them
+
+
+class Shape(NamedTuple):
+    """A model without its weights.
+
+    width, neurons: d and n of every layer; fields, dtype: of its bundles; parameters: values of the whole
+    checkpoint; resident: of embeddings, attention, norms and output head, without biases; ranks: of each
+    layer's predictor, 0 where there is none and the layer is dense (decision 15); densities: share of each
+    layer's neurons that is predicted; note: what is not as published.
+    """
+
+    name: str
+    layers: int
+    width: int
+    neurons: int
+    fields: tuple[str, ...]
+    dtype: str
+    parameters: int
+    resident: int
+    ranks: tuple[int, ...]
+    densities: tuple[float, ...]
+    note: str
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """The layers with a predictor: those that a trace has."""
+        return tuple(layer for layer, rank in enumerate(self.ranks) if rank)
+
+    @property
+    def sparse_densities(self) -> tuple[float, ...]:
+        """Their densities."""
+        return tuple(self.densities[layer] for layer in self.sparse_layers)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one value."""
+        return STORED_DTYPES[self.dtype].itemsize
+
+    @property
+    def ffn_bytes(self) -> int:
+        """Bytes of one layer's FFN matrices, without padding."""
+        return self.itemsize * len(self.fields) * self.width * self.neurons
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that are always in memory: `resident`, and the dense layers."""
+        return self.itemsize * self.resident + (self.layers - len(self.sparse_layers)) * self.ffn_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the checkpoint's tensors."""
+        return self.itemsize * self.parameters
+
+
+def shape_of_config(values: Values, name: str | None = None, dtype: str | None = None) -> Shape:
+    """The shape of the model that a parsed config.json describes, in its dtype unless told another.
+
+    Raises ImageError for a key that is missing or impossible, DomainError for what is not supported.
+    """
+    decoder, note = decoder_of_config(values)
+    layers, d = decoder.layers, decoder.width
+    if dtype is None:
+        dtype = _dtype(values)
+    if dtype not in STORED_DTYPES:
+        raise DomainError(f"dtype {dtype!r} is unknown; use one of {', '.join(STORED_DTYPES)}")
+    notes = [note] if note else []
+    # The paper's proportions of rank to d, for the denser eighth of the layers and for the others.
+    wide, eighth = max(d // 4, 1), -(-layers // 8)
+    if decoder.gated:
+        narrow, first = max(d // 16, 1), (layers - eighth) // 2
+        densities = (LLAMA_2_ACTIVE,) * layers
+        notes.append("ranks and densities assumed as in Llama 2 7B")
+    else:
+        narrow, first = max(d // 32, 1), layers - eighth
+        densities = _stretched(figure_densities("fig9a_opt_predictor"), layers)
+        notes.append("ranks and densities assumed as in OPT 6.7B")
+    if decoder.activation not in SPARSE_ACTIVATIONS:
+        notes.append(f"and {decoder.activation} replaced by ReLU: with it every neuron is active")
+    ranks = (narrow,) * first + (wide,) * eighth + (narrow,) * (layers - first - eighth)
+    return Shape(
+        name=str(values.get("model_type")) if name is None else name,
+        layers=layers,
+        width=d,
+        neurons=decoder.neurons,
+        fields=("gate", "up", "down") if decoder.gated else ("up", "down"),
+        dtype=dtype,
+        parameters=decoder.parameters,
+        resident=decoder.resident_weights,
+        ranks=ranks,
+        densities=densities,
+        note="; ".join(notes),
+    )
+
+
+def shape_layout(shape: Shape, block: int) -> Layout:
+    """The bundles of one layer, as if it lay first on flash; of which `unbundled_layouts` makes rows."""
+    return bundle_layout(shape.neurons, shape.width, shape.dtype, shape.fields, block)
+
+
+def shape_demand(shape: Shape, block: int) -> Demand:
+    """What the shape asks of memory; its layers are those with a predictor, the others are resident."""
+    predictors = shape.itemsize * sum(rank * (shape.width + shape.neurons) for rank in shape.ranks)
+    return Demand(
+        total=shape.total_bytes,
+        resident=shape.resident_bytes,
+        predictors=predictors,
+        layers=len(shape.sparse_layers),
+        neurons=shape.neurons,
+        stride=shape_layout(shape, block).stride,
+    )
+
+
+def shape_flash(shape: Shape, block: int) -> Flash:
+    """The shape on flash, for the replays of a trace of its layers with a predictor."""
+    layout = shape_layout(shape, block)
+    sparse = len(shape.sparse_layers)
+    image = shape.total_bytes + shape.layers * (shape.neurons * layout.stride - shape.ffn_bytes)
+    return Flash(
+        bundled=(layout,) * sparse,
+        unbundled=(unbundled_layouts(layout),) * sparse,
+        repeats=(1,) * sparse,
+        image_bytes=-(-image // block) * block,
+        tensor_bytes=shape.total_bytes,
+    )
+
+
+def _stretched(densities: tuple[float, ...], layers: int) -> tuple[float, ...]:
+    """A curve over the layers at another depth: first on first, last on last, linear between."""
+    depth = np.linspace(0, len(densities) - 1, layers)
+    return tuple(np.interp(depth, np.arange(len(densities)), densities).tolist())
+
+
+def _dtype(values: Values) -> str:
+    """The stored dtype that a config.json names; 16-bit floats if it names none."""
+    name = values.get("dtype") or values.get("torch_dtype") or "float16"
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    if not isinstance(name, str) or name not in names:
+        raise DomainError(f"config.json has the dtype {name!r}; use {', '.join(names)}")
+    return names[name]

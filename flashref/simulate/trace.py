@@ -1,0 +1,85 @@
+"""Traces of activation: which neurons are predicted for each token, layer by layer.
+
+A unit is an id with a size in bytes: a neuron's bundle here, an expert of a mixture just as well.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.types import DomainError, Ids, ascending_ids
+
+Counts = npt.NDArray[np.int64]
+
+
+class Trace(NamedTuple):
+    """The active units of every token and layer; a token's layers are decoded in order.
+
+    units: of each layer; ids: (m,) int32, ascending within a layer of a token; starts: (tokens·layers + 1,)
+    int64, token t's layer l is ids[starts[t·layers + l] : starts[t·layers + l + 1]];
+    first_counted: tokens before it warm what is kept, and no cost of theirs is counted (decision 21).
+    """
+
+    units: tuple[int, ...]
+    ids: npt.NDArray[np.int32]
+    starts: Counts
+    first_counted: int = 0
+
+    @property
+    def layers(self) -> int:
+        """How many layers."""
+        return len(self.units)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens, the uncounted ones included."""
+        return (len(self.starts) - 1) // len(self.units)
+
+    def active(self, token: int, layer: int) -> Ids:
+        """The ids of one token in one layer."""
+        at = token * self.layers + layer
+        return self.ids[self.starts[at] : self.starts[at + 1]].astype(np.int64)
+
+
+class Reads(NamedTuple):
+    """What a policy reads and keeps, batch by batch, in the order of the trace.
+
+    ids: (m,) int32, ascending within a batch; starts: (batches + 1,) int64, as in Trace; token, layer:
+    (batches,) int64, whose batch it is: at least one a token and layer, perhaps an empty one (decision 8: a
+    long bypass has several). resident, loaded, moved: (tokens, layers) int64, units that are kept afterwards,
+    units that were put into memory, rows that the placement moved inside it.
+    """
+
+    ids: npt.NDArray[np.int32]
+    starts: Counts
+    token: Counts
+    layer: Counts
+    resident: Counts
+    loaded: Counts
+    moved: Counts
+
+
+def trace_of(predicted: Sequence[Sequence[Ids]], units: Sequence[int], first_counted: int = 0) -> Trace:
+    """A trace from sets: predicted[token][layer], each strictly ascending; IdsError, DomainError if not.
+
+    first_counted: less than the number of tokens.
+    """
+    if not units or min(units) < 1:
+        raise DomainError(f"a trace needs a layer, and every layer a unit, not units of {tuple(units)}")
+    if not 0 <= first_counted < len(predicted):
+        raise DomainError(
+            f"a trace of {len(predicted)} tokens has none to count from token {first_counted} on"
+        )
+    sets = [ascending_ids(ids, n) for layers in predicted for ids, n in zip(layers, units, strict=True)]
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in sets], dtype=np.int64)])
+    return Trace(tuple(map(int, units)), np.concatenate(sets).astype(np.int32), starts, first_counted)
+
+
+def trace_tokens(trace: Trace, start: int, stop: int) -> Trace:
+    """Tokens start … stop − 1 of a trace, all counted; DomainError if there are none."""
+    if not 0 <= start < stop <= trace.tokens:
+        raise DomainError(f"a trace of {trace.tokens} tokens has no tokens {start} … {stop - 1}")
+    starts = trace.starts[start * trace.layers : stop * trace.layers + 1]
+    return Trace(trace.units, trace.ids[starts[0] : starts[-1]], starts - starts[0])

@@ -1,0 +1,222 @@
+"""The paper's sliding window over a whole trace at once: `window_update`, for all tokens and layers.
+
+A neuron used at token p and again at token t is read at t unless the window that t finds reaches back to p.
+So the gaps between uses, found once a trace, decide what every window and every budget reads.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.simulate.placement import Changes
+from flashref.simulate.statistics import kept_counts
+from flashref.simulate.trace import Counts, Reads, Trace
+from flashref.types import DomainError
+
+CountMoves = Callable[[Changes], Counts]
+Tokens = npt.NDArray[np.signedinteger[Any]]
+Mask = npt.NDArray[np.bool_]
+
+
+class Uses(NamedTuple):
+    """A trace with its uses linked, for windows of up to `longest` tokens.
+
+    previous, next: (m,) the token of the unit's use before, negative if there is none, and of the one after,
+    the number of tokens if there is none; both in the smallest integers that hold a token.
+    unions: (tokens, layers, longest) int64, |P_(t-j) ∪ … ∪ P_t| for j = 0 … longest − 1.
+    """
+
+    trace: Trace
+    previous: Tokens
+    next: Tokens
+    unions: Counts
+
+    @property
+    def longest(self) -> int:
+        """The longest window that these uses can be replayed with, in tokens."""
+        return int(self.unions.shape[2])
+
+
+class _Steps(NamedTuple):
+    """What happens to each use, (m,): is it loaded, does it bypass, is its unit evicted before the next.
+
+    leave: (tokens·layers,) the token that evicts those of each token and layer.
+    """
+
+    load: Mask
+    bypass: Mask
+    evict: Mask
+    leave: Counts
+
+
+def uses_of(trace: Trace, longest: int) -> Uses:
+    """The uses of a trace, linked: once a trace, for every window up to `longest` tokens and every budget."""
+    layers, tokens = trace.layers, trace.tokens
+    smallest = np.min_scalar_type(-tokens - 1)  # less memory to go through for every window
+    previous, following = np.empty((2, len(trace.ids)), smallest)
+    longest = min(longest, tokens)
+    # [t, l, g − 1]: units of P_t in layer l that were used g tokens before; the last: longer ago, or never.
+    gaps = np.empty((tokens, layers, longest + 1), np.int64)
+    last = np.full(sum(trace.units), -longest - 1, smallest)
+    for token in range(tokens):
+        at, units, counts = _of_token(trace, token)
+        before = previous[at] = last.take(units)
+        last[units] = token
+        cell = (np.arange(layers) * (longest + 1) + token - 1).repeat(counts)
+        cell -= np.maximum(before, token - longest - 1)
+        gaps[token] = np.bincount(cell, minlength=gaps[token].size).reshape(gaps[token].shape)
+    last.fill(tokens)
+    for token in reversed(range(tokens)):
+        at, units, _ = _of_token(trace, token)
+        following[at] = last.take(units)
+        last[units] = token
+    return Uses(trace, previous, following, kept_counts(gaps))
+
+
+def windowed(
+    uses: Uses, k: int, capacities: Sequence[int], bypass_rows: int, count_moves: CountMoves
+) -> Reads:
+    """What a window of k tokens reads and keeps in `capacities` rows a layer (paper §3.1.2; decision 8).
+
+    bypass_rows: of the bypass buffer (DEC-10); count_moves: of the placement. Token by token the same as
+    window_update and read_batches. DomainError for k or bypass_rows < 1, k > longest, a capacity < 0.
+    """
+    trace = uses.trace
+    layers, tokens = trace.layers, trace.tokens
+    if not 1 <= k <= max(uses.longest, 1) or bypass_rows < 1:
+        raise DomainError(
+            f"a window needs k from 1 to {uses.longest}, which its uses were linked for, and at least one "
+            f"bypass row, not k = {k} and {bypass_rows} rows"
+        )
+    if len(capacities) != layers or min(capacities) < 0:
+        raise DomainError(f"a window needs rows ≥ 0 for each of {layers} layers, not {list(capacities)}")
+    reach = (uses.unions[:, :, :k] <= np.array(capacities)[:, None]).sum(axis=2)
+    steps = _steps_without_bypass(uses, reach)
+    for layer in np.flatnonzero((reach == 0).any(axis=0)).tolist():
+        _step_through(uses, layer, k, capacities[layer], steps)
+
+    loads = np.flatnonzero(steps.load)
+    loaded, (evict_ids, evicted) = _per_batch(trace, loads), _evictions(trace, steps)
+    changes = Changes(trace.units, trace.ids[loads], _starts(loaded), evict_ids, _starts(evicted))
+    shape = tokens, layers
+    read_ids, starts, token_of, layer_of = _batches(trace, steps, loads, bypass_rows)
+    return Reads(
+        read_ids,
+        starts,
+        token_of,
+        layer_of,
+        resident=np.cumsum((loaded - evicted).reshape(shape), axis=0),
+        loaded=loaded.reshape(shape),
+        moved=count_moves(changes),
+    )
+
+
+def unwindowed(trace: Trace) -> Reads:
+    """What is read where nothing is kept: every predicted neuron, one batch a layer (decision 20)."""
+    nothing = np.zeros((trace.tokens, trace.layers), np.int64)
+    batch = np.arange(trace.tokens * trace.layers)
+    token, layer = np.divmod(batch, trace.layers)
+    return Reads(trace.ids, trace.starts, token, layer, nothing, nothing, nothing)
+
+
+def _of_token(trace: Trace, token: int) -> tuple[slice, Counts, Counts]:
+    """Where in the trace a token's uses are, of which of all layers' units; and how many each layer has."""
+    starts = trace.starts[token * trace.layers : (token + 1) * trace.layers + 1]
+    at, counts = slice(starts[0], starts[-1]), np.diff(starts)
+    return at, trace.ids[at] + np.cumsum([0, *trace.units[:-1]]).repeat(counts), counts
+
+
+def _steps_without_bypass(uses: Uses, reach: Counts) -> _Steps:
+    """The steps of layers whose every P_t fits: the window before t holds the uses of reach[t − 1] tokens."""
+    trace, dtype = uses.trace, uses.previous.dtype
+    tokens, layers = trace.tokens, trace.layers
+    counts = np.diff(trace.starts)
+    oldest = np.maximum(np.arange(tokens)[:, None] - reach + 1, 0)  # of the tokens in the window after t
+    before = np.vstack([np.zeros((1, layers), np.int64), oldest[:-1]])
+    leave = np.stack([column.searchsorted(np.arange(tokens), side="right") for column in oldest.T], axis=1)
+    load = uses.previous < before.astype(dtype).reshape(-1).repeat(counts)
+    evict = uses.next > leave.astype(dtype).reshape(-1).repeat(counts)
+    return _Steps(load, np.zeros(len(load), bool), evict, leave.reshape(-1))
+
+
+def _step_through(uses: Uses, layer: int, k: int, capacity: int, steps: _Steps) -> None:
+    """The steps of a layer into which some P_t does not fit: what bypasses depends on what was kept."""
+    trace = uses.trace
+    last = np.full(trace.units[layer], -1, np.int64)  # where in the trace a resident unit was used last
+    kept_at = [np.zeros(0, np.int64)] * trace.tokens
+
+    def still(token: int) -> Counts:
+        """The uses of this token whose units have not been used since, nor left."""
+        at = kept_at[token]
+        return np.compress(last[trace.ids[at]] == at, at)
+
+    oldest = 0
+    for token in range(trace.tokens):
+        batch = token * trace.layers + layer
+        at = np.arange(trace.starts[batch], trace.starts[batch + 1])
+        ids = trace.ids[at]
+        was_resident = last[ids] >= 0
+        kept = np.sort(np.argsort(~was_resident, kind="stable")[:capacity])
+        steps.load[at] = False
+        steps.load[at[kept]] = ~was_resident[kept]
+        steps.bypass[at] = True
+        steps.bypass[at[kept]] = False
+        steps.evict[at] = False
+        last[ids[kept]] = at[kept]
+        kept_at[token] = at[kept]
+
+        rows, start = len(ids), token
+        while start > max(token - k + 1, oldest) and rows + len(still(start - 1)) <= capacity:
+            start -= 1
+            rows += len(still(start))
+        for left in range(oldest, start):
+            gone = still(left)
+            steps.evict[gone] = True
+            steps.leave[left * trace.layers + layer] = token
+            last[trace.ids[gone]] = -1
+        oldest = start
+
+
+def _per_batch(trace: Trace, at: Counts) -> Counts:
+    """How many of these places, ascending, each token and layer has."""
+    return np.diff(np.searchsorted(at, trace.starts))
+
+
+def _starts(counts: Counts) -> Counts:
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _evictions(trace: Trace, steps: _Steps) -> tuple[npt.NDArray[np.int32], Counts]:
+    """Which units each token and layer evicts, the earliest use first; and how many."""
+    at = np.flatnonzero(steps.evict)
+    counts = _per_batch(trace, at)
+    used = np.flatnonzero(counts)  # in this token and layer, by units that leave later
+    batch = steps.leave[used] * trace.layers + used % trace.layers
+    evicted = np.zeros(trace.tokens * trace.layers, np.int64)
+    np.add.at(evicted, batch, counts[used])
+    order = used[np.argsort(batch, kind="stable")]
+    if np.any(np.diff(order) < 0):
+        shift = _starts(counts)[order] - _starts(counts[order])[:-1]
+        at = at[np.arange(len(at)) + shift.repeat(counts[order])]
+    return trace.ids[at], evicted
+
+
+def _batches(
+    trace: Trace, steps: _Steps, loads: Counts, bypass_rows: int
+) -> tuple[npt.NDArray[np.int32], Counts, Counts, Counts]:
+    """ids, starts, token, layer of the batches: what is kept comes with a first bypass buffer."""
+    bypass = np.flatnonzero(steps.bypass)
+    read = np.flatnonzero(steps.load | steps.bypass) if len(bypass) else loads
+    reads, bypassing = _per_batch(trace, read), _per_batch(trace, bypass)
+    parts = np.maximum(-(-bypassing // bypass_rows), 1)
+    token, layer = np.divmod(np.repeat(np.arange(len(parts)), parts), trace.layers)
+    if parts.max() > 1:
+        rank = np.arange(len(bypass)) - np.repeat(_starts(bypassing)[:-1], bypassing)
+        part = np.zeros(len(read), np.int64)
+        part[np.searchsorted(read, bypass)] = rank // bypass_rows
+        part += np.repeat(_starts(parts)[:-1], reads)
+        read = read[np.argsort(part, kind="stable")]
+        reads = np.bincount(part, minlength=len(token))
+    return trace.ids[read], _starts(reads), token, layer

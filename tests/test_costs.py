@@ -1,0 +1,86 @@
+"""Costs of whole traces in arrays are read_plan and read_time of every batch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashref.bundle import bundle_extents, bundle_layout
+from flashref.conformance.strategies import devices, id_sets
+from flashref.simulate.costs import batch_times, read_sizes, sequential_sizes
+from flashref.simulate.methods import unbundled_layouts
+from flashref.simulate.trace import trace_of
+from flashref.simulate.window import unwindowed
+from flashref.storage.device import PRESETS, read_time
+from flashref.storage.plan import read_plan
+from flashref.types import DomainError
+
+
+@st.composite
+def layouts_of_layers(draw, units):
+    """For each layer a layout of its own, all of one block; bundled, or a layout a field."""
+    block = 2 ** draw(st.integers(0, 7))
+    bundled = [
+        bundle_layout(
+            n,
+            draw(st.integers(1, 40)),
+            "F16",
+            ("up", "down"),
+            block,
+            block * draw(st.integers(0, 3)),
+            draw(st.none() | st.permutations(range(n))),
+        )
+        for n in units
+    ]
+    split = draw(st.booleans())
+    return [unbundled_layouts(layout) if split else (layout,) for layout in bundled]
+
+
+@st.composite
+def cases(draw):
+    units = draw(st.lists(st.integers(1, 24), min_size=1, max_size=3))
+    predicted = [[draw(id_sets(n)) for n in units] for _ in range(draw(st.integers(1, 4)))]
+    layouts = draw(layouts_of_layers(units))
+    block = layouts[0][0].block
+    return units, predicted, layouts, draw(st.sampled_from([0, 1, block, 4 * block]))
+
+
+@given(cases(), devices())
+def test_sizes_and_times_are_those_of_the_plan_of_every_batch(case, device):
+    units, predicted, layouts, max_gap = case
+    sizes = read_sizes(unwindowed(trace_of(predicted, units)), layouts, max_gap)
+    times = batch_times(device, sizes)
+    batches = [(layer, ids) for layers in predicted for layer, ids in enumerate(layers)]
+    assert len(times) == len(sizes.starts) - 1 == len(batches)
+    for number, (layer, ids) in enumerate(batches):
+        extents = [extent for layout in layouts[layer] for extent in bundle_extents(layout, ids)]
+        planned = [read.length for read in read_plan(extents, sizes.block, max_gap)]
+        start, stop = sizes.starts[number : number + 2]
+        assert (sizes.blocks[start:stop] * sizes.block).tolist() == planned
+        assert int(times[number]) == read_time(device, planned)
+
+
+@given(st.integers(0, 40), st.integers(1, 8), st.integers(0, 5))
+def test_front_to_back_reads_are_pieces_and_a_rest(blocks, piece, log_block):
+    block = 2**log_block
+    sizes = sequential_sizes(blocks * block, piece * block, block)
+    pieces = [min(piece, blocks - start) for start in range(0, blocks, piece)]
+    assert sizes.blocks.tolist() == pieces
+    assert sizes.starts.tolist() == [0, len(pieces)]
+    device = PRESETS["paper_m1max_fig2b"]
+    assert batch_times(device, sizes).tolist() == [read_time(device, [size * block for size in pieces])]
+
+
+def test_blocks_that_differ_and_negative_gaps_are_refused():
+    reads = unwindowed(trace_of([[[0], [0]]], [1, 1]))
+    small, large = (bundle_layout(1, 4, "F32", ("up",), block) for block in (64, 128))
+    with pytest.raises(DomainError, match="one block"):
+        read_sizes(reads, [(small,), (large,)])
+    with pytest.raises(DomainError, match="max_gap"):
+        read_sizes(reads, [(small,), (small,)], -1)
+
+
+def test_a_trace_without_reads_costs_nothing():
+    reads = unwindowed(trace_of([[np.zeros(0, np.int64)]], [1]))
+    sizes = read_sizes(reads, [(bundle_layout(1, 4, "F32", ("up",), 64),)])
+    assert batch_times(PRESETS["this_vm"], sizes).tolist() == [0]
