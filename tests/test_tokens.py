@@ -4,6 +4,7 @@ from fractions import Fraction
 from math import ceil
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +15,10 @@ from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.tokens import Host, token_costs, transfer_ns
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import uses_of, windowed
+from flashref.types import DomainError
 
-hosts = st.builds(Host, st.integers(0, 10**11), st.integers(0, 10**12))
+bandwidths = st.just(0) | st.integers(10**4, 10**12)
+hosts = st.builds(Host, bandwidths, bandwidths)
 
 
 @st.composite
@@ -81,3 +84,7 @@ def test_perfect_overlap_saves_at_most_half(run, device):
 def test_transfers_are_rounded_up_and_do_not_overflow():
     assert transfer_ns(np.array([0, 1, 10**13]), 3 * 10**9).tolist() == [0, 1, 3_333_333_333_334]
     assert transfer_ns(np.array([5]), 0).tolist() == [0]
+    most = 2**63 // 10**9
+    assert transfer_ns(np.array([most]), 1).tolist() == [most * 10**9]
+    with pytest.raises(DomainError, match="292 years"):
+        transfer_ns(np.array([0, most + 1]), 1)

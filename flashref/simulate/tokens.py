@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from flashref.simulate.costs import Sizes, batch_sums
 from flashref.simulate.trace import Counts, Reads
+from flashref.types import DomainError
 
 
 class Host(NamedTuple):
@@ -88,8 +89,12 @@ def token_costs(
 
 
 def transfer_ns(amounts: Counts, per_second: int) -> Counts:
-    """Nanoseconds to go through so many bytes, rounded up; 0 where there is no limit."""
+    """Nanoseconds to go through so many bytes, rounded up; 0 where there is no limit.
+
+    Raises DomainError where that is more than an int64 holds.
+    """
     # Python's integers: 10 GB times 10^9 is more than an int64 holds.
-    return np.array(
-        [-(-amount * 10**9 // per_second) if per_second else 0 for amount in amounts.tolist()], np.int64
-    )
+    times = [-(-amount * 10**9 // per_second) if per_second else 0 for amount in amounts.tolist()]
+    if max(times, default=0) >= 2**63:
+        raise DomainError(f"{max(amounts)} bytes at {per_second} bytes a second take longer than 292 years")
+    return np.array(times, np.int64)
