@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from flashref.bundle import bundle_extents, bundle_layout
 from flashref.conformance.strategies import devices, id_sets
-from flashref.simulate.costs import batch_times, read_sizes, sequential_sizes
+from flashref.simulate import costs
+from flashref.simulate.costs import batch_times, read_sizes, separate_sizes, sequential_sizes
 from flashref.simulate.methods import unbundled_layouts
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import unwindowed
@@ -45,11 +46,15 @@ def cases(draw):
     return units, predicted, layouts, draw(st.sampled_from([0, 1, block, 4 * block]))
 
 
-@given(cases(), devices())
-def test_sizes_and_times_are_those_of_the_plan_of_every_batch(case, device):
+@pytest.mark.parametrize(("part", "few_sizes"), [(costs.PART, costs.FEW_SIZES), (3, 1)])
+@given(case=cases(), device=devices())
+def test_sizes_and_times_are_those_of_the_plan_of_every_batch(part, few_sizes, case, device):
     units, predicted, layouts, max_gap = case
-    sizes = read_sizes(unwindowed(trace_of(predicted, units)), layouts, max_gap)
-    times = batch_times(device, sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "PART", part)
+        patch.setattr(costs, "FEW_SIZES", few_sizes)
+        sizes = read_sizes(unwindowed(trace_of(predicted, units)), layouts, max_gap)
+        times = batch_times(device, sizes)
     batches = [(layer, ids) for layers in predicted for layer, ids in enumerate(layers)]
     assert len(times) == len(sizes.starts) - 1 == len(batches)
     for number, (layer, ids) in enumerate(batches):
@@ -58,6 +63,34 @@ def test_sizes_and_times_are_those_of_the_plan_of_every_batch(case, device):
         start, stop = sizes.starts[number : number + 2]
         assert (sizes.blocks[start:stop] * sizes.block).tolist() == planned
         assert int(times[number]) == read_time(device, planned)
+
+
+@pytest.mark.parametrize("stream_bandwidth", [0, 10**6])  # with 1 MB/s the one long read outlasts the others
+def test_batches_around_the_queue_depth_take_what_read_time_says(stream_bandwidth):
+    device = PRESETS["nvme_gen4"]._replace(block=64, queue_depth=4, stream_bandwidth=stream_bandwidth)
+    layout = bundle_layout(40, 16, "F32", ("up",), 64)  # a block each
+    predicted = [[[*range(0, 2 * reads, 2), *range(30, 40)]] for reads in range(12)]
+    times = batch_times(device, read_sizes(unwindowed(trace_of(predicted, [40])), [(layout,)]))
+    assert times.tolist() == [read_time(device, [64] * reads + [640]) for reads in range(12)]
+
+
+@given(cases())
+def test_separate_sizes_are_those_of_every_extent(case):
+    units, predicted, layouts, _ = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "PART", 3)
+        sizes = separate_sizes(unwindowed(trace_of(predicted, units)), layouts)
+    batches = [(layer, ids) for layers in predicted for layer, ids in enumerate(layers)]
+    for (layer, ids), start, stop in zip(batches, sizes.starts[:-1], sizes.starts[1:], strict=True):
+        planned = [
+            read.length
+            for layout in layouts[layer]
+            for position in sorted(ids if layout.order is None else np.argsort(layout.order)[list(ids)])
+            for read in read_plan(
+                bundle_extents(layout._replace(order=None), np.array([position])), sizes.block, 0
+            )
+        ]
+        assert (sizes.blocks[start:stop] * sizes.block).tolist() == planned
 
 
 @given(st.integers(0, 40), st.integers(1, 8), st.integers(0, 5))
@@ -84,3 +117,5 @@ def test_a_trace_without_reads_costs_nothing():
     reads = unwindowed(trace_of([[np.zeros(0, np.int64)]], [1]))
     sizes = read_sizes(reads, [(bundle_layout(1, 4, "F32", ("up",), 64),)])
     assert batch_times(PRESETS["this_vm"], sizes).tolist() == [0]
+    with pytest.raises(DomainError, match="knee"):
+        batch_times(PRESETS["this_vm"]._replace(knee=0.5), sizes)

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prog = "flashref"
     try:
         # Here, so that Ctrl-C while they are loaded is answered.
-        from flashref.cli import calibrate, conformance, run, vectors
+        from flashref.cli import calibrate, conformance, paper, run, simulate, vectors
 
         parser = Parser(prog=prog, description='The executable reference of "LLM in a flash".')
         parser.add_argument(
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         vectors.add_parser(commands)
         conformance.add_parser(commands)
         calibrate.add_parser(commands)
+        simulate.add_parser(commands)
+        paper.add_parser(commands)
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
             options.parser.error(f"unknown words: {' '.join(unknown)}")

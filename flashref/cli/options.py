@@ -1,6 +1,7 @@
 """The words of the command line, turned into values; a bad word gets one sentence."""
 
 import argparse
+import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -91,6 +92,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         type=at_least(0),
         help="at most so many of DIR/held_out.txt (default: 1024; 0: none)",
     )
+    add(
+        "--save-trace",
+        metavar="FILE",
+        type=Path,
+        help="keep the neurons that were predicted, for `flashref simulate --trace`; never overwritten",
+    )
     add("--json", action="store_true", help="one JSON object instead of text and tables")
     add("--quiet", action="store_true", help="no progress on stderr")
 
@@ -145,6 +152,16 @@ def device(word: str) -> Device:
         return device_of(path.read_bytes())
     except DomainError as error:
         raise DomainError(f"{path}: {error}; correct the file, or use a preset") from None
+
+
+def check_new_file(option: str, path: Path | None) -> None:
+    """What would keep a file from being written at the end, said at the start: DomainError."""
+    if path is None:
+        return
+    if os.path.lexists(path):
+        raise DomainError(f"{option} {path}: exists, and files are never overwritten; choose another name")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise DomainError(f"{option} {path}: {path.parent} is no folder that can be written; choose another")
 
 
 def _number(word: str, kind: Callable[[str], Number], wanted: str) -> Number:

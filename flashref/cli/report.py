@@ -126,7 +126,7 @@ def _proof_lines(result: Result, budget: Budget, proof: Proof) -> Iterator[str]:
     depends = result.semantics == "resident" and result.predictor["false_negative_rate"] > 0
     yield f"{dense}, with {result.semantics} semantics{'; it may depend on the memory given' * depends}"
     yield (
-        f"memory: {result.memory_fraction:g} of the model, {_size(budget.dram_bytes)} used (biases and the "
+        f"memory: {result.memory_fraction:g} of the model, {size(budget.dram_bytes)} used (biases and the "
         f"KV cache not counted), a window of {result.window}, rows per layer "
         f"{', '.join(map(str, budget.capacities))}"
     )
@@ -160,17 +160,17 @@ def _table(methods: Sequence[Method], measured: bool, paper: bool) -> Table:
     for method, paper_ms in zip(methods, PAPER_IO_MS, strict=True):
         cells = [
             LABELS[method.name],
-            _size(method.useful_bytes_per_token),
-            _size(method.flash_bytes_per_token),
+            size(method.useful_bytes_per_token),
+            size(method.flash_bytes_per_token),
             f"{method.reads_per_token:,.0f}",
-            _size(method.dram_bytes),
-            _size(method.dram_moved_bytes_per_token),
-            _milliseconds(method.simulated_io_ms_per_token),
+            size(method.dram_bytes),
+            size(method.dram_moved_bytes_per_token),
+            milliseconds(method.simulated_io_ms_per_token),
         ]
         if method.measured_io_ms_per_token is not None:
-            cells.append(_milliseconds(method.measured_io_ms_per_token))
+            cells.append(milliseconds(method.measured_io_ms_per_token))
         if paper:
-            cells.append(_milliseconds(paper_ms))
+            cells.append(milliseconds(paper_ms))
         table.add_row(*cells)
     return table
 
@@ -214,7 +214,7 @@ def _scaled_sentence(scaled: Sequence[Method]) -> str:
     )
 
 
-def _size(amount: float) -> str:
+def size(amount: float) -> str:
     """Bytes in units of 1000, three digits: GB = 10^9."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if amount >= size:
@@ -222,7 +222,8 @@ def _size(amount: float) -> str:
     return f"{amount:.0f} B"
 
 
-def _milliseconds(amount: float) -> str:
+def milliseconds(amount: float) -> str:
+    """Milliseconds, three digits."""
     return f"{_three_digits(amount)} ms"
 
 

@@ -27,6 +27,8 @@ from flashref.simulate.methods import (
     unbundled_layouts,
 )
 from flashref.simulate.scaled import scale_to_opt_6_7b
+from flashref.simulate.trace import trace_of
+from flashref.simulate.trace_file import Description, save_trace
 from flashref.storage.image import image_tensor
 from flashref.transformer import generate as text
 from flashref.transformer.budget import Budget, Demand, demand_of, solve_budget
@@ -95,6 +97,8 @@ def run(options: argparse.Namespace) -> int:
         if wish.held_out:
             perplexity = measure_perplexities(wish.held_out, decoder, ffns, advance)._asdict()
         methods, scaled = _replay(wish, setup, decoded)
+    if options.save_trace is not None:
+        _save_trace(wish, decoded)
     result = _result(wish, setup, decoded, dense_ids, perplexity, methods, scaled)
     if options.json:
         print(json.dumps(result._asdict(), indent=2, allow_nan=False))
@@ -106,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
 def _read_wish(options: argparse.Namespace) -> Wish:
     """The checkpoint's headers, the prompt, predictors and held-out text; a mistake is found here."""
     device = words.device(options.device)
+    words.check_new_file("--save-trace", options.save_trace)
     checkpoint = open_checkpoint(options.model)
     config = checkpoint.config
     if config.vocabulary > 256 and options.prompt_ids is None:
@@ -188,6 +193,18 @@ def _replay(wish: Wish, setup: Setup, decoded: Decoded) -> tuple[Sequence[Method
     )
 
 
+def _save_trace(wish: Wish, decoded: Decoded) -> None:
+    """What was predicted, token by token; the prompt's tokens are not counted."""
+    options, config = wish.options, wish.checkpoint.config
+    trace = trace_of(decoded.predicted, [config.neurons] * config.layers, decoded.first_counted)
+    source = f"flashref run --predictor {options.predictor} --semantics {options.semantics}"
+    save_trace(options.save_trace, trace, Description(what=_model_name(options), source=source))
+
+
+def _model_name(options: argparse.Namespace) -> str:
+    return "tiny" if options.model == words.TINY else str(options.model)
+
+
 def _result(
     wish: Wish,
     setup: Setup,
@@ -203,7 +220,7 @@ def _result(
         return text.decode_bytes(ids) if wish.checkpoint.config.vocabulary <= 256 else None
 
     return report.Result(
-        model="tiny" if options.model == words.TINY else str(options.model),
+        model=_model_name(options),
         prompt=shown(wish.prompt_ids),
         text=shown(decoded.new_ids),
         token_ids=[*wish.prompt_ids, *decoded.new_ids],

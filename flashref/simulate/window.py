@@ -196,11 +196,9 @@ def _evictions(trace: Trace, steps: _Steps) -> tuple[npt.NDArray[np.int32], Coun
     batch = steps.leave[used] * trace.layers + used % trace.layers
     evicted = np.zeros(trace.tokens * trace.layers, np.int64)
     np.add.at(evicted, batch, counts[used])
-    order = used[np.argsort(batch, kind="stable")]
-    if np.any(np.diff(order) < 0):
-        shift = _starts(counts)[order] - _starts(counts[order])[:-1]
-        at = at[np.arange(len(at)) + shift.repeat(counts[order])]
-    return trace.ids[at], evicted
+    ids, edges = trace.ids[at], _starts(counts).tolist()
+    in_order = used[np.argsort(batch, kind="stable")].tolist()
+    return np.concatenate([ids[:0], *(ids[edges[each] : edges[each + 1]] for each in in_order)]), evicted
 
 
 def _batches(
@@ -215,7 +213,7 @@ def _batches(
     if parts.max() > 1:
         rank = np.arange(len(bypass)) - np.repeat(_starts(bypassing)[:-1], bypassing)
         part = np.zeros(len(read), np.int64)
-        part[np.searchsorted(read, bypass)] = rank // bypass_rows
+        part[np.flatnonzero(steps.bypass[read])] = rank // bypass_rows
         part += np.repeat(_starts(parts)[:-1], reads)
         read = read[np.argsort(part, kind="stable")]
         reads = np.bincount(part, minlength=len(token))

@@ -1,0 +1,175 @@
+"""The page of `flashref paper --html`: one file that needs nothing else, no script and no network."""
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from flashref import SPEC_VERSION, __version__
+from flashref.cli.paper_plots import plot_svg
+from flashref.cli.paper_sections import RULE, SUMMARY, Section, section
+from flashref.cli.plots import COLOURS, GRID, INK
+from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure
+from flashref.simulate.paper.table2 import Table2
+
+TITLE = "“LLM in a flash”: its figures and tables, derived"
+FOLDED = 24  # rows beyond which a table is folded away under its plot
+# The plots' colours on white and on dark: each at least 3 : 1 against its ground.
+LIGHT = ("#0072b2", "#c65300", "#00835f", "#b4508f", "#2f86b5", "#9a6a00")
+DARK = ("#5ab4f0", "#ff9a52", "#3ed6a9", "#f0a3cf", "#b9e2ff", "#ffc957")
+STYLESHEET = """
+:root { color-scheme: light dark; --ground: #fff; --ink: #1a1a1a; --soft: #595959; --line: #d0d0d0;
+  --band: #f4f6f8; --link: #00539c; LIGHT_COLOURS }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #15181c; --ink: #e8e8e8; --soft: #b0b0b0; --line: #444a52; --band: #1f242a;
+    --link: #8cc8ff; DARK_COLOURS } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--ground); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word }
+h1 { font-size: 1.6rem; line-height: 1.25 }
+h2 { font-size: 1.25rem; line-height: 1.3; margin: 0 0 .5rem }
+section { border-top: 1px solid var(--line); margin-top: 2rem; padding-top: 1.5rem }
+a { color: var(--link) }
+.from, figcaption, caption, footer { color: var(--soft); font-size: .9rem }
+figure { margin: 1rem 0; max-width: 34rem }
+svg { display: block; width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt }
+svg text { fill: currentColor; font-family: system-ui, sans-serif }
+.scroll { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
+caption { text-align: left; padding-bottom: .4rem }
+th, td { padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; font-weight: normal;
+  border-bottom: 1px solid var(--line) }
+thead th { font-weight: 600; vertical-align: bottom }
+.number { text-align: right }
+td.number { white-space: nowrap }
+tbody th { min-width: 9.5rem }
+td.words { min-width: 16rem }
+summary { cursor: pointer; padding: .3rem 0 }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
+"""
+
+
+def page(results: Mapping[str, Figure | Table2]) -> str:
+    """The whole page: a summary, then each result with its plot, its table and its notes."""
+    sections = [section(name, result) for name, result in results.items()]
+    parts = [_part(each, plot_svg(each.name, results[each.name])) for each in sections]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{escape(TITLE)}</title>
+<style>{_stylesheet()}</style>
+</head>
+<body>
+<header>
+<h1>{escape(TITLE)}</h1>
+<p>flashref is the executable reference of “LLM in a flash: Efficient Large Language Model Inference with
+Limited Memory” (Alizadeh et al., arXiv 2312.11514v3). This page sets what it derives beside what the paper
+prints. {escape(RULE)}</p>
+<p>An error is (ours − paper) / paper. Where the paper contradicts itself, or a value cannot be derived, a
+note says so.</p>
+</header>
+<main>
+{_summary(sections)}
+{"".join(parts)}</main>
+<footer>
+<p>flashref {escape(__version__)}, spec {escape(SPEC_VERSION)}: <code>flashref paper --html FILE</code>. The
+device {escape(DEVICE_NAME)}: {_device()}.</p>
+</footer>
+</body>
+</html>
+"""
+
+
+def _stylesheet() -> str:
+    colours = [
+        " ".join(f"--colour{at}: {colour};" for at, colour in enumerate(ground)) for ground in (LIGHT, DARK)
+    ]
+    return STYLESHEET.replace("LIGHT_COLOURS", colours[0]).replace("DARK_COLOURS", colours[1])
+
+
+def _device() -> str:
+    return (
+        f"{DEVICE.latency_ns / 1e3:g} µs, {DEVICE.max_iops:,} reads/s, {DEVICE.max_bandwidth / 1e9:g} GB/s, "
+        f"{DEVICE.stream_bandwidth / 1e9:g} GB/s in one read, knee {DEVICE.knee:g}, depth "
+        f"{DEVICE.queue_depth}, blocks of {DEVICE.block:,} bytes"
+    )
+
+
+def _summary(sections: Sequence[Section]) -> str:
+    rows = []
+    for each in sections:
+        title, compared, median, largest, inputs = map(escape, each.summary)
+        rows.append(
+            f'<tr><th scope="row"><a href="#{each.name}">{title}</a></th><td class="number">{compared}</td>'
+            f'<td class="number">{median}</td><td class="number">{largest}</td>'
+            f'<td class="words">{inputs}</td></tr>'
+        )
+    headings = [_heading(heading, at in (1, 2, 3)) for at, heading in enumerate(SUMMARY)]
+    return _scrolled("Summary", _table("Summary: sizes of the relative errors", headings, rows))
+
+
+def _part(each: Section, svg: str) -> str:
+    """A section of the page."""
+    words = [at < each.text or heading == "note" for at, heading in enumerate(each.headings)]
+    headings = [_heading(heading, not word) for heading, word in zip(each.headings, words, strict=True)]
+    rows = [f"<tr>{''.join(map(_cell, row, words, range(len(row))))}</tr>" for row in each.rows]
+    table = _scrolled(each.title, _table("The same in numbers", headings, rows))
+    if len(rows) > FOLDED:
+        table = f"<details><summary>All {len(rows)} rows</summary>\n{table}</details>\n"
+    title, notes = escape(each.title), "\n".join(f"<li>{escape(note)}</li>" for note in each.notes)
+    return f"""
+<section id="{each.name}" aria-labelledby="{each.name}-title">
+<h2 id="{each.name}-title">{title}</h2>
+<p class="from">Derived from: {escape(each.inputs)}.</p>
+<figure>
+{inline_svg(svg, each.name, f"Plot of {each.title}. Its values are in the table below.")}
+<figcaption>{title}. Lines: ours; markers: the paper's.</figcaption>
+</figure>
+{table}<ul>
+{notes}
+</ul>
+</section>
+"""
+
+
+def inline_svg(svg: str, name: str, label: str) -> str:
+    """matplotlib's SVG as a part of a page: named, ids of its own, the page's size, font and colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    # As one property, or as two, by the release of matplotlib.
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*(; |;|(?=\"))", "", svg)
+    for at, colour in enumerate(COLOURS):
+        svg = svg.replace(colour, f"var(--colour{at})")
+    svg = svg.replace(INK, "currentColor").replace(GRID, "currentColor")
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    head = f'<svg {box.group()} role="img" aria-label="{escape(label)}">'
+    return head + svg[svg.index(">") + 1 :].strip()
+
+
+def _heading(text: str, number: bool) -> str:
+    return f'<th scope="col"{" class=number" * number}>{escape(text)}</th>'
+
+
+def _cell(text: str, words: bool, at: int) -> str:
+    if at == 0:
+        return f'<th scope="row">{escape(text)}</th>'
+    return f'<td class="{"words" if words else "number"}">{escape(text)}</td>'
+
+
+def _table(caption: str, headings: Sequence[str], rows: Sequence[str]) -> str:
+    body = "\n".join(rows)
+    return (
+        f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{''.join(headings)}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>"
+    )
+
+
+def _scrolled(label: str, table: str) -> str:
+    """A table that is wider than a phone scrolls in its own container, by keyboard too."""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">\n{table}\n</div>\n'

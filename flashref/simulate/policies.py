@@ -1,0 +1,158 @@
+"""What a method or a cache does with a model and a memory: what it reads and keeps, and in how much DRAM.
+
+The methods of the paper's Table 2, and what others use instead at equal memory: all of a budget that is not
+always resident is one pool of units, which a cache divides as it likes.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.simulate.belady import belady
+from flashref.simulate.caches import lfu, lru, pinned
+from flashref.simulate.methods import Flash
+from flashref.simulate.s3_fifo import s3_fifo
+from flashref.simulate.trace import Counts, Reads, Trace
+from flashref.simulate.window import CountMoves, Uses, unwindowed, windowed
+from flashref.transformer.budget import Budget, Demand, solve_budget
+
+Cache = Callable[[Trace, tuple[int, ...], int], Reads]
+AGEING = 32  # tokens after which an LFU cache halves its counts
+
+
+class Study(NamedTuple):
+    """A trace of a model on flash, linked for its windows; count_moves: of the placement."""
+
+    uses: Uses
+    flash: Flash
+    demand: Demand
+    count_moves: CountMoves
+
+
+class Kept(NamedTuple):
+    """What a policy reads and keeps.
+
+    runs: bytes read front to back for every token, in whole blocks, useful_run_bytes of them needed; summed:
+    (tokens, layers) units that are multiplied; dense_bytes: multiplied besides for every token; dram_bytes:
+    of weights; window: k, where there is one.
+    """
+
+    reads: Reads
+    runs: tuple[int, ...]
+    useful_run_bytes: int
+    summed: Counts
+    dense_bytes: int
+    dram_bytes: int
+    window: int | None
+
+
+Policy = Callable[[Study, float, int | None], Kept]  # of a share of the model's bytes, and a window
+
+
+def naive(study: Study, memory: float, window: int | None) -> Kept:
+    """The whole image for every token; nothing stays (decision 20)."""
+    trace, flash = study.uses.trace, study.flash
+    return Kept(
+        _no_reads(trace),
+        runs=(flash.image_bytes,),
+        useful_run_bytes=flash.tensor_bytes,
+        summed=_all_units(trace),
+        dense_bytes=study.demand.resident,
+        dram_bytes=0,
+        window=None,
+    )
+
+
+def hybrid(study: Study, memory: float, window: int | None) -> Kept:
+    """Embeddings, attention and the first layers' FFNs stay; the other layers' are read (decision 20)."""
+    trace, demand = study.uses.trace, study.demand
+    budget = _budget(study, memory, window)
+    kept = min((budget.memory - demand.resident) // (demand.neurons * demand.stride), demand.layers)
+    rest = study.flash.bundled[kept:]
+    return Kept(
+        _no_reads(trace),
+        runs=tuple(-(-layout.n * layout.stride // layout.block) * layout.block for layout in rest),
+        useful_run_bytes=sum(layout.n * layout.bundle_bytes for layout in rest),
+        summed=_all_units(trace),
+        dense_bytes=demand.resident,
+        dram_bytes=demand.resident + kept * demand.neurons * demand.stride,
+        window=None,
+    )
+
+
+def predictor(study: Study, memory: float, window: int | None) -> Kept:
+    """Every predicted neuron is read for its token, none is kept."""
+    trace = study.uses.trace
+    return _of_units(study, unwindowed(trace), _active_units(trace), study.demand.fixed, None)
+
+
+def sliding_window(study: Study, memory: float, window: int | None) -> Kept:
+    """The paper's: the neurons of the last k tokens, as far as the rows of each layer reach (decision 8)."""
+    budget = _budget(study, memory, window)
+    k = min(budget.window, study.uses.trace.tokens)  # a longer one holds no more
+    reads = windowed(study.uses, k, budget.capacities, study.demand.bypass_rows, study.count_moves)
+    read = np.zeros_like(reads.resident)
+    np.add.at(read, (reads.token, reads.layer), np.diff(reads.starts))
+    summed = reads.resident + read - reads.loaded  # what is in memory, and what passes by
+    return _of_units(study, reads, summed, budget.dram_bytes, budget.window)
+
+
+def cached(cache: Cache, study: Study, memory: float, window: int | None) -> Kept:
+    """A cache of units over the whole model, in the memory that a window would have."""
+    trace, demand = study.uses.trace, study.demand
+    pool = _budget(study, memory, window).memory - demand.fixed
+    reads = cache(trace, (demand.stride,) * trace.layers, pool)
+    dram = demand.fixed + int(reads.resident.sum(axis=1).max()) * demand.stride
+    return _of_units(study, reads, _active_units(trace), dram, None)
+
+
+def _lfu(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+    return lfu(AGEING)(trace, sizes, capacity)  # by name: what lfu gives cannot be pickled
+
+
+def _s3_fifo(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+    return s3_fifo()(trace, sizes, capacity)
+
+
+POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {
+        "naive": naive,
+        "hybrid": hybrid,
+        "predictor": predictor,
+        "window": sliding_window,
+        "lru": partial(cached, lru),
+        "lfu": partial(cached, _lfu),
+        "s3-fifo": partial(cached, _s3_fifo),
+        "pinned": partial(cached, pinned),
+        "belady": partial(cached, belady),
+    }
+)
+
+
+def _budget(study: Study, memory: float, window: int | None) -> Budget:
+    """Rows in proportion to each layer's largest |C_t| in this trace, as Req_i is measured (paper §3.3)."""
+    unions = study.uses.unions
+    return solve_budget(study.demand, memory, window, unions.mean(axis=0), unions.max(axis=0))
+
+
+def _of_units(study: Study, reads: Reads, summed: Counts, dram_bytes: int, window: int | None) -> Kept:
+    """Units are all that is read; what is always in memory is multiplied, and so are the predictors."""
+    return Kept(reads, (), 0, summed, study.demand.resident + study.demand.predictors, dram_bytes, window)
+
+
+def _no_reads(trace: Trace) -> Reads:
+    nothing = np.zeros((trace.tokens, trace.layers), np.int64)
+    token, layer = np.divmod(np.arange(nothing.size), trace.layers)
+    starts = np.zeros(nothing.size + 1, np.int64)
+    return Reads(np.zeros(0, np.int32), starts, token, layer, nothing, nothing, nothing)
+
+
+def _active_units(trace: Trace) -> Counts:
+    return np.diff(trace.starts).reshape(trace.tokens, trace.layers)
+
+
+def _all_units(trace: Trace) -> Counts:
+    return np.tile(np.array(trace.units, np.int64), (trace.tokens, 1))

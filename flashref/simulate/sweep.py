@@ -1,0 +1,227 @@
+"""Many configurations of one trace: what a model would cost for each policy, memory, order and device."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from itertools import groupby, product
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.simulate.costs import Sizes, batch_times, read_sizes, sequential_sizes
+from flashref.simulate.methods import SEQUENTIAL_READ
+from flashref.simulate.orders import Order
+from flashref.simulate.policies import Kept, Policy, Study
+from flashref.simulate.tokens import Host, TokenCosts, token_costs
+from flashref.simulate.trace import Counts
+from flashref.types import Device, DomainError, Ids, Layout
+
+
+class Configuration(NamedTuple):
+    """One question. memory: share of the model's bytes; window: k, or None for what fits; max_gap: bytes."""
+
+    policy: str
+    memory: float
+    window: int | None
+    order: str
+    bundled: bool
+    max_gap: int
+    device: str
+
+
+# What makes no difference to a policy; to the others, which are caches, the window.
+_ALL_BUT_DEVICE = frozenset({"memory", "window", "order", "bundled", "max_gap"})
+_IRRELEVANT: Mapping[str, frozenset[str]] = {
+    "naive": _ALL_BUT_DEVICE,
+    "hybrid": _ALL_BUT_DEVICE - {"memory"},
+    "predictor": frozenset({"memory", "window"}),
+    "window": frozenset(),
+}
+
+
+class Outcome(NamedTuple):
+    """Its answer: means over the counted tokens; bytes and reads a token, milliseconds a token."""
+
+    configuration: Configuration
+    window: int | None
+    dram_bytes: int
+    useful_bytes: float
+    read_bytes: float
+    reads: float
+    copied_bytes: float
+    io_ms: float
+    memory_ms: float
+    compute_ms: float
+    total_ms: float
+    overlapped_ms: float
+
+
+class Refused(NamedTuple):
+    """A configuration that cannot be, such as a memory that is too small, and why: one sentence."""
+
+    configuration: Configuration
+    reason: str
+
+
+class Choices(NamedTuple):
+    """What the words of a configuration stand for, and the host that all share.
+
+    For an executor with other processes, policies must be such as can be pickled.
+    """
+
+    policies: Mapping[str, Policy]
+    orders: Mapping[str, Order]
+    devices: Mapping[str, Device]
+    host: Host
+
+
+class _Task(NamedTuple):
+    """What an executor gets: plain data, and the layouts of each order, bundled or not."""
+
+    study: Study
+    policies: dict[str, Policy]
+    layouts: dict[tuple[str, bool], list[tuple[Layout, ...]]]
+    devices: dict[str, Device]
+    host: Host
+    configurations: Sequence[Configuration]
+
+
+def irrelevant(policy: str) -> frozenset[str]:
+    """The fields of a configuration that make no difference to a policy."""
+    return _IRRELEVANT.get(policy, frozenset({"window"}))
+
+
+def configurations(
+    policies: Sequence[str],
+    memories: Sequence[float],
+    windows: Sequence[int | None],
+    orders: Sequence[str],
+    bundled: Sequence[bool],
+    max_gaps: Sequence[int],
+    devices: Sequence[str],
+) -> list[Configuration]:
+    """Every combination, in the order that shares the most work, but once if it makes no difference."""
+    every = (
+        Configuration(policy, memory, window, order, rows, max_gap, device)
+        for policy, memory, window, order, rows, max_gap, device in product(
+            policies, memories, windows, orders, bundled, max_gaps, devices
+        )
+    )
+    usual = {"memory": memories[0], "window": None, "order": "natural", "bundled": True, "max_gap": 0}
+    once = (
+        each._replace(**{field: usual[field] for field in irrelevant(each.policy)})  # type: ignore[arg-type]
+        for each in every
+    )
+    return list(dict.fromkeys(once))
+
+
+def sweep(
+    study: Study,
+    choices: Choices,
+    configurations: Sequence[Configuration],
+    executor: Executor | None = None,
+    parts: int = 1,
+) -> Iterator[Outcome | Refused]:
+    """The outcome of every configuration, in their order, one by one.
+
+    executor: of any kind, which gets `parts` ≥ 1 tasks and the study with each; None: here. Neighbours that
+    differ only in what comes later (policy, memory, window; order, bundled, max_gap; device) share the work.
+    """
+    used = sorted({(each.order, each.bundled) for each in configurations})
+    orders = {order: choices.orders[order](study.uses.trace) for order in sorted({each[0] for each in used})}
+    task = _Task(
+        study,
+        {each.policy: choices.policies[each.policy] for each in configurations},
+        {(order, bundled): _layouts(study, orders[order], bundled) for order, bundled in used},
+        {each.device: choices.devices[each.device] for each in configurations},
+        choices.host,
+        configurations,
+    )
+    if executor is None:
+        yield from _outcomes(task)
+        return
+    share = -(-len(configurations) // parts) or 1
+    futures = [
+        executor.submit(_all_outcomes, task._replace(configurations=configurations[first : first + share]))
+        for first in range(0, len(configurations), share)
+    ]
+    try:
+        for future in futures:
+            yield from future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def cost_of(
+    kept: Kept,
+    study: Study,
+    layouts: Sequence[Sequence[Layout]],
+    sizes: Sizes,
+    device: Device,
+    host: Host,
+) -> TokenCosts:
+    """What every counted token costs under a policy, once its reads have a layout and a device."""
+    unit_bytes = np.array([sum(field.bundle_bytes for field in fields) for fields in layouts])
+    costs = token_costs(
+        kept.reads, sizes, batch_times(device, sizes), unit_bytes, kept.summed, kept.dense_bytes, host
+    )
+    # One batch a token (decision 20).
+    pieces = [sequential_sizes(run, SEQUENTIAL_READ, sizes.block).blocks for run in kept.runs]
+    if pieces:
+        run = np.concatenate(pieces)
+        costs = costs._replace(
+            requests=costs.requests + len(run),
+            useful_bytes=costs.useful_bytes + kept.useful_run_bytes,
+            read_bytes=costs.read_bytes + sum(kept.runs),
+            io_ns=costs.io_ns + batch_times(device, Sizes(run, np.array([0, len(run)]), sizes.block)),
+        )
+    return TokenCosts(*(column[study.uses.trace.first_counted :] for column in costs))
+
+
+def _all_outcomes(task: _Task) -> list[Outcome | Refused]:
+    return list(_outcomes(task))
+
+
+def _outcomes(task: _Task) -> Iterator[Outcome | Refused]:
+    for (policy, memory, window), same_policy in groupby(task.configurations, lambda each: each[:3]):
+        try:
+            kept = task.policies[policy](task.study, memory, window)
+        except DomainError as error:
+            yield from (Refused(configuration, str(error)) for configuration in same_policy)
+            continue
+        for (order, bundled, max_gap), same_layout in groupby(same_policy, lambda each: each[3:6]):
+            layouts = task.layouts[order, bundled]
+            sizes = read_sizes(kept.reads, layouts, max_gap)
+            for configuration in same_layout:
+                device = task.devices[configuration.device]
+                costs = cost_of(kept, task.study, layouts, sizes, device, task.host)
+                yield _outcome(configuration, kept, costs)
+
+
+def _layouts(study: Study, orders: Sequence[Ids | None], bundled: bool) -> list[tuple[Layout, ...]]:
+    """Each layer's layouts with its neurons in this order."""
+    chosen = [(layout,) for layout in study.flash.bundled] if bundled else study.flash.unbundled
+    return [
+        tuple(field._replace(order=ids) for field in fields)
+        for fields, ids in zip(chosen, orders, strict=True)
+    ]
+
+
+def _outcome(configuration: Configuration, kept: Kept, costs: TokenCosts) -> Outcome:
+    def mean(column: Counts) -> float:
+        return float(column.mean())
+
+    return Outcome(
+        configuration,
+        kept.window,
+        kept.dram_bytes,
+        useful_bytes=mean(costs.useful_bytes),
+        read_bytes=mean(costs.read_bytes),
+        reads=mean(costs.requests),
+        copied_bytes=mean(costs.copied_bytes),
+        io_ms=mean(costs.io_ns) / 1e6,
+        memory_ms=mean(costs.memory_ns) / 1e6,
+        compute_ms=mean(costs.compute_ns) / 1e6,
+        total_ms=mean(costs.total_ns) / 1e6,
+        overlapped_ms=mean(costs.overlapped_ns) / 1e6,
+    )

@@ -1,0 +1,371 @@
+"""`flashref simulate` as a user meets it: tables, exact numbers, figures, and one sentence for a mistake."""
+
+import csv
+import io
+import json
+import sys
+from collections import namedtuple
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+
+from flashref.cli import main, plots, simulate
+from flashref.simulate.presets import preset_shape
+from flashref.simulate.trace_file import load_description, load_trace
+from flashref.storage.calibration import Calibration, Conditions, Verification, calibration_to_json
+from flashref.storage.device import PRESETS, device_to_json
+from flashref.storage.fit import Errors
+
+Ended = namedtuple("Ended", "code out err")
+CONFIG = {
+    "model_type": "opt",
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "ffn_dim": 96,
+    "vocab_size": 64,
+    "max_position_embeddings": 32,
+    "word_embed_proj_dim": 32,
+    "torch_dtype": "float32",
+}
+NUMBERS = [
+    "dram_bytes",
+    "useful_bytes",
+    "read_bytes",
+    "reads",
+    "copied_bytes",
+    "io_ms",
+    "memory_ms",
+    "compute_ms",
+    "total_ms",
+    "overlapped_ms",
+]
+
+
+@pytest.fixture
+def flashref(capsys):
+    """flashref(words …): the exit code, and what came out; an error's traceback never."""
+
+    def run(*words):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return Ended(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def small(flashref, tmp_path):
+    """The command on a model of three layers and a few tokens."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+
+    def run(*words, tokens=True):
+        short = ["--tokens", 6, "--warm", 3] if tokens else []
+        return flashref("simulate", "--model", path, "--memory", 0.8, *short, *words)
+
+    return run
+
+
+def refused(ended, *parts):
+    """One sentence on stderr, nothing on stdout, exit code 2."""
+    assert ended.code == 2 and not ended.out
+    assert len(ended.err.strip().splitlines()) == 1
+    for part in parts:
+        assert str(part) in ended.err
+    return True
+
+
+def outcomes_of(ended):
+    assert ended.code == 0, ended.err
+    return json.loads(ended.out)["outcomes"]
+
+
+def test_the_default_rows_are_those_of_table_2_and_what_others_use(small):
+    ended = small("--json")
+    shown = [(each["policy"], each["rows"]) for each in outcomes_of(ended)]
+    both = [("predictor", "unbundled"), ("predictor", "bundled")]
+    assert shown[:4] == [("naive", None), ("hybrid", None), *both]
+    assert shown[4:6] == [("window", "unbundled"), ("window", "bundled")]
+    assert {policy for policy, _ in shown[6:]} == {"lru", "belady"}
+
+
+def test_json_says_what_was_asked_and_how_sure_it_is(small):
+    ended = small(
+        "--json", "--device", "paper_m1max_fig2b,ufs40", "--policy", "naive,window", "--rows", "bundled"
+    )
+    found = json.loads(ended.out)
+    assert found["model"]["neurons"] == 96 and found["model"]["dtype"] == "F32"
+    assert found["trace"]["tokens"] == 9 and found["trace"]["first_counted"] == 3
+    assert "seed 0" in found["trace"]["source"]
+    assert found["devices"]["paper_m1max_fig2b"]["error"] == {"median": 0.038, "p90": 0.077, "max": 0.101}
+    assert found["devices"]["ufs40"]["error"] is None
+    assert found["host"] == {"copy_bandwidth": 14 * 10**9, "compute_bandwidth": 27 * 10**9}
+    naive, _, window, unknown = found["outcomes"]
+    assert naive["io_error_ms"] == pytest.approx(0.077 * naive["io_ms"])
+    assert unknown["io_error_ms"] is None and unknown["device"] == "ufs40"
+    assert {naive[field] for field in ("memory", "window", "order", "rows", "max_gap")} == {None}
+    assert naive["total_ms"] == pytest.approx(naive["io_ms"] + naive["compute_ms"])
+    assert 1 <= window["window"] <= 5 and window["memory"] == 0.8 and window["refused"] is None
+
+
+def test_csv_has_a_header_and_the_same_exact_numbers(small):
+    words = ["--policy", "hybrid,window", "--window", "1,3", "--memory", "0.1,0.9"]
+    lines = list(csv.DictReader(io.StringIO(small("--csv", *words).out)))
+    records = outcomes_of(small("--json", *words))
+    assert len(lines) == len(records) == 2 + 2 * 2 * 2
+    for line, record in zip(lines, records, strict=True):
+        assert line == {field: "" if value is None else str(value) for field, value in record.items()}
+        assert (record["refused"] is None) == (record["memory"] == 0.9)
+        assert [record[field] is None for field in NUMBERS] == [record["memory"] == 0.1] * len(NUMBERS)
+
+
+def test_the_table_names_what_is_the_same_everywhere_in_its_title(small):
+    ended = small("--policy", "window", "--window", "2", "--rows", "bundled,unbundled")
+    title, _, heading, *_ = ended.out.splitlines()
+    assert ended.code == 0
+    for words in ("window 2", "0.8 of the model in memory", "on paper_m1max_fig2b", "natural order"):
+        assert words in title
+    assert "rows" in heading and "window" not in heading and "device" not in heading
+    assert heading.split()[:2] == ["policy", "rows"]
+    for name in (
+        "useful",
+        "read",
+        "reads",
+        "in DRAM",
+        "copied",
+        "I/O",
+        "memory",
+        "compute",
+        "sum",
+        "overlapped",
+    ):
+        assert name in heading
+    assert "6 tokens counted, after 3 that are not" in ended.out and "seed 0" in ended.out
+
+
+def test_the_answer_is_the_fastest_that_can_be_built_and_its_error_bar(small):
+    words = ["--policy", "naive,window,belady", "--rows", "bundled"]
+    records = outcomes_of(small("--json", *words))
+    fastest = min((each for each in records if each["policy"] != "belady"), key=lambda each: each["total_ms"])
+    (line,) = [line for line in small(*words).out.splitlines() if line.startswith("Fastest on")]
+    assert line.startswith(f"Fastest on paper_m1max_fig2b: {fastest['policy']}")
+    assert "90th percentile 7.7%" in line
+    (line,) = [line for line in small(*words, "--device", "ufs40").out.splitlines() if "Fastest" in line]
+    assert "not measured" in line
+    assert "nothing but a bound" in small("--policy", "belady").out
+
+
+def test_a_calibration_brings_its_own_error(small, tmp_path):
+    conditions = Conditions("2026-01-01", "k", 0.1, "3", "e", "b", True, "f", "s", 1, 1, 0)
+    device = PRESETS["nvme_gen4"]
+    first = Calibration(device, Errors(0.02, 0.05, 0.1), Errors(0, 0, 0), conditions, (), ())
+    verified = first._replace(verification=Verification(Errors(0.03, 0.11, 0.2), Errors(0, 0, 0), ()))
+    paths = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
+    paths[0].write_text(calibration_to_json(first))
+    paths[1].write_text(calibration_to_json(verified))  # on reads that it was not fitted to
+    paths[2].write_text(device_to_json(device))
+    words = ["--device", ",".join(map(str, paths)), "--policy", "naive"]
+    found = json.loads(small("--json", *words).out)
+    assert [found["devices"][str(path)]["error"] for path in paths[:2]] == [
+        {"median": 0.02, "p90": 0.05, "max": 0.1},
+        {"median": 0.03, "p90": 0.11, "max": 0.2},
+    ]
+    assert found["devices"][str(paths[2])]["error"] is None
+    io_ms = found["outcomes"][0]["io_ms"]
+    assert [each["io_error_ms"] for each in found["outcomes"]] == [
+        pytest.approx(0.05 * io_ms),
+        pytest.approx(0.11 * io_ms),
+        None,
+    ]
+
+
+def test_a_memory_that_is_too_small_says_so_and_the_others_are_shown(small):
+    ended = small("--policy", "window", "--memory", "0.05,0.9", "--rows", "bundled")
+    assert ended.code == 0
+    assert "not possible: a memory of 0.05 of the model" in ended.out
+    assert any(line.split()[:2] == ["window", "auto"] and "—" in line for line in ended.out.splitlines())
+    assert refused(small("--policy", "window", "--memory", "0.05"), "the smallest that works is")
+
+
+def test_workers_give_the_same_outcomes(small):
+    words = ["--json", "--policy", "window,lru", "--window", "1,2,3"]
+    assert small(*words, "--workers", 2).out == small(*words).out
+
+
+def test_a_worker_that_dies_is_told_in_one_sentence(small, monkeypatch):
+    def die(*_):
+        raise BrokenProcessPool("a process was killed")
+
+    monkeypatch.setattr(simulate, "sweep", die)
+    assert refused(small("--workers", 2), "a worker ended", "--workers")
+
+
+def test_a_saved_trace_gives_the_same_outcomes(small, tmp_path):
+    path = tmp_path / "trace.safetensors"
+    words = ["--json", "--policy", "window,belady"]
+    first = small(*words, "--seed", 5, "--save-trace", path)
+    assert load_trace(path).tokens == 9 and "seed 5" in load_description(path).source
+    again = small(*words, "--trace", path, tokens=False)
+    assert outcomes_of(again) == outcomes_of(first)
+    assert str(path) in json.loads(again.out)["trace"]["source"]
+    assert outcomes_of(small(*words)) != outcomes_of(first)
+    assert refused(small(*words, "--save-trace", path), "exists")
+
+
+def test_a_trace_of_another_model_is_refused(small, flashref, tmp_path):
+    path = tmp_path / "trace.safetensors"
+    small("--save-trace", path, "--policy", "naive")
+    ended = flashref("simulate", "--trace", path)
+    assert refused(ended, "3 layers of 96 neurons", "32 layers of 16384 neurons", "--model")
+    assert refused(small("--trace", path), "leave them out with --trace")
+
+
+def test_a_run_records_the_trace_that_it_decoded(flashref, tmp_path):
+    path = tmp_path / "run.safetensors"
+    prompt = "And the king"
+    ended = flashref("run", "--tokens", 4, "--prompt", prompt, "--perplexity-bytes", 0, "--save-trace", path)
+    assert ended.code == 0
+    trace = load_trace(path)
+    assert trace.tokens - trace.first_counted == 4
+    assert load_description(path).what == "tiny"
+    again = flashref("run", "--tokens", 4, "--save-trace", path)
+    assert refused(again, "--save-trace", "exists")
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_figure_is_drawn_over_memory(small, tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"figure.{suffix}"
+    ended = small("--policy", "naive,window", "--memory", "0.6,0.9", "--rows", "bundled", "--plot", path)
+    assert ended.code == 0
+    first = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
+    assert path.read_bytes().startswith(first)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["config.json", path.name]
+
+
+@pytest.mark.parametrize(
+    ("words", "texts"),
+    [
+        (["--memory", "0.6,0.9"], ["memory (share of the model's bytes)", "I/O", "sum", "naive", "window"]),
+        (["--window", "1,3"], ["window (tokens)", "I/O", "sum", "naive", "window"]),
+        ([], ["I/O", "memory management", "compute", "naive", "window"]),
+        (["--memory", "0.6,0.9", "--window", "1,3"], ["window, window 1", "window, window 3"]),
+    ],
+)
+def test_axes_and_lines_of_a_figure_have_names(small, tmp_path, words, texts):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "figure.svg"
+    assert small("--policy", "naive,window", "--rows", "bundled", "--plot", path, *words).code == 0
+    drawn = path.read_text()
+    for text in [*texts, "milliseconds a token"]:
+        assert f">{text}<" in drawn
+
+
+def test_the_points_of_a_figure_are_the_outcomes(small, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = []
+    new_plot = plots.new_plot
+
+    def keep(*size):
+        figures.append(new_plot(*size))
+        return figures[-1]
+
+    monkeypatch.setattr("flashref.cli.simulate_plot.new_plot", keep)
+    words = ["--policy", "hybrid,window", "--window", "3,1", "--rows", "bundled", "--json"]
+    records = outcomes_of(small(*words, "--plot", tmp_path / "a.svg"))
+    hybrid, later, sooner = records
+    for axis, field in zip(figures[0].axes, ("io_ms", "total_ms"), strict=True):
+        level, line = axis.lines
+        assert list(level.get_ydata()) == [hybrid[field]] * 2
+        assert list(line.get_xdata()) == [1, 3]
+        assert list(line.get_ydata()) == [sooner[field], later[field]]
+    records = outcomes_of(small("--policy", "naive,lru", "--json", "--plot", tmp_path / "b.svg"))
+    (axis,) = figures[1].axes
+    for bars, field in zip(axis.containers, ("io_ms", "memory_ms", "compute_ms"), strict=True):
+        assert [bar.get_width() for bar in bars] == pytest.approx([each[field] for each in records])
+
+
+def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate, "sweep", lambda *_: pytest.fail("simulated before it was refused"))
+    (tmp_path / "here.png").touch()
+    assert refused(small("--plot", tmp_path / "a.jpg"), ".png, .svg, .pdf")
+    assert refused(small("--plot", tmp_path / "here.png"), "exists")
+    assert refused(small("--plot", tmp_path / "no" / "a.png"), "no folder")
+    assert refused(small("--save-trace", tmp_path / "no" / "a"), "--save-trace", "no folder")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert refused(small("--plot", tmp_path / "a.png"), "pip install 'flashref[plot]'")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--model", "opt-7b"], ["--model opt-7b", "opt-6.7b"]),
+        (["--device", "floppy"], ["--device floppy", "ufs40"]),
+        (["--policy", "naive,random"], ["'random' is unknown", "belady"]),
+        (["--order", "alphabetic"], ["'alphabetic' is unknown", "co-activation"]),
+        (["--rows", "loose"], ["'loose' is unknown", "bundled"]),
+        (["--memory", "0.5,1.5"], ["at most 1, not 1.5"]),
+        (["--memory", "0.5,"], ["'' is not a number"]),
+        (["--window", "0"], ["at least 1"]),
+        (["--window", "10"], ["longer than the trace of 9 tokens"]),
+        (["--window", "4", "--tokens", "2", "--warm", "1"], ["longer than the trace of 3 tokens"]),
+        (["--window", "some"], ["'some' is not a whole number"]),
+        (["--max-gap", "-1"], ["at least 0"]),
+        (["--tokens", "0"], ["at least 1"]),
+        (["--workers", "0"], ["at least 1"]),
+        (["--copy-bandwidth", "-3"], ["at least 0"]),
+        (["--compute-bandwidth", "fast"], ["'fast' is not a number of GB/s"]),
+        (["--compute-bandwidth", "nan"], ["'nan' is not a number of GB/s"]),
+        (["--json", "--csv"], ["not allowed with"]),
+        (["--policy", "pinned", "--warm", "0"], ["warm it first"]),
+    ],
+)
+def test_a_mistake_gets_one_sentence(small, words, parts):
+    assert refused(small(*words), *parts)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "bert"}', '{"model_type": "opt"}'])
+def test_a_config_that_is_none_is_refused(flashref, tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    assert refused(flashref("simulate", "--model", path), path)
+
+
+def test_a_folder_and_a_preset_are_models_too(small, flashref, tmp_path):
+    path = small("--policy", "naive", "--json")
+    folder = flashref("simulate", "--model", tmp_path, "--policy", "naive", "--json", "--tokens", 6)
+    assert outcomes_of(folder) == outcomes_of(path)
+    preset = flashref("simulate", "--model", "opt-125m", "--policy", "naive", "--json", "--tokens", 2)
+    found = json.loads(preset.out)
+    assert found["outcomes"][0]["useful_bytes"] == preset_shape("opt-125m").total_bytes
+    wide = flashref(
+        "simulate", "--model", "opt-125m", "--dtype", "F32", "--policy", "naive", "--json", "--tokens", 2
+    )
+    assert json.loads(wide.out)["model"]["total_bytes"] == 2 * found["model"]["total_bytes"]
+
+
+def test_bandwidths_and_placement_are_those_that_were_asked_for(small):
+    words = ["--policy", "window", "--rows", "bundled", "--json", "--window", "2"]
+    (usual,) = outcomes_of(small(*words))
+    (slow,) = outcomes_of(small(*words, "--copy-bandwidth", 1.4, "--compute-bandwidth", 2.7))
+    assert slow["memory_ms"] == pytest.approx(10 * usual["memory_ms"], abs=1e-5)  # 10 ns
+    assert slow["compute_ms"] == pytest.approx(10 * usual["compute_ms"], abs=1e-5)
+    (free,) = outcomes_of(small(*words, "--copy-bandwidth", 0, "--compute-bandwidth", 0))
+    assert (free["memory_ms"], free["compute_ms"]) == (0, 0)
+    (filled,) = outcomes_of(small(*words, "--placement", "fill_holes"))
+    assert filled["copied_bytes"] < usual["copied_bytes"] and filled["io_ms"] == usual["io_ms"]
+
+
+def test_an_interrupt_leaves_nothing(small, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulate, "sweep", interrupted)
+    ended = small("--plot", tmp_path / "a.svg", "--workers", 2)
+    assert ended.code == 130 and not ended.out
+    assert [each.name for each in tmp_path.iterdir()] == ["config.json"]
