@@ -9,7 +9,7 @@ from flashref.bundle import bundle_extents, bundle_layout
 from flashref.conformance.strategies import devices, id_sets
 from flashref.simulate import costs
 from flashref.simulate.costs import batch_times, read_sizes, separate_sizes, sequential_sizes
-from flashref.simulate.methods import unbundled_layouts
+from flashref.simulate.flash import unbundled_layouts
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import unwindowed
 from flashref.storage.device import PRESETS, read_time

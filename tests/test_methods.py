@@ -5,35 +5,29 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from random_models import DEVICE, LAYERS, NEURONS, open_packed, random_weights, write_model
 from test_proof import COUNT, decode
 
-from flashref.bundle import bundle_extents, bundle_layout
-from flashref.conformance.strategies import id_sets
+from flashref.bundle import bundle_layout
 from flashref.simulate import scaled
-from flashref.simulate.methods import (
-    Cost,
-    Flash,
-    Trace,
-    front_to_back,
-    measured_cost,
-    read_sizes,
-    replay_methods,
-    simulated_cost,
-    unbundled_layouts,
-)
+from flashref.simulate.flash import Flash, front_to_back, unbundled_layouts
+from flashref.simulate.methods import Cost, measured_cost, replay_methods, simulated_cost
+from flashref.simulate.placement import moved_by_fill, moved_by_swap
 from flashref.simulate.scaled import scale_to_opt_6_7b
+from flashref.simulate.shapes import shape_demand
+from flashref.simulate.trace import trace_of
+from flashref.simulate.window import unwindowed
 from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.device import PRESETS, read_time
 from flashref.storage.image import open_image, pack_image
-from flashref.storage.plan import read_plan
 from flashref.storage.readers import DirectReader, memory_reader
 from flashref.transformer.budget import Budget, Demand
 from flashref.transformer.checkpoint import open_checkpoint
 from flashref.types import IO, Extent
 
+MOVES = {swap_with_last: moved_by_swap, fill_holes: moved_by_fill}
 NAMES = ("naive", "hybrid", "predictor", "windowing", "bundling")
 MIB = 1024 * 1024
 
@@ -85,10 +79,10 @@ def windowed_by_definition(trace, budget, bypass_rows, placement):
     """[pass][layer] → (batches of ids, rows moved): decisions 1, 2, 8, 10 and 11 with sets and lists."""
     kept = [[] for _ in budget.capacities]
     slots = [Slots(placement) for _ in budget.capacities]
-    for number, layers in enumerate(trace.predicted):
+    for number in range(trace.tokens):
         answer = []
-        for layer, ids in enumerate(layers):
-            predicted, capacity = set(ids.tolist()), budget.capacities[layer]
+        for layer in range(trace.layers):
+            predicted, capacity = set(trace.active(number, layer).tolist()), budget.capacities[layer]
             before = set().union(*(old for _, old in kept[layer]))
             kept[layer] = [(t, old) for t, old in kept[layer] if t > number - budget.window]
             while kept[layer] and len(predicted.union(*(old for _, old in kept[layer]))) > capacity:
@@ -108,25 +102,23 @@ def windowed_by_definition(trace, budget, bypass_rows, placement):
 
 def table_by_definition(trace, flash, demand, budget, placement, device):
     """name → (useful, read, requests, moved bytes, nanoseconds), each summed over the counted passes."""
-    passes = len(trace.predicted) - trace.first_counted
+    passes = trace.tokens - trace.first_counted
     totals = {name: np.zeros(5, object) for name in NAMES}
 
-    def batch(name, sizes, useful, times=1):
-        spent = [useful, sum(sizes), len(sizes), 0, read_time(device, sizes)]
-        totals[name] += np.array(spent, object) * times
+    def batch(name, sizes, useful):
+        totals[name] += np.array([useful, sum(sizes), len(sizes), 0, read_time(device, sizes)], object)
 
     def pieces(length):
         return [MIB] * (length // MIB) + [length % MIB] * (length % MIB > 0)
 
     # Hybrid: resident parts first, then whole layers, stored ones, from the first on.
     free, unread = budget.memory - demand.resident, []
-    for layout, times in zip(flash.bundled, flash.repeats, strict=True):
-        for _ in range(times):
-            whole = layout.n * layout.stride
-            if free >= whole and not unread:
-                free -= whole
-            else:
-                unread.append(layout)
+    for layout in flash.bundled:
+        whole = layout.n * layout.stride
+        if free >= whole and not unread:
+            free -= whole
+        else:
+            unread.append(layout)
     for _ in range(passes):
         batch("naive", pieces(flash.image_bytes), flash.tensor_bytes)
         sizes = [
@@ -140,9 +132,9 @@ def table_by_definition(trace, flash, demand, budget, placement, device):
         if number < trace.first_counted:
             continue
         for layer, (batches, moved) in enumerate(layers):
-            times, bundled, rows = flash.repeats[layer], [flash.bundled[layer]], flash.unbundled[layer]
+            bundled, rows = [flash.bundled[layer]], flash.unbundled[layer]
             per_neuron = bundled[0].bundle_bytes
-            everything = trace.predicted[number][layer].tolist()
+            everything = trace.active(number, layer).tolist()
             block = bundled[0].block
             for name, layouts, of in (
                 ("predictor", rows, [everything]),
@@ -151,9 +143,9 @@ def table_by_definition(trace, flash, demand, budget, placement, device):
             ):
                 for ids in of:
                     sizes = runs_of_blocks(row_extents(layouts, ids), block)
-                    batch(name, sizes, len(ids) * per_neuron, times)
+                    batch(name, sizes, len(ids) * per_neuron)
             for name in ("windowing", "bundling"):
-                totals[name][3] += moved * times * per_neuron
+                totals[name][3] += moved * per_neuron
     return totals
 
 
@@ -170,7 +162,7 @@ def figures(method, passes):
 
 
 def check_table(methods, trace, flash, demand, budget, placement, device):
-    passes = len(trace.predicted) - trace.first_counted
+    passes = trace.tokens - trace.first_counted
     expected = table_by_definition(trace, flash, demand, budget, placement, device)
     assert tuple(method.name for method in methods) == NAMES
     for method in methods:
@@ -188,41 +180,42 @@ def random_trace(seed, layers, n, passes, first_counted=0, share=0.15):
         flips = rng.random((layers, n))
         base = np.where(flips < 0.08, flips < 0.08 * share, base)
         predicted.append(tuple(np.flatnonzero(row | (rng.random(n) < share / 3)) for row in base))
-    return Trace(tuple(predicted), first_counted)
+    return trace_of(predicted, (n,) * layers, first_counted)
 
 
-def made_flash(n, d, block, layers, order=None, repeats=None):
+def made_flash(n, d, block, layers, order=None):
     """Layers one after the other, an odd number of bytes that are not the FFN's before them."""
     bundled, start = [], 3 * block
     for _ in range(layers):
         bundled.append(bundle_layout(n, d, "F16", ("up", "down"), block, start, order))
         start += math.ceil(n * bundled[-1].stride / block) * block + block
     unbundled = tuple(unbundled_layouts(layout) for layout in bundled)
-    return Flash(tuple(bundled), unbundled, repeats or (1,) * layers, start + 5 * block, 12_345)
+    return Flash(tuple(bundled), unbundled, start + 5 * block, 12_345)
 
 
 @pytest.mark.parametrize("placement", [swap_with_last, fill_holes])
 @pytest.mark.parametrize(
-    ("n", "d", "block", "capacities", "window", "repeats"),
+    ("n", "d", "block", "capacities", "window"),
     [
-        (40, 8, 64, (40, 40), 5, (1, 1)),  # two bundles a block, all the room
-        (40, 8, 64, (12, 7), 4, (1, 1)),  # tokens leave early
-        (70, 5, 16, (5, 0), 3, (3, 2)),  # bypass in pieces of 5; a bundle fills more than a block
-        (33, 200, 4096, (6, 9), 1, (1, 4)),
+        (40, 8, 64, (40, 40), 5),  # two bundles a block, all the room
+        (40, 8, 64, (12, 7), 4),  # tokens leave early
+        (70, 5, 16, (5, 0), 3),  # bypass in pieces of 5; a bundle fills more than a block
+        (33, 200, 4096, (6, 9), 1),
+        (20, 8, 64, (20, 20), 99),  # a window longer than the trace
     ],
 )
-def test_every_row_equals_a_replay_with_sets_and_lists(placement, n, d, block, capacities, window, repeats):
+def test_every_row_equals_a_replay_with_sets_and_lists(placement, n, d, block, capacities, window):
     rng = np.random.default_rng(n)
     device = PRESETS["nvme_gen4"]._replace(block=block)
     for first_counted, order in ((0, None), (6, rng.permutation(n))):
         trace = random_trace(n + first_counted, 2, n, 14, first_counted)
-        flash = made_flash(n, d, block, 2, order, repeats)
-        demand = Demand(12_345, 900, 100, sum(repeats), n, flash.bundled[0].stride)
+        flash = made_flash(n, d, block, 2, order)
+        demand = Demand(12_345, 900, 100, 2, n, flash.bundled[0].stride)
         for memory in (0, n * demand.stride, 3 * n * demand.stride - 1, 10**9):
             budget = Budget(900 + memory, window, capacities, 4321)
-            methods = replay_methods(trace, flash, demand, budget, placement, [simulated_cost(device)])
+            methods = replay_methods(trace, flash, demand, budget, MOVES[placement], [simulated_cost(device)])
             check_table(methods, trace, flash, demand, budget, placement, device)
-            kept = min(memory // (n * demand.stride), sum(repeats))
+            kept = min(memory // (n * demand.stride), 2)
             dram = (0, 900 + kept * n * demand.stride, demand.fixed, 4321, 4321)
             assert tuple(method.dram_bytes for method in methods) == dram
             assert all(method.measured_io_ms_per_token is None for method in methods)
@@ -232,15 +225,14 @@ def test_a_table_worked_by_hand():
     # One layer of 4 neurons in blocks of 64, bundles of 2 · 16 · 2 = 64 bytes: each a block. Rows of 32: two
     # a block; ups at 0, downs behind a block of nothing at 192. 1 GB/s: a nanosecond is a byte.
     layout = bundle_layout(4, 16, "F16", ("up", "down"), 64)
-    flash = Flash((layout,), (unbundled_layouts(layout),), (1,), 512, 500)
+    flash = Flash((layout,), (unbundled_layouts(layout),), 512, 500)
     demand = Demand(500, 100, 40, 1, 4, 64)
     budget = Budget(356, 2, (2,), 400)
-    trace = Trace(([0, 1], [1, 2], [3]), 1)
-    trace = trace._replace(predicted=tuple((np.array(ids),) for ids in trace.predicted))
+    trace = trace_of([[[0, 1]], [[1, 2]], [[3]]], [4], 1)
     device = DEVICE._replace(
         latency_ns=0, max_iops=0, max_bandwidth=10**9, stream_bandwidth=0, block=64, knee=1.0
     )
-    methods = replay_methods(trace, flash, demand, budget, swap_with_last, [simulated_cost(device)])
+    methods = replay_methods(trace, flash, demand, budget, moved_by_swap, [simulated_cost(device)])
     # The first pass is warm-up. Window: {0, 1}; {1, 2} replaces 0 by 2, which moves row 1 to row 0;
     # then 3 beside 1 and 2 does not fit 2 rows: both leave, and nothing is to be moved.
     table = [tuple(method)[:7] for method in methods]
@@ -274,45 +266,19 @@ def test_a_run_is_read_front_to_back_in_pieces_of_1_mib(length, offset):
         assert piece.length == MIB or (i == len(pieces) - 1 and 0 < piece.length < MIB)
 
 
-@st.composite
-def layouts_and_ids(draw):
-    n, d, block = draw(st.integers(1, 30)), draw(st.integers(1, 40)), draw(st.sampled_from([16, 64, 512]))
-    order = draw(st.none() | st.permutations(range(n)))
-    fields = draw(st.sampled_from([("up",), ("up", "down"), ("gate", "up", "down")]))
-    layout = bundle_layout(n, d, draw(st.sampled_from(["F16", "F32"])), fields, block, 0, order)
-    start = block * draw(st.integers(0, 3))
-    layouts = draw(st.sampled_from([(layout._replace(start=start),), unbundled_layouts(layout)]))
-    # Layouts that touch, overlap, or are of several widths join as their extents do.
-    if draw(st.booleans()):
-        layouts = (*layouts, bundle_layout(n, 3 * d, layout.dtype, ("down",), block, 0, order))
-    if draw(st.booleans()):
-        layouts = tuple(part._replace(start=i * block) for i, part in enumerate(layouts))
-    return draw(st.permutations(layouts)), draw(id_sets(n))
-
-
-# A wide row from 0 to 48, a narrow one inside its first block, and one behind that but still inside.
-NESTED = [bundle_layout(1, d, "F16", ("up",), 16, start) for d, start in ((24, 0), (2, 0), (2, 32))]
-
-
-@given(layouts_and_ids())
-@example((NESTED, [0]))
-def test_sizes_are_those_of_the_read_plan(case):
-    layouts, ids = case
-    sizes = read_sizes(layouts, np.array(ids, np.int64))
-    extents = [extent for layout in layouts for extent in bundle_extents(layout, ids)]
-    assert sizes == [read.length for read in read_plan(extents, layouts[0].block, 0)]
-    assert all(type(size) is int for size in sizes)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model"), random_weights(rank=6))
 
 
+def traced(decoded):
+    return trace_of(decoded.predicted, (NEURONS,) * LAYERS, decoded.first_counted)
+
+
 def flash_of(opened):
     rows = tuple(map(unbundled_layouts, opened.layouts))
     sizes = opened.image.container.size, opened.demand.total
-    return Flash(tuple(opened.layouts), rows, (1,) * LAYERS, *sizes)
+    return Flash(tuple(opened.layouts), rows, *sizes)
 
 
 @pytest.mark.parametrize("cold", [False, True])
@@ -323,9 +289,9 @@ def test_the_last_row_is_what_the_live_run_did(folder, capacities, placement, co
     opened = opened._replace(decoder=opened.decoder._replace(place=placement))
     decoded, proof = decode(opened, cold=cold)
     assert proof.failure is None
-    trace = Trace(decoded.predicted, decoded.first_counted)
+    trace = traced(decoded)
     methods = replay_methods(
-        trace, flash_of(opened), opened.demand, opened.budget, placement, [simulated_cost(DEVICE)]
+        trace, flash_of(opened), opened.demand, opened.budget, MOVES[placement], [simulated_cost(DEVICE)]
     )
     check_table(methods, trace, flash_of(opened), opened.demand, opened.budget, placement, DEVICE)
     counted = [step for layers in proof.passes[-COUNT:] for _, step in layers]
@@ -348,13 +314,13 @@ def test_measured_costs_read_what_simulated_ones_count(folder, tmp_path):
     pack_image(tmp_path / "rows", checkpoint.tensors, layers, checkpoint.config_text, bundled=False)
     rows = open_image(tmp_path / "rows")
     decoded, _ = decode(opened)
-    trace = Trace(decoded.predicted, decoded.first_counted)
+    trace = traced(decoded)
     flash = flash_of(opened)._replace(unbundled=tuple(rows.layouts[layer] for layer in range(LAYERS)))
     paths = (opened.image.container.path, tmp_path / "rows")
     # The memory reader takes the device's time: measured by it, every row takes what is simulated.
     readers = [memory_reader(path.read_bytes(), DEVICE) for path in paths]
     costs = [simulated_cost(DEVICE), measured_cost(*readers)]
-    methods = replay_methods(trace, flash, opened.demand, opened.budget, swap_with_last, costs)
+    methods = replay_methods(trace, flash, opened.demand, opened.budget, moved_by_swap, costs)
     for method in methods:
         assert method.measured_io_ms_per_token == method.simulated_io_ms_per_token > 0
     # And the direct reader, by its clock, reads the very bytes and as many times.
@@ -367,13 +333,13 @@ def test_measured_costs_read_what_simulated_ones_count(folder, tmp_path):
         told = costs[0]
         for run in ([], [Extent(0, opened.image.container.size)], [Extent(4096, 8192), Extent(0, 4096)]):
             assert real.sequential(run)[:3] == told.sequential(run)[:3]
-        for layer in range(LAYERS):
-            for ids in (np.array([], int), *(layers[layer] for layers in trace.predicted[:4])):
-                for of in ((flash.bundled[layer],), flash.unbundled[layer]):
-                    assert real.scattered(of, ids)[:3] == told.scattered(of, ids)[:3]
-                    assert real.scattered(of, ids).nanoseconds == (1 if len(ids) else 0)
+        reads = unwindowed(trace)
+        full = int((np.diff(reads.starts) > 0).sum())
+        for of in ([(layout,) for layout in flash.bundled], flash.unbundled):
+            assert real.scattered(of, reads)[:3] == told.scattered(of, reads)[:3]
+            assert real.scattered(of, reads).nanoseconds == full  # a tick a batch that has anything to read
         counted = replay_methods(
-            trace, flash, opened.demand, opened.budget, swap_with_last, [real, Cost(*real)]
+            trace, flash, opened.demand, opened.budget, moved_by_swap, [real, Cost(*real)]
         )
         assert [tuple(row)[:6] for row in counted] == [tuple(row)[:6] for row in methods]
 
@@ -409,19 +375,20 @@ SIXTY_SEVEN = Demand(
 
 def test_opt_6_7b_has_as_many_parameters_as_it_says():
     assert opt_6_7b_parameters()[0] == 6_658_473_984
-    assert scaled._demand(4096) == SIXTY_SEVEN
+    assert shape_demand(scaled.SHAPE, 4096) == SIXTY_SEVEN
     assert SIXTY_SEVEN.bypass_rows == 1024
 
 
-def scale(trace, neurons, window=None, mean=None, largest=None, place=swap_with_last):
-    return scale_to_opt_6_7b(trace, neurons, window, mean, largest, place, PRESETS["paper_m1max"])
+def scale(predicted, neurons, window=None, mean=None, largest=None, count_moves=moved_by_swap, first=0):
+    trace = trace_of(predicted, (neurons,) * len(predicted[0]), first)
+    return scale_to_opt_6_7b(trace, window, mean, largest, count_moves, PRESETS["paper_m1max"])
 
 
 def test_a_scaled_case_worked_by_hand():
     # Two layers of 8192 neurons: each stands for 16 layers, each neuron for two, 8192 apart.
     one = (np.array([3]), np.array([0, 1, 5]))
     two = (np.array([3, 4]), np.array([], np.int64))
-    methods = scale(Trace((one, two), 0), 8192, window=1)
+    methods = scale([one, two], 8192, window=1)
     image = math.ceil(SIXTY_SEVEN.total / 4096) * 4096
     half = SIXTY_SEVEN.total // 2
     assert (methods[0].useful_bytes_per_token, methods[0].flash_bytes_per_token) == (SIXTY_SEVEN.total, image)
@@ -455,11 +422,11 @@ def test_a_scaled_case_worked_by_hand():
 def test_every_large_layer_is_some_traced_layer(layers):
     # Layer l of 32 is traced layer ⌊l · layers / 32⌋, each with a number of predictions of its own.
     # From id 384 on, the seventeenth copy would lie behind the last neuron.
-    trace = Trace((tuple(380 + 20 * np.arange(1 + layer) for layer in range(layers)),), 0)
+    predicted = [[380 + 20 * np.arange(1 + layer) for layer in range(layers)]]
     counts = [1 + at * layers // 32 for at in range(32)]
-    methods = scale(trace, 1000)
+    methods = scale(predicted, 1300)
     copies = [
-        sum(380 + 20 * i + 1000 * j < 16_384 for j in range(17) for i in range(count)) for count in counts
+        sum(380 + 20 * i + 1300 * j < 16_384 for j in range(13) for i in range(count)) for count in counts
     ]
     assert methods[2].useful_bytes_per_token == sum(copies) * 16_384
 
@@ -475,22 +442,22 @@ def test_capacities_and_window_at_the_large_shape(dtype):
     per_neuron = capacities[1] // 16
     for extra in (0, 1):
         ids = [np.arange(n) for n in (1, per_neuron + extra, 1, 1)]
-        methods = scale(Trace(((*ids,), (*ids,)), 1), 1024, 5, largest / 2, largest)
+        methods = scale([ids, ids], 1024, 5, largest / 2, largest, first=1)
         assert (methods[4].reads_per_token > 0) == bool(extra)  # a warm pass reads what did not fit
     assert methods[4].dram_bytes == SIXTY_SEVEN.fixed + 8 * sum(capacities) * 16_384
     # The window is chosen at the large shape: token t predicts t alone, so that k says what is evicted.
     fits = capacities[0] / 16 / 3  # mean · 16 fits up to k = 3 in layer 0, and so in all
     mean = np.float64([[1], [2], [3], [2]]) * fits * np.arange(1, 6)
-    trace = Trace(tuple((np.array([t]),) * 4 for t in (0, 1, 2, 3, 0, 2, 1)), 4)
-    default, *asked = [scale(trace, 1024, k, mean, largest) for k in (None, 2, 3, 4)]
+    predicted = [[[t]] * 4 for t in (0, 1, 2, 3, 0, 2, 1)]
+    default, *asked = [scale(predicted, 1024, k, mean, largest, first=4) for k in (None, 2, 3, 4)]
     assert default == asked[1] != asked[0] and default != asked[2]
 
 
 def test_the_table_falls_from_row_to_row():
     trace = random_trace(1, 4, 1024, 12, 4, share=0.04)
     largest = np.full((4, 5), 250)
-    for place in (swap_with_last, fill_holes):
-        methods = scale(trace, 1024, None, largest / 2, largest, place)
+    for count_moves in MOVES.values():
+        methods = scale_to_opt_6_7b(trace, None, largest / 2, largest, count_moves, PRESETS["paper_m1max"])
         for figure in ("useful_bytes_per_token", "flash_bytes_per_token", "simulated_io_ms_per_token"):
             values = [getattr(method, figure) for method in methods]
             assert values == sorted(values, reverse=True)

@@ -9,8 +9,8 @@ from flashref.bundle import bundle_layout
 from flashref.conformance.strategies import id_sets
 from flashref.decode import read_batches
 from flashref.simulate.caches import lfu
-from flashref.simulate.methods import Flash, replay_methods, simulated_cost, unbundled_layouts
-from flashref.simulate.methods import Trace as Predicted
+from flashref.simulate.flash import Flash, unbundled_layouts
+from flashref.simulate.methods import replay_methods, simulated_cost
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study
@@ -18,7 +18,6 @@ from flashref.simulate.sweep import Choices, Outcome, Refused, configurations, s
 from flashref.simulate.tokens import Host
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import uses_of
-from flashref.slots import swap_with_last
 from flashref.storage.device import PRESETS
 from flashref.transformer.budget import Demand, solve_budget
 from flashref.types import same
@@ -43,7 +42,6 @@ def models(draw):
     flash = Flash(
         bundled=(layout,) * layers,
         unbundled=(unbundled_layouts(layout),) * layers,
-        repeats=(1,) * layers,
         image_bytes=BLOCK * draw(st.integers(1, 100)),
         tensor_bytes=resident + ffn,
     )
@@ -66,7 +64,7 @@ def kept_by(name, study, memory, window=None):
 def test_naive_reads_the_image_and_keeps_nothing():
     predicted = [[[0, 1]], [[2]]]
     layout = bundle_layout(4, 8, "F16", ("up", "down"), BLOCK)
-    flash = Flash((layout,), (unbundled_layouts(layout),), (1,), 1024, 900)
+    flash = Flash((layout,), (unbundled_layouts(layout),), 1024, 900)
     study = Study(uses_of(trace_of(predicted, [4]), 1), flash, Demand(900, 50, 7, 1, 4, 32), moved_by_swap)
     kept = POLICIES["naive"](study, 0.001, None)  # of any memory
     assert (kept.runs, kept.useful_run_bytes, kept.dense_bytes, kept.dram_bytes) == ((1024,), 900, 50, 0)
@@ -159,7 +157,7 @@ def test_a_window_that_is_not_given_is_the_largest_whose_mean_need_fits():
     n = 20
     predicted = [[[0]]] * 15 + [[list(range(n))]] + [[[0]]] * 4
     layout = bundle_layout(n, 8, "F16", ("up", "down"), BLOCK)
-    flash = Flash((layout,), (unbundled_layouts(layout),), (1,), 1024, 900)
+    flash = Flash((layout,), (unbundled_layouts(layout),), 1024, 900)
     demand = Demand(0, 50, 7, 1, n, 32)
     study = Study(
         uses_of(trace_of(predicted, [n]), 5),
@@ -179,7 +177,7 @@ def test_lfu_halves_its_counts_every_32_tokens():
     demand = Demand(0, 50, 7, 1, 16, 32)
     study = Study(
         uses_of(trace_of(predicted, [16]), 5),
-        Flash((layout,), (unbundled_layouts(layout),), (1,), 1024, 900),
+        Flash((layout,), (unbundled_layouts(layout),), 1024, 900),
         demand._replace(total=demand.fixed + 6 * 32),
         moved_by_swap,
     )
@@ -192,7 +190,7 @@ def test_lfu_halves_its_counts_every_32_tokens():
 
 def test_pinned_needs_tokens_that_are_not_counted():
     layout = bundle_layout(4, 8, "F16", ("up", "down"), BLOCK)
-    flash = Flash((layout,), (unbundled_layouts(layout),), (1,), 1024, 900)
+    flash = Flash((layout,), (unbundled_layouts(layout),), 1024, 900)
     study = Study(uses_of(trace_of([[[0, 1]]], [4]), 1), flash, Demand(900, 50, 7, 1, 4, 32), moved_by_swap)
     choices = Choices(POLICIES, ORDERS, DEVICES, HOST)
     asked = configurations(["pinned", "lru"], [1.0], [None], ["natural"], [True], [0], ["fast"])
@@ -211,11 +209,11 @@ def test_the_five_methods_cost_what_their_replays_do(model, memory, window):
     budget = solve_budget(demand, memory, window, unions.mean(axis=0), unions.max(axis=0))
     device = DEVICES["fast"]
     methods = replay_methods(
-        Predicted(tuple(map(tuple, predicted)), trace.first_counted),
+        trace,
         study.flash,
         demand,
         budget,
-        swap_with_last,
+        moved_by_swap,
         [simulated_cost(device)],
     )
     asked = configurations(

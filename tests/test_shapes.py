@@ -6,7 +6,7 @@ import pytest
 from flashref.bundle import bundle_layout
 from flashref.simulate.families import COMMON, decoder_of_config
 from flashref.simulate.figures import figure_densities
-from flashref.simulate.methods import unbundled_layouts
+from flashref.simulate.flash import unbundled_layouts
 from flashref.simulate.presets import CONFIGS, preset_shape
 from flashref.simulate.shapes import shape_demand, shape_flash, shape_layout, shape_of_config
 from flashref.transformer.budget import Demand, solve_budget
@@ -106,7 +106,7 @@ def test_layers_without_a_predictor_are_dense_and_resident():
         stride=12_288,  # 10 KiB in blocks of 4
     )
     flash = shape_flash(phi, 4096)
-    assert len(flash.bundled) == len(flash.unbundled) == len(flash.repeats) == 28
+    assert len(flash.bundled) == len(flash.unbundled) == 28
     # All 32 layers lie on flash as bundles; the image ends on a block.
     image = demand.total + 32 * 10_240 * (12_288 - 10_240)
     assert flash.image_bytes == -(-image // 4096) * 4096 and flash.tensor_bytes == demand.total
@@ -123,7 +123,7 @@ def test_layouts_and_demand_at_a_dtype_and_a_block(name, dtype, itemsize, block)
     flash = shape_flash(shape, block)
     assert flash.bundled == (layout,) * shape.layers
     assert flash.unbundled == (unbundled_layouts(layout),) * shape.layers
-    assert len(flash.unbundled[0]) == len(shape.fields) and flash.repeats == (1,) * shape.layers
+    assert len(flash.unbundled[0]) == len(shape.fields)
     demand = shape_demand(shape, block)
     assert (demand.total, demand.resident) == (itemsize * shape.parameters, itemsize * shape.resident)
     assert demand.predictors == itemsize * sum(shape.ranks) * (shape.width + shape.neurons)
@@ -284,5 +284,5 @@ def test_a_known_family_has_no_note_of_its_own():
 def test_scaled_uses_the_shape():
     from flashref.simulate import scaled
 
-    assert scaled._demand(4096) == shape_demand(preset_shape("opt-6.7b"), 4096)
+    assert preset_shape("opt-6.7b") == scaled.SHAPE
     assert np.isclose(scaled.FFN_BYTES, 8.59e9, rtol=1e-3)

@@ -10,7 +10,7 @@ import pytest
 
 from flashref.bundle import bundle_extents, bundle_layout
 from flashref.simulate import sweep as module
-from flashref.simulate.methods import Flash, unbundled_layouts
+from flashref.simulate.flash import Flash, unbundled_layouts
 from flashref.simulate.orders import ORDERS, by_use
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study
@@ -36,7 +36,7 @@ N, D, LAYERS, WARM, BLOCK = 40, 24, 2, 2, 64
 LAYOUT = bundle_layout(N, D, "F16", ("up", "down"), BLOCK)  # 96 bytes on a stride of 128
 RESIDENT, PREDICTORS = 3000, 700
 DEMAND = Demand(20_000, RESIDENT, PREDICTORS, LAYERS, N, LAYOUT.stride)
-FLASH = Flash((LAYOUT,) * LAYERS, (unbundled_layouts(LAYOUT),) * LAYERS, (1,) * LAYERS, 12_800, 12_345)
+FLASH = Flash((LAYOUT,) * LAYERS, (unbundled_layouts(LAYOUT),) * LAYERS, 12_800, 12_345)
 HOST = Host(copy_bandwidth=3 * 10**8, compute_bandwidth=7 * 10**8)
 DEVICES = {"gen4": PRESETS["nvme_gen4"]._replace(block=BLOCK), "ufs": PRESETS["ufs40"]._replace(block=BLOCK)}
 CHOICES = Choices(POLICIES, ORDERS, DEVICES, HOST)

@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flashref.cli.options import at_least
+from flashref.cli.options import at_least, check_new_file
 from flashref.cli.report import Output, progress
 from flashref.storage.calibrate import FILE_BYTES, calibrate
 from flashref.storage.calibration import Calibration, Verification, calibration_to_json
 from flashref.storage.files import create_file, write_all
 from flashref.storage.fit import Errors, Point, point_time
 from flashref.storage.verification import LIMIT_MEDIAN, LIMIT_P90, holds, mixed_traces
-from flashref.types import Device, DomainError
+from flashref.types import Device
 
 GIB = 2**30
 ROUNDS, VERIFIED_ROUNDS = 8, 16  # about 6 s, and 30
@@ -61,8 +60,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, fit, keep and show; 1 if the device was to be verified and is not good enough, else 0."""
-    if options.out is not None:
-        _check_out(options.out)
+    check_new_file("--out", options.out)
     if not options.quiet:
         print(
             f"flashref calibrate: writes {options.size / GIB:g} GiB of random bytes into "
@@ -89,14 +87,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         _show(calibration, options.out)
     return 0 if calibration.verification is None or holds(calibration.verification) else 1
-
-
-def _check_out(path: Path) -> None:
-    """What would keep the result from being written, said before it is measured."""
-    if os.path.lexists(path):
-        raise DomainError(f"--out {path}: exists, and files are never overwritten; choose another name")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise DomainError(f"--out {path}: {path.parent} is no folder that can be written; choose another")
 
 
 def _file_bytes(word: str) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flashref.decode import sum_predicted, sum_resident
+from flashref.simulate.placement import moved_by_fill, moved_by_swap
 from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.calibration import device_of
 from flashref.storage.device import PRESETS
@@ -21,6 +22,7 @@ TINY = Path(str(files("flashref"))) / "data" / "tiny"
 PROMPT = "And the king said unto David, "
 SEMANTICS = {"resident": sum_resident, "predicted": sum_predicted}
 PLACEMENTS = {"swap_with_last": swap_with_last, "fill_holes": fill_holes}
+MOVES = {"swap_with_last": moved_by_swap, "fill_holes": moved_by_fill}  # rows moved by each, in a replay
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -17,17 +17,10 @@ from flashref.cli.opening import Storage, block_for, open_storage, read_held_out
 from flashref.decode import Predict
 from flashref.ffn import active_neurons
 from flashref.predictor import predict_active
-from flashref.simulate.methods import (
-    Flash,
-    Method,
-    Trace,
-    measured_cost,
-    replay_methods,
-    simulated_cost,
-    unbundled_layouts,
-)
+from flashref.simulate.flash import Flash, unbundled_layouts
+from flashref.simulate.methods import Method, measured_cost, replay_methods, simulated_cost
 from flashref.simulate.scaled import scale_to_opt_6_7b
-from flashref.simulate.trace import trace_of
+from flashref.simulate.trace import Trace, trace_of
 from flashref.simulate.trace_file import Description, save_trace
 from flashref.storage.image import image_tensor
 from flashref.transformer import generate as text
@@ -174,31 +167,34 @@ def _set_up(wish: Wish, resources: ExitStack, advance: Advance) -> Setup:
 
 def _replay(wish: Wish, setup: Setup, decoded: Decoded) -> tuple[Sequence[Method], Sequence[Method]]:
     """The five methods on this model, really read if there is a disk, and at OPT 6.7B's shape."""
-    storage, demand, place = setup.storage, setup.demand, setup.decoder.place
+    storage, demand = setup.storage, setup.demand
     costs = [simulated_cost(wish.device)]
     if storage.read_rows is not None:
         costs.append(measured_cost(storage.read, storage.read_rows))
     flash = Flash(
         bundled=setup.layouts,
         unbundled=storage.rows or tuple(map(unbundled_layouts, setup.layouts)),
-        repeats=(1,) * len(setup.layouts),
         image_bytes=storage.image.container.size,
         tensor_bytes=demand.total,
     )
-    trace = Trace(decoded.predicted, decoded.first_counted)
-    window, neurons = wish.options.window, wish.checkpoint.config.neurons
+    trace, count_moves = _trace(wish, decoded), words.MOVES[wish.options.placement]
     return (
-        replay_methods(trace, flash, demand, setup.budget, place, costs),
-        scale_to_opt_6_7b(trace, neurons, window, *wish.statistics(), place, wish.device),
+        replay_methods(trace, flash, demand, setup.budget, count_moves, costs),
+        scale_to_opt_6_7b(trace, wish.options.window, *wish.statistics(), count_moves, wish.device),
     )
 
 
 def _save_trace(wish: Wish, decoded: Decoded) -> None:
-    """What was predicted, token by token; the prompt's tokens are not counted."""
-    options, config = wish.options, wish.checkpoint.config
-    trace = trace_of(decoded.predicted, [config.neurons] * config.layers, decoded.first_counted)
+    options = wish.options
     source = f"flashref run --predictor {options.predictor} --semantics {options.semantics}"
-    save_trace(options.save_trace, trace, Description(what=_model_name(options), source=source))
+    description = Description(what=_model_name(options), source=source)
+    save_trace(options.save_trace, _trace(wish, decoded), description)
+
+
+def _trace(wish: Wish, decoded: Decoded) -> Trace:
+    """What was predicted, token by token; the prompt's tokens are not counted."""
+    config = wish.checkpoint.config
+    return trace_of(decoded.predicted, [config.neurons] * config.layers, decoded.first_counted)
 
 
 def _model_name(options: argparse.Namespace) -> str:

@@ -62,9 +62,7 @@ def run(options: argparse.Namespace) -> int:
             )
         if options.save_trace is not None:
             save_trace(options.save_trace, trace, description)
-        study = _study(
-            trace, model, devices, simulated.PLACEMENTS[options.placement], max(longest, LARGEST_WINDOW)
-        )
+        study = _study(trace, model, devices, words.MOVES[options.placement], max(longest, LARGEST_WINDOW))
         advance("trace", 1, 1)
         host = Host(options.copy_bandwidth, options.compute_bandwidth)
         choices = Choices(POLICIES, ORDERS, devices, host)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flashref.cli.options import at_least, fraction
+from flashref.cli.options import MOVES, at_least, fraction
 from flashref.simulate.orders import ORDERS
-from flashref.simulate.placement import moved_by_fill, moved_by_swap
 from flashref.simulate.policies import POLICIES
 from flashref.simulate.presets import CONFIGS, preset_shape
 from flashref.simulate.shapes import Shape, shape_of_config
@@ -22,7 +21,6 @@ from flashref.types import STORED_DTYPES, DomainError, ImageError
 Item = TypeVar("Item")
 
 DEFAULT_POLICIES = ["naive", "hybrid", "predictor", "window", "lru", "belady"]
-PLACEMENTS = {"swap_with_last": moved_by_swap, "fill_holes": moved_by_fill}
 ROWS = {"unbundled": False, "bundled": True}
 TOKENS, WARM = 256, 32
 GB = 10**9
@@ -96,7 +94,7 @@ def add_simulate_options(parser: argparse.ArgumentParser) -> None:
         default=[0],
         help="bytes between two reads that are read over to join them (default: 0)",
     )
-    add("--placement", choices=PLACEMENTS, default="swap_with_last", help="of rows (default: swap_with_last)")
+    add("--placement", choices=MOVES, default="swap_with_last", help="of rows (default: swap_with_last)")
     add(
         "--copy-bandwidth",
         metavar="GB/S",

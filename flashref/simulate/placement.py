@@ -14,8 +14,8 @@ _FOREIGN = "a token evicts what is not in memory, or loads what is; the changes 
 class Changes(NamedTuple):
     """What every token loads and evicts, layer by layer: the `Delta`s of a whole run.
 
-    units: of each layer; load_ids, evict_ids: int32, ascending within a layer of a token; load_starts,
-    evict_starts: (tokens·layers + 1,) int64, token t's layer l is ids[starts[t·layers + l] :
+    units: of each layer; load_ids, evict_ids: int32, ascending within a layer of a token, and in any order;
+    load_starts, evict_starts: (tokens·layers + 1,) int64, token t's layer l is ids[starts[t·layers + l] :
     starts[t·layers + l + 1]], as in Trace.
     """
 

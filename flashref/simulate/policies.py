@@ -13,7 +13,7 @@ import numpy as np
 
 from flashref.simulate.belady import belady
 from flashref.simulate.caches import lfu, lru, pinned
-from flashref.simulate.methods import Flash
+from flashref.simulate.flash import Flash, ffn_run
 from flashref.simulate.s3_fifo import s3_fifo
 from flashref.simulate.trace import Counts, Reads, Trace
 from flashref.simulate.window import CountMoves, Uses, unwindowed, windowed
@@ -74,7 +74,7 @@ def hybrid(study: Study, memory: float, window: int | None) -> Kept:
     rest = study.flash.bundled[kept:]
     return Kept(
         _no_reads(trace),
-        runs=tuple(-(-layout.n * layout.stride // layout.block) * layout.block for layout in rest),
+        runs=tuple(ffn_run(layout).length for layout in rest),
         useful_run_bytes=sum(layout.n * layout.bundle_bytes for layout in rest),
         summed=_all_units(trace),
         dense_bytes=demand.resident,
@@ -92,8 +92,9 @@ def predictor(study: Study, memory: float, window: int | None) -> Kept:
 def sliding_window(study: Study, memory: float, window: int | None) -> Kept:
     """The paper's: the neurons of the last k tokens, as far as the rows of each layer reach (decision 8)."""
     budget = _budget(study, memory, window)
-    k = min(budget.window, study.uses.trace.tokens)  # a longer one holds no more
-    reads = windowed(study.uses, k, budget.capacities, study.demand.bypass_rows, study.count_moves)
+    reads = windowed(
+        study.uses, budget.window, budget.capacities, study.demand.bypass_rows, study.count_moves
+    )
     read = np.zeros_like(reads.resident)
     np.add.at(read, (reads.token, reads.layer), np.diff(reads.starts))
     summed = reads.resident + read - reads.loaded  # what is in memory, and what passes by

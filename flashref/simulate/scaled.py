@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from flashref.decode import Place
-from flashref.simulate.methods import Method, Trace, replay_methods, simulated_cost
+from flashref.simulate.methods import Method, replay_methods, simulated_cost
 from flashref.simulate.presets import preset_shape
 from flashref.simulate.shapes import shape_demand, shape_flash
-from flashref.transformer.budget import Demand, solve_budget
+from flashref.simulate.trace import Trace, trace_of
+from flashref.simulate.window import CountMoves
+from flashref.transformer.budget import solve_budget
 from flashref.types import Array, Device, Ids
 
 SHAPE = preset_shape("opt-6.7b", "F16")
@@ -18,47 +19,35 @@ PAPER_IO_MS = (2196, 1090, 738, 164, 87)  # Table 2's I/O column, which nothing 
 
 def scale_to_opt_6_7b(
     trace: Trace,
-    neurons: int,
     window: int | None,
     mean_resident: Array | None,
     largest_resident: Array | None,
-    place: Place,
+    count_moves: CountMoves,
     device: Device,
 ) -> tuple[Method, ...]:
     """The five methods on the trace blown up: a layer stands for many, neuron i for ids i + neurons·j.
 
-    neurons: of a layer of the traced model. Capacities are solved for half of the large model. All simulated.
+    Capacities are solved for half of the large model. All simulated.
     """
-    layers = len(trace.predicted[0])
-    stands_for = np.arange(LAYERS) * layers // LAYERS  # which traced layer each large layer is
-    repeats = np.bincount(stands_for, minlength=layers)
-    demand = _demand(device.block)
+    stands_for = np.arange(LAYERS) * trace.layers // LAYERS  # which traced layer each large layer is
+    demand = shape_demand(SHAPE, device.block)
     # Of the largest |C_t| only the proportions count, so they stay whole numbers of the traced model.
     largest = None if largest_resident is None else largest_resident[stands_for]
-    mean = None if mean_resident is None else mean_resident[stands_for] * (NEURONS / neurons)
+    mean = None if mean_resident is None else mean_resident[stands_for] * (NEURONS / trace.units[0])
     budget = solve_budget(demand, MEMORY, window, mean, largest)
-    first_of = [int(np.searchsorted(stands_for, layer)) for layer in range(layers)]
-    capacities = tuple(budget.capacities[min(at, LAYERS - 1)] for at in first_of)
-    large_flash = shape_flash(SHAPE, device.block)
-    flash = large_flash._replace(
-        bundled=large_flash.bundled[:1] * layers,
-        unbundled=large_flash.unbundled[:1] * layers,
-        repeats=tuple(repeats.tolist()),
-    )
-    large = tuple(tuple(_blown_up(ids, neurons) for ids in one_pass) for one_pass in trace.predicted)
+    large = []
+    for token in range(trace.tokens):
+        small = [trace.active(token, layer) for layer in range(trace.layers)]
+        blown_up = [_blown_up(ids, trace.units[0]) for ids in small]
+        large.append([blown_up[layer] for layer in stands_for])
     return replay_methods(
-        Trace(large, trace.first_counted),
-        flash,
+        trace_of(large, (NEURONS,) * LAYERS, trace.first_counted),
+        shape_flash(SHAPE, device.block),
         demand,
-        budget._replace(capacities=capacities),
-        place,
+        budget,
+        count_moves,
         [simulated_cost(device)],
     )
-
-
-def _demand(block: int) -> Demand:
-    """What OPT 6.7B asks of memory; biases are in the checkpoint, and not counted as resident."""
-    return shape_demand(SHAPE, block)
 
 
 def _blown_up(ids: Ids, neurons: int) -> Ids:

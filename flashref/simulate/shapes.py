@@ -12,7 +12,7 @@ from flashref.bundle import bundle_layout
 from flashref.simulate.config_values import Values
 from flashref.simulate.families import decoder_of_config
 from flashref.simulate.figures import figure_densities
-from flashref.simulate.methods import Flash, unbundled_layouts
+from flashref.simulate.flash import Flash, unbundled_layouts
 from flashref.transformer.budget import Demand
 from flashref.types import STORED_DTYPES, DomainError, Layout
 
@@ -138,7 +138,6 @@ def shape_flash(shape: Shape, block: int) -> Flash:
     return Flash(
         bundled=(layout,) * sparse,
         unbundled=(unbundled_layouts(layout),) * sparse,
-        repeats=(1,) * sparse,
         image_bytes=-(-image // block) * block,
         tensor_bytes=shape.total_bytes,
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.simulate.costs import Sizes, batch_times, read_sizes, sequential_sizes
-from flashref.simulate.methods import SEQUENTIAL_READ
+from flashref.simulate.flash import SEQUENTIAL_READ
 from flashref.simulate.orders import Order
 from flashref.simulate.policies import Kept, Policy, Study
 from flashref.simulate.tokens import Host, TokenCosts, token_costs

@@ -85,7 +85,7 @@ def windowed(
     """
     trace = uses.trace
     layers, tokens = trace.layers, trace.tokens
-    if not 1 <= k <= max(uses.longest, 1) or bypass_rows < 1:
+    if k < 1 or uses.longest < min(k, tokens) or bypass_rows < 1:
         raise DomainError(
             f"a window needs k from 1 to {uses.longest}, which its uses were linked for, and at least one "
             f"bypass row, not k = {k} and {bypass_rows} rows"

@@ -7,7 +7,7 @@ import numpy as np
 
 from flashref.simulate.costs import Sizes, batch_times, sequential_sizes
 from flashref.simulate.figures import figure_densities, use_curve
-from flashref.simulate.methods import SEQUENTIAL_READ
+from flashref.simulate.flash import SEQUENTIAL_READ
 from flashref.simulate.paper.figure import DEVICE
 from flashref.simulate.presets import preset_shape
 from flashref.simulate.shapes import Shape

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from flashref.simulate.costs import read_sizes, separate_sizes
 from flashref.simulate.figures import figure_densities
-from flashref.simulate.methods import unbundled_layouts
+from flashref.simulate.flash import unbundled_layouts
 from flashref.simulate.paper.derivation import (
     OPT_WINDOW,
     front_to_back_ms,
