@@ -10,10 +10,10 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from flashref.conformance.strategies import active_sets
-from flashref.simulate import caches
-from flashref.simulate.belady import belady
-from flashref.simulate.caches import lfu, lru, pinned, pinned_oracle
-from flashref.simulate.s3_fifo import s3_fifo
+from flashref.simulate.caches import classic
+from flashref.simulate.caches.belady import belady
+from flashref.simulate.caches.classic import lfu, lru, pinned, pinned_oracle
+from flashref.simulate.caches.s3_fifo import s3_fifo
 from flashref.simulate.trace import trace_of
 from flashref.types import DomainError
 from flashref.window import empty_window, window_update
@@ -191,18 +191,18 @@ def check(policy, cache, pool):
     assert np.all(reads.resident @ sizes <= capacity)
 
 
-CHUNKS = st.sampled_from([1, 2, 5, caches.CHUNK])  # a search goes on in the next one
+CHUNKS = st.sampled_from([1, 2, 5, classic.CHUNK])  # a search goes on in the next one
 
 
 @given(pools(), CHUNKS)
 def test_lru_is_its_model(pool, chunk):
-    with patch.object(caches, "CHUNK", chunk):
+    with patch.object(classic, "CHUNK", chunk):
         check(lru, LRU(*pool[1:]), pool)
 
 
 @given(pools(), st.integers(1, 5), CHUNKS)
 def test_lfu_is_its_model(pool, period, chunk):
-    with patch.object(caches, "CHUNK", chunk):
+    with patch.object(classic, "CHUNK", chunk):
         check(lfu(period), LFU(*pool[1:], period), pool)
 
 

@@ -16,7 +16,7 @@ from flashref.simulate.flash import Flash, front_to_back, unbundled_layouts
 from flashref.simulate.methods import Cost, measured_cost, replay_methods, simulated_cost
 from flashref.simulate.placement import moved_by_fill, moved_by_swap
 from flashref.simulate.scaled import scale_to_opt_6_7b
-from flashref.simulate.shapes import shape_demand
+from flashref.simulate.shapes.shape import shape_demand
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import unwindowed
 from flashref.slots import fill_holes, swap_with_last

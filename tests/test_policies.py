@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from flashref.bundle import bundle_layout
 from flashref.conformance.strategies import id_sets
 from flashref.decode import read_batches
-from flashref.simulate.caches import lfu
+from flashref.simulate.caches.classic import lfu
 from flashref.simulate.flash import Flash, unbundled_layouts
 from flashref.simulate.methods import replay_methods, simulated_cost
 from flashref.simulate.orders import ORDERS

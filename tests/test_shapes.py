@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from flashref.bundle import bundle_layout
-from flashref.simulate.families import COMMON, decoder_of_config
 from flashref.simulate.figures import figure_densities
 from flashref.simulate.flash import unbundled_layouts
-from flashref.simulate.presets import CONFIGS, preset_shape
-from flashref.simulate.shapes import shape_demand, shape_flash, shape_layout, shape_of_config
+from flashref.simulate.shapes.families import COMMON, decoder_of_config
+from flashref.simulate.shapes.presets import CONFIGS, preset_shape
+from flashref.simulate.shapes.shape import shape_demand, shape_flash, shape_layout, shape_of_config
 from flashref.transformer.budget import Demand, solve_budget
 from flashref.types import DomainError, ImageError
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flashref.simulate.families import FAMILIES, decoder_of_config
-from flashref.simulate.presets import CONFIGS, preset_shape
+from flashref.simulate.shapes.families import FAMILIES, decoder_of_config
+from flashref.simulate.shapes.presets import CONFIGS, preset_shape
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

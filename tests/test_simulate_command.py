@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from flashref.cli import main, plots, simulate
-from flashref.simulate.presets import preset_shape
+from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.trace_file import load_description, load_trace
 from flashref.storage.calibration import Calibration, Conditions, Verification, calibration_to_json
 from flashref.storage.device import PRESETS, device_to_json

@@ -156,10 +156,10 @@ def _short(rows: Sequence[Row]) -> list[int]:
 
 def _summary(sections: Sequence[Section]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for at, heading in enumerate(SUMMARY):
-        table.add_column(heading, justify="right" if at in (1, 2, 3) else "left")
+    for at, heading in enumerate(SUMMARY[:-1]):  # what it is derived from stands above each result
+        table.add_column(heading, justify="right" if at else "left")
     for each in sections:
-        table.add_row(*map(escape, each.summary))
+        table.add_row(*map(escape, each.summary[:-1]))
     return table
 
 

@@ -19,7 +19,7 @@ from flashref.cli.simulate_plot import check_plot, plot
 from flashref.cli.simulate_report import Inputs, show, show_csv, show_json
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.policies import POLICIES, Study
-from flashref.simulate.shapes import Shape, shape_demand, shape_flash
+from flashref.simulate.shapes.shape import Shape, shape_demand, shape_flash
 from flashref.simulate.sweep import Choices, Configuration, Outcome, Refused, configurations, sweep
 from flashref.simulate.synthetic import synthetic_trace
 from flashref.simulate.tokens import Host

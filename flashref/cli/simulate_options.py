@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from flashref.cli.options import MOVES, at_least, fraction
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.policies import POLICIES
-from flashref.simulate.presets import CONFIGS, preset_shape
-from flashref.simulate.shapes import Shape, shape_of_config
+from flashref.simulate.shapes.presets import CONFIGS, preset_shape
+from flashref.simulate.shapes.shape import Shape, shape_of_config
 from flashref.simulate.synthetic import FALCON_PROCESS, OPT_PROCESS, Process
 from flashref.simulate.tokens import M1_MAX_CPU
 from flashref.storage.calibration import calibration_from_json

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flashref.cli.report import Output, milliseconds, size
 from flashref.cli.simulate_options import ROWS
-from flashref.simulate.shapes import Shape
+from flashref.simulate.shapes.shape import Shape
 from flashref.simulate.sweep import Outcome, Refused, irrelevant
 from flashref.simulate.tokens import Host
 from flashref.simulate.trace import Trace

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashref.simulate.belady import belady
-from flashref.simulate.caches import lfu, lru, pinned
+from flashref.simulate.caches.belady import belady
+from flashref.simulate.caches.classic import lfu, lru, pinned
+from flashref.simulate.caches.s3_fifo import s3_fifo
 from flashref.simulate.flash import Flash, ffn_run
-from flashref.simulate.s3_fifo import s3_fifo
 from flashref.simulate.trace import Counts, Reads, Trace
 from flashref.simulate.window import CountMoves, Uses, unwindowed, windowed
 from flashref.transformer.budget import Budget, Demand, solve_budget

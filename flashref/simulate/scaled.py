@@ -3,8 +3,8 @@
 import numpy as np
 
 from flashref.simulate.methods import Method, replay_methods, simulated_cost
-from flashref.simulate.presets import preset_shape
-from flashref.simulate.shapes import shape_demand, shape_flash
+from flashref.simulate.shapes.presets import preset_shape
+from flashref.simulate.shapes.shape import shape_demand, shape_flash
 from flashref.simulate.trace import Trace, trace_of
 from flashref.simulate.window import CountMoves
 from flashref.transformer.budget import solve_budget

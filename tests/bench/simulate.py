@@ -19,8 +19,8 @@ from flashref.simulate.costs import batch_times, read_sizes
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study, sliding_window
-from flashref.simulate.presets import preset_shape
-from flashref.simulate.shapes import shape_demand, shape_flash
+from flashref.simulate.shapes.presets import preset_shape
+from flashref.simulate.shapes.shape import shape_demand, shape_flash
 from flashref.simulate.sweep import Choices, Configuration, Outcome, configurations, cost_of, sweep
 from flashref.simulate.synthetic import OPT_PROCESS, synthetic_trace
 from flashref.simulate.tokens import M1_MAX_CPU

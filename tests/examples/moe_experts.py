@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashref.simulate.belady import belady
-from flashref.simulate.caches import lfu, lru, pinned
-from flashref.simulate.s3_fifo import s3_fifo
+from flashref.simulate.caches.belady import belady
+from flashref.simulate.caches.classic import lfu, lru, pinned
+from flashref.simulate.caches.s3_fifo import s3_fifo
 from flashref.simulate.trace import Reads, Trace, trace_of
 
 POLICIES = {"LRU": lru, "LFU, aged": lfu(32), "S3-FIFO": s3_fifo(), "pinned": pinned, "Belady": belady}

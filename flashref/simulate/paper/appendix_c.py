@@ -6,7 +6,7 @@ from statistics import mean
 from flashref.simulate.paper.derivation import FALCON_KEPT, OPT_KEPT, paper_shape
 from flashref.simulate.paper.figure import DEVICE, Figure, Row
 from flashref.simulate.paper.table3 import Derived, models
-from flashref.simulate.shapes import shape_demand
+from flashref.simulate.shapes.shape import shape_demand
 
 # Appendix C's shares in %, which nothing here is computed from.
 PAPER: Mapping[str, tuple[float, float, float, float]] = {

@@ -9,8 +9,8 @@ from flashref.simulate.costs import Sizes, batch_times, sequential_sizes
 from flashref.simulate.figures import figure_densities, use_curve
 from flashref.simulate.flash import SEQUENTIAL_READ
 from flashref.simulate.paper.figure import DEVICE
-from flashref.simulate.presets import preset_shape
-from flashref.simulate.shapes import Shape
+from flashref.simulate.shapes.presets import preset_shape
+from flashref.simulate.shapes.shape import Shape
 from flashref.simulate.synthetic import Process, fit_use_curve, fit_window, synthetic_trace
 from flashref.simulate.trace import Reads, Trace
 from flashref.types import Layout

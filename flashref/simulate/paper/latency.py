@@ -17,7 +17,7 @@ from flashref.simulate.paper.derivation import (
 )
 from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, Row
 from flashref.simulate.placement import moved_by_swap
-from flashref.simulate.shapes import shape_demand, shape_layout
+from flashref.simulate.shapes.shape import shape_demand, shape_layout
 from flashref.simulate.window import uses_of, windowed
 from flashref.transformer.budget import solve_budget
 from flashref.types import DomainError

@@ -19,7 +19,7 @@ from flashref.simulate.paper.derivation import (
 )
 from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME
 from flashref.simulate.placement import moved_by_swap
-from flashref.simulate.shapes import shape_layout
+from flashref.simulate.shapes.shape import shape_layout
 from flashref.simulate.synthetic import expected_use
 from flashref.simulate.window import unwindowed, uses_of, windowed
 

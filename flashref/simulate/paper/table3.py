@@ -19,8 +19,8 @@ from flashref.simulate.paper.derivation import (
 )
 from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, Row
 from flashref.simulate.placement import moved_by_swap
-from flashref.simulate.presets import preset_shape
-from flashref.simulate.shapes import Shape, shape_demand, shape_layout
+from flashref.simulate.shapes.presets import preset_shape
+from flashref.simulate.shapes.shape import Shape, shape_demand, shape_layout
 from flashref.simulate.synthetic import Process
 from flashref.simulate.window import uses_of, windowed
 from flashref.transformer.budget import solve_budget

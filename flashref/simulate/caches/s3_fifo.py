@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.pool import Mask, Policy, Units, check_pool, reads_of, token_units
+from flashref.simulate.caches.pool import Mask, Policy, Units, check_pool, reads_of, token_units
 from flashref.simulate.trace import Counts, Reads, Trace
 from flashref.types import DomainError
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.bundle import bundle_layout
-from flashref.simulate.config_values import Values
-from flashref.simulate.families import decoder_of_config
 from flashref.simulate.figures import figure_densities
 from flashref.simulate.flash import Flash, unbundled_layouts
+from flashref.simulate.shapes.config_values import Values
+from flashref.simulate.shapes.families import decoder_of_config
 from flashref.transformer.budget import Demand
 from flashref.types import STORED_DTYPES, DomainError, Layout
 

@@ -9,7 +9,7 @@ is not worth a place is read, used and not kept).
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.pool import Mask, check_pool, count_batches, following_uses, reads_of
+from flashref.simulate.caches.pool import Mask, check_pool, count_batches, following_uses, reads_of
 from flashref.simulate.trace import Reads, Trace
 from flashref.types import DomainError
 

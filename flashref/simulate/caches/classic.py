@@ -6,7 +6,7 @@ How a batch is served stands in `pool`; here is who leaves. S3-FIFO and Belady's
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.pool import (
+from flashref.simulate.caches.pool import (
     Mask,
     Policy,
     check_pool,

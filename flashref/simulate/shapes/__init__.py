@@ -1,0 +1,1 @@
+"""Models without their weights: what they take in bytes, from a preset or a config.json."""
