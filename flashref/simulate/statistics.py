@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.trace import Counts, Trace
+from flashref.simulate.trace import Counts, Tokens, Trace, token_uses
 from flashref.types import DomainError, Ids, ascending_ids
 
 Shares = npt.NDArray[np.float64]
@@ -59,19 +59,24 @@ def gap_counts(trace: Trace, windows: int) -> Counts:
 
     Index g − 1 for g = 1 … windows; the last index: longer ago, or never.
     """
-    layer_start = np.concatenate([[0], np.cumsum(trace.units)])
-    last = np.full(layer_start[-1], -windows - 1, np.int64)  # long enough ago for token 0
-    layers = np.arange(trace.layers)
-    counts = np.empty((trace.tokens, trace.layers, windows + 1), np.int64)
-    for token in range(trace.tokens):
-        bounds = trace.starts[token * trace.layers : (token + 1) * trace.layers + 1]
-        layer = np.repeat(layers, np.diff(bounds))
-        used = trace.ids[bounds[0] : bounds[-1]] + layer_start[layer]
-        gap = np.minimum(token - last[used], windows + 1)
-        flat = np.bincount(layer * (windows + 1) + gap - 1, minlength=counts[token].size)
-        counts[token] = flat.reshape(counts[token].shape)
-        last[used] = token
-    return counts
+    return previous_uses(trace, windows)[1]
+
+
+def previous_uses(trace: Trace, windows: int) -> tuple[Tokens, Counts]:
+    """The token of the use before of each use's unit, (m,), negative if there is none; and gap_counts."""
+    tokens, layers = trace.tokens, trace.layers
+    smallest = np.min_scalar_type(-tokens - windows - 1)  # less memory to go through later
+    previous = np.empty(len(trace.ids), smallest)
+    last = np.full(sum(trace.units), -windows - 1, smallest)  # long enough ago for token 0
+    gaps = np.empty((tokens, layers, windows + 1), np.int64)
+    for token in range(tokens):
+        at, units, counts = token_uses(trace, token)
+        before = previous[at] = last.take(units)
+        last[units] = token
+        cell = (np.arange(layers) * (windows + 1) + token - 1).repeat(counts)
+        cell -= np.maximum(before, token - windows - 1)
+        gaps[token] = np.bincount(cell, minlength=gaps[token].size).reshape(gaps[token].shape)
+    return previous, gaps
 
 
 def kept_counts(gaps: Counts) -> Counts:

@@ -4,7 +4,7 @@ A unit is an id with a size in bytes: a neuron's bundle here, an expert of a mix
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from flashref.types import DomainError, Ids, ascending_ids
 
 Counts = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.signedinteger[Any]]
 
 
 class Trace(NamedTuple):
@@ -83,3 +84,13 @@ def trace_tokens(trace: Trace, start: int, stop: int) -> Trace:
         raise DomainError(f"a trace of {trace.tokens} tokens has no tokens {start} … {stop - 1}")
     starts = trace.starts[start * trace.layers : stop * trace.layers + 1]
     return Trace(trace.units, trace.ids[starts[0] : starts[-1]], starts - starts[0])
+
+
+def token_uses(trace: Trace, token: int) -> tuple[slice, Counts, Counts]:
+    """A token's uses: where in the trace they are, of which units, and how many each layer has.
+
+    Units are numbered through all layers: unit i of layer l after all units of the layers before.
+    """
+    starts = trace.starts[token * trace.layers : (token + 1) * trace.layers + 1]
+    at, counts = slice(int(starts[0]), int(starts[-1])), np.diff(starts)
+    return at, trace.ids[at] + np.cumsum([0, *trace.units[:-1]]).repeat(counts), counts

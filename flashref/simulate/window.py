@@ -5,18 +5,17 @@ So the gaps between uses, found once a trace, decide what every window and every
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from flashref.simulate.placement import Changes
-from flashref.simulate.statistics import kept_counts
-from flashref.simulate.trace import Counts, Reads, Trace
+from flashref.simulate.statistics import kept_counts, previous_uses
+from flashref.simulate.trace import Counts, Reads, Tokens, Trace, token_uses
 from flashref.types import DomainError
 
 CountMoves = Callable[[Changes], Counts]
-Tokens = npt.NDArray[np.signedinteger[Any]]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -53,23 +52,12 @@ class _Steps(NamedTuple):
 
 def uses_of(trace: Trace, longest: int) -> Uses:
     """The uses of a trace, linked: once a trace, for every window up to `longest` tokens and every budget."""
-    layers, tokens = trace.layers, trace.tokens
-    smallest = np.min_scalar_type(-tokens - 1)  # less memory to go through for every window
-    previous, following = np.empty((2, len(trace.ids)), smallest)
-    longest = min(longest, tokens)
-    # [t, l, g − 1]: units of P_t in layer l that were used g tokens before; the last: longer ago, or never.
-    gaps = np.empty((tokens, layers, longest + 1), np.int64)
-    last = np.full(sum(trace.units), -longest - 1, smallest)
-    for token in range(tokens):
-        at, units, counts = _of_token(trace, token)
-        before = previous[at] = last.take(units)
-        last[units] = token
-        cell = (np.arange(layers) * (longest + 1) + token - 1).repeat(counts)
-        cell -= np.maximum(before, token - longest - 1)
-        gaps[token] = np.bincount(cell, minlength=gaps[token].size).reshape(gaps[token].shape)
-    last.fill(tokens)
+    tokens = trace.tokens
+    previous, gaps = previous_uses(trace, min(longest, tokens))
+    following = np.empty_like(previous)
+    last = np.full(sum(trace.units), tokens, previous.dtype)
     for token in reversed(range(tokens)):
-        at, units, _ = _of_token(trace, token)
+        at, units, _ = token_uses(trace, token)
         following[at] = last.take(units)
         last[units] = token
     return Uses(trace, previous, following, kept_counts(gaps))
@@ -119,13 +107,6 @@ def unwindowed(trace: Trace) -> Reads:
     batch = np.arange(trace.tokens * trace.layers)
     token, layer = np.divmod(batch, trace.layers)
     return Reads(trace.ids, trace.starts, token, layer, nothing, nothing, nothing)
-
-
-def _of_token(trace: Trace, token: int) -> tuple[slice, Counts, Counts]:
-    """Where in the trace a token's uses are, of which of all layers' units; and how many each layer has."""
-    starts = trace.starts[token * trace.layers : (token + 1) * trace.layers + 1]
-    at, counts = slice(starts[0], starts[-1]), np.diff(starts)
-    return at, trace.ids[at] + np.cumsum([0, *trace.units[:-1]]).repeat(counts), counts
 
 
 def _steps_without_bypass(uses: Uses, reach: Counts) -> _Steps:

@@ -9,7 +9,7 @@ is not worth a place is read, used and not kept).
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.caches.pool import Mask, check_pool, count_batches, following_uses, reads_of
+from flashref.simulate.caches.pool import Mask, check_pool, count_batches, reads_of, uses_after
 from flashref.simulate.trace import Reads, Trace
 from flashref.types import DomainError
 
@@ -26,7 +26,7 @@ def belady(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
         raise DomainError(
             f"Belady's rule is an optimum for units of equal sizes only, not of {sorted(set(sizes))} bytes"
         )
-    following = following_uses(trace)
+    following = uses_after(trace)
     following[following < trace.starts[trace.first_counted * trace.layers]] = len(following)
     spared = _spared(trace, following, capacity // sizes[0])
 

@@ -11,11 +11,10 @@ from flashref.simulate.caches.pool import (
     Policy,
     check_pool,
     count_batches,
-    previous_uses,
     reads_of,
-    token_units,
+    uses_before,
 )
-from flashref.simulate.trace import Reads, Trace
+from flashref.simulate.trace import Reads, Trace, token_uses
 from flashref.types import DomainError
 
 Ranks = npt.NDArray[np.signedinteger]
@@ -45,11 +44,12 @@ def lfu(period: int) -> Policy:
         smallest = np.min_scalar_type(-trace.tokens - 2)
         ranks = np.ones(len(trace.ids) + 1, smallest)
         counts = np.zeros(sum(trace.units), smallest)
-        for token, (start, stop, units) in enumerate(token_units(trace)):
+        for token in range(trace.tokens):
+            at, units, _ = token_uses(trace, token)
             if token % period == 0:
                 counts >>= 1
             counts[units] += 1
-            ranks[start:stop] += counts[units]
+            ranks[at] += counts[units]
         return _lowest_leaves(trace, sizes, capacity, ranks, period)
 
     return policy
@@ -75,16 +75,16 @@ def _pinned(trace: Trace, sizes: tuple[int, ...], capacity: int, tokens: int) ->
     """Pinned by the uses of the first `tokens` tokens."""
     check_pool(trace, sizes, capacity)
     counts = np.zeros(sum(trace.units), np.int64)
-    for _, (_, _, units) in zip(range(tokens), token_units(trace), strict=False):
-        counts[units] += 1
+    for token in range(tokens):
+        counts[token_uses(trace, token)[1]] += 1
     hottest = np.argsort(-counts, kind="stable")
     fits = np.cumsum(np.repeat(sizes, trace.units)[hottest]) <= capacity
     stays = np.zeros(len(counts), bool)
     stays[hottest[fits]] = True
     stays &= counts > 0
 
-    first = previous_uses(trace) < 0
-    kept = np.concatenate([stays[units] for _, _, units in token_units(trace)])
+    first = uses_before(trace) < 0
+    kept = np.concatenate([stays[token_uses(trace, token)[1]] for token in range(trace.tokens)])
     loaded = count_batches(trace, kept & first)
     return reads_of(trace, kept & ~first, np.cumsum(loaded, axis=0), loaded)
 
@@ -98,7 +98,7 @@ def _lowest_leaves(trace: Trace, sizes: tuple[int, ...], capacity: int, ranks: R
     """
     ranks[-1] = 0
     layers, starts = trace.layers, trace.starts.tolist()
-    previous = previous_uses(trace)
+    previous = uses_before(trace)
     layer_of = np.tile(np.arange(layers), trace.tokens).astype(np.int16).repeat(np.diff(trace.starts))
     size_of, largest = np.array(sizes), max(sizes)
     hit: Mask = np.zeros(len(trace.ids), bool)

@@ -13,13 +13,13 @@ The kept bytes never exceed the capacity. `Reads` has one batch a token and laye
 a token's last layer; no row moves, for a new unit takes the place of one that left.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.trace import Counts, Reads, Trace
+from flashref.simulate.trace import Counts, Reads, Trace, token_uses
 from flashref.types import DomainError
 
 Policy = Callable[[Trace, tuple[int, ...], int], Reads]
@@ -37,35 +37,25 @@ def check_pool(trace: Trace, sizes: tuple[int, ...], capacity: int) -> None:
         raise DomainError(f"a cache has at least 0 bytes, not {capacity}")
 
 
-def token_units(trace: Trace) -> Iterator[tuple[int, int, Units]]:
-    """For every token: its uses are start … stop − 1 of the trace, and of these units."""
-    first = np.cumsum([0, *trace.units[:-1]])
-    lengths = np.diff(trace.starts).reshape(-1, trace.layers)
-    edges = trace.starts[:: trace.layers].tolist()
-    for token in range(trace.tokens):
-        start, stop = edges[token], edges[token + 1]
-        units = trace.ids[start:stop].astype(np.int64)
-        units += first.repeat(lengths[token])
-        yield start, stop, units
-
-
-def previous_uses(trace: Trace) -> npt.NDArray[np.int32]:
+def uses_before(trace: Trace) -> npt.NDArray[np.int32]:
     """(m,) for each use: which use of the trace was the unit's one before, −1 if there was none."""
     previous = np.empty(len(trace.ids), np.int32)
     last = np.full(sum(trace.units), -1, np.int32)
-    for start, stop, units in token_units(trace):
-        previous[start:stop] = last[units]
-        last[units] = np.arange(start, stop, dtype=np.int32)
+    for token in range(trace.tokens):
+        at, units, _ = token_uses(trace, token)
+        previous[at] = last[units]
+        last[units] = np.arange(at.start, at.stop, dtype=np.int32)
     return previous
 
 
-def following_uses(trace: Trace) -> npt.NDArray[np.int32]:
+def uses_after(trace: Trace) -> npt.NDArray[np.int32]:
     """(m,) for each use: which use of the trace is the unit's next one, m if there is none."""
     following = np.empty(len(trace.ids), np.int32)
     after = np.full(sum(trace.units), len(trace.ids), np.int32)
-    for start, stop, units in reversed(list(token_units(trace))):
-        following[start:stop] = after[units]
-        after[units] = np.arange(start, stop, dtype=np.int32)
+    for token in reversed(range(trace.tokens)):
+        at, units, _ = token_uses(trace, token)
+        following[at] = after[units]
+        after[units] = np.arange(at.start, at.stop, dtype=np.int32)
     return following
 
 

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.caches.pool import Mask, Policy, Units, check_pool, reads_of, token_units
-from flashref.simulate.trace import Counts, Reads, Trace
+from flashref.simulate.caches.pool import Mask, Policy, Units, check_pool, reads_of
+from flashref.simulate.trace import Counts, Reads, Trace, token_uses
 from flashref.types import DomainError
 
 MOST_USED = 3  # frequencies have two bits
@@ -89,10 +89,11 @@ def _replay(trace: Trace, sizes: tuple[int, ...], capacity: int, small_share: in
     loaded = np.zeros((trace.tokens, trace.layers), np.int64)
     resident = np.zeros_like(loaded)
     free, has_evicted, starts = capacity, False, trace.starts.tolist()
-    for token, (first, _, of_token) in enumerate(token_units(trace)):
+    for token in range(trace.tokens):
+        at, of_token, _ = token_uses(trace, token)
         for layer, size in enumerate(sizes):
             batch = token * trace.layers + layer
-            units = of_token[starts[batch] - first : starts[batch + 1] - first]
+            units = of_token[starts[batch] - at.start : starts[batch + 1] - at.start]
             there = queues.kept.take(units)
             hit[starts[batch] : starts[batch + 1]] = there
             hits = units.compress(there)
