@@ -90,7 +90,7 @@ def test_hybrid_keeps_whole_layers_from_the_first_on(model, memory):
 @given(models())
 def test_the_predictor_reads_all_that_is_predicted_and_keeps_none(model):
     predicted, study = model
-    kept = POLICIES["predictor"](study, 0.0, None)
+    kept, _ = kept_by("predictor", study, 1.0)
     sizes = [[len(ids) for ids in layers] for layers in predicted]
     assert np.diff(kept.reads.starts).reshape(-1, study.demand.layers).tolist() == sizes
     assert kept.reads.ids.tolist() == [i for layers in predicted for ids in layers for i in ids.tolist()]

@@ -147,7 +147,7 @@ def test_every_combination_is_asked_once_if_it_makes_a_difference():
         ["a", "b"],
     )
     asked = configurations(*lists)
-    assert len(asked) == len(set(asked)) == 2 + 2 * 2 + 8 * 2 + 4 * 8 * 2 + 2 * 8 * 2
+    assert len(asked) == len(set(asked)) == 2 + 2 * 2 + 2 * 8 * 2 + 4 * 8 * 2 + 2 * 8 * 2
     for each in itertools.product(*lists):
         configuration = Configuration(*each)
         alike = [
@@ -167,9 +167,22 @@ def test_what_is_irrelevant_to_a_policy_changes_nothing(policy):
     other = {"memory": 0.6, "window": 1, "order": "use", "bundled": True, "max_gap": 4096}
     (expected,) = sweep(STUDY, CHOICES, [usual])
     nothing = irrelevant(policy)
+    if policy == "predictor":
+        del other["memory"]  # which only decides whether it is possible
     for field, value in other.items():
         (found,) = sweep(STUDY, CHOICES, [usual._replace(**{field: value})])
         assert (found[1:] == expected[1:]) == (field in nothing), field
+
+
+def test_without_room_for_what_is_always_resident_there_is_no_predictor_either():
+    least = STUDY.demand.fixed / STUDY.demand.total
+    asked = [
+        Configuration(policy, round(least / 2, 3), None, "natural", True, 0, "gen4")
+        for policy in ("naive", "predictor", "window")
+    ]
+    naive, *others = sweep(STUDY, CHOICES, asked)
+    assert isinstance(naive, Outcome)
+    assert [isinstance(each, Refused) for each in others] == [True, True]
 
 
 def test_neighbours_share_the_work(monkeypatch, outcomes):

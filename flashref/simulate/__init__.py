@@ -1,1 +1,1 @@
-"""Replaying traces of activation under a method and a device (paper Table 2)."""
+"""What a model on flash would cost: traces, shapes, policies, costs, sweeps; the paper's tables, derived."""

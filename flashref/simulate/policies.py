@@ -84,8 +84,9 @@ def hybrid(study: Study, memory: float, window: int | None) -> Kept:
 
 
 def predictor(study: Study, memory: float, window: int | None) -> Kept:
-    """Every predicted neuron is read for its token, none is kept."""
+    """Every predicted neuron is read for its token, none is kept; what is always resident must fit."""
     trace = study.uses.trace
+    _budget(study, memory, None)
     return _of_units(study, unwindowed(trace), _active_units(trace), study.demand.fixed, None)
 
 

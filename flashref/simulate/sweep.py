@@ -28,12 +28,11 @@ class Configuration(NamedTuple):
     device: str
 
 
-# What makes no difference to a policy; to the others, which are caches, the window.
+# What makes no difference to a policy; to the predictor alone and to caches, the window.
 _ALL_BUT_DEVICE = frozenset({"memory", "window", "order", "bundled", "max_gap"})
 _IRRELEVANT: Mapping[str, frozenset[str]] = {
     "naive": _ALL_BUT_DEVICE,
     "hybrid": _ALL_BUT_DEVICE - {"memory"},
-    "predictor": frozenset({"memory", "window"}),
     "window": frozenset(),
 }
 
