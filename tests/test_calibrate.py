@@ -194,8 +194,11 @@ def test_a_real_file_is_measured_and_removed(disk):
         traces=[Trace("two", 16, (4096, 8192) * 9)],
         clock=ticking(),
         advance=lambda what, done, total: seen.append((what, done, total)),
+        announce=seen.append,
     )
     assert list(disk.iterdir()) == []
+    said = seen.pop(0)
+    assert said.startswith(f"writes {FILE_BYTES / 2**30:g} GiB") and f"{disk}/flashref-calibrate-" in said
     assert {ns for point in result.points + result.batches for ns in point.nanoseconds} == {60_000_000}
     assert result.verification.traces[0].nanoseconds == (60_000_000,) * 2
     assert seen == [
@@ -273,6 +276,10 @@ def test_too_little_space_is_seen_before_anything_is_written(tmp_path, monkeypat
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+    told = []
+    with pytest.raises(CalibrationError, match=f"{2**28 + 2**32} bytes are needed"):
+        calibrate(tmp_path, now=NOW, file_bytes=2**32, rounds=2, announce=told.append)
+    assert told == []
     monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: usage(2**28 + 8192))
     with scratch_file(tmp_path, 8192, generator) as path:
         assert path.stat().st_size == 8192
@@ -400,6 +407,8 @@ def changed(calibration, path, value):
         (["device", "latency_ns"], -1, "latency_ns must be an integer of at least 0, not -1"),
         (["device", "knee"], None, "field 'knee' is missing"),
         (["device"], 3, r"calibration\.device must be of type Device, not 3"),
+        (["error", "p90"], -1.0, "errors must be shares of at least 0"),
+        (["verification", "noise", "max"], -0.1, "errors must be shares of at least 0"),
         (["verification"], [], r"calibration\.verification must be of type Verification"),
     ],
 )
@@ -447,8 +456,9 @@ def asked(calibration, monkeypatch):
     """The command with a measurement of the simulated disk; the list of what it was asked for."""
     calls = []
 
-    def stand_in(folder, *, traces, **options):
+    def stand_in(folder, *, traces, announce, **options):
         calls.append((folder, traces, options))
+        announce("writes as told")
         return calibration if traces else calibration._replace(verification=None)
 
     monkeypatch.setattr(command, "calibrate", stand_in)
@@ -462,7 +472,7 @@ def test_the_command_shows_keeps_and_says_what_it_writes(asked, calibration, tmp
     [(folder, traces, options)] = asked
     assert (folder, traces, options["file_bytes"], options["seed"]) == (tmp_path, (), 4 * 2**30, 0)
     assert options["rounds"] == 8
-    assert f"writes 4 GiB of random bytes into {tmp_path}/flashref-calibrate-" in err and "removes" in err
+    assert err == "flashref calibrate: writes as told\n"
     kept = calibration._replace(verification=None)
     assert out_file.read_text() == calibration_to_json(kept)
     device = calibration.device

@@ -61,12 +61,6 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, fit, keep and show; 1 if the device was to be verified and is not good enough, else 0."""
     check_new_file("--out", options.out)
-    if not options.quiet:
-        print(
-            f"flashref calibrate: writes {options.size / GIB:g} GiB of random bytes into "
-            f"{options.folder.resolve()}/flashref-calibrate-*.part, and removes them",
-            file=sys.stderr,
-        )
     with progress(options.quiet) as advance:
         calibration = calibrate(
             options.folder,
@@ -76,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             traces=mixed_traces(np.random.default_rng(options.seed)) if options.verify else (),
             advance=advance,
+            announce=(lambda what: None) if options.quiet else _announce,
         )
     text = calibration_to_json(calibration)
     if options.out is not None:
@@ -87,6 +82,10 @@ def run(options: argparse.Namespace) -> int:
     else:
         _show(calibration, options.out)
     return 0 if calibration.verification is None or holds(calibration.verification) else 1
+
+
+def _announce(what: str) -> None:
+    print(f"flashref calibrate: {what}", file=sys.stderr)
 
 
 def _file_bytes(word: str) -> int:

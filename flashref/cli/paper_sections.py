@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flashref.cli.report import LABELS, Output
+from flashref.cli.report import LABELS, Output, print_whole
 from flashref.simulate.paper.figure import Figure, Row, largest_error, median_error
 from flashref.simulate.paper.table2 import Table2
 
@@ -20,6 +20,7 @@ RULE = (
     "residuals of a fit."
 )
 SHORT = 7  # points of a line that a terminal shows
+NOTE_WIDTH = 50  # of a column with notes, before they are broken
 
 
 class Section(NamedTuple):
@@ -83,12 +84,12 @@ def show(results: Mapping[str, Figure | Table2], html: Path | None) -> None:
     sections = [section(name, result) for name, result in results.items()]
     out.print(RULE)
     out.print()
-    out.print(_summary(sections))
+    print_whole(_summary(sections))
     for each in sections:
         out.print()
         out.print(Text(each.title, "bold"), soft_wrap=True)
         out.print(f"from: {escape(each.inputs)}")
-        out.print(_table(each.headings, each.text, [each.rows[at] for at in each.short]))
+        print_whole(_table(each.headings, each.text, [each.rows[at] for at in each.short]))
         if len(each.short) < len(each.rows):
             out.print(f"{len(each.short)} of {len(each.rows)} rows; --json and --html have all")
         for note in each.notes:
@@ -167,7 +168,10 @@ def _table(headings: Sequence[str], text: int, rows: Sequence[Sequence[str]]) ->
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for at, heading in enumerate(headings):
         words = at < text or heading == "note"
-        table.add_column(escape(heading), justify="left" if words else "right", no_wrap=not words)
+        limit = NOTE_WIDTH if heading == "note" else None
+        table.add_column(
+            escape(heading), justify="left" if words else "right", no_wrap=heading != "note", max_width=limit
+        )
     for row in rows:
         table.add_row(*map(escape, row))
     return table

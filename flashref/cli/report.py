@@ -58,6 +58,13 @@ class Output(Console):
         raise BrokenPipeError
 
 
+def print_whole(table: Table) -> None:
+    """A table in its full width, on stdout: a narrow terminal, or a pipe, does not cost it a column."""
+    needed = Output(width=10**4).measure(table).maximum
+    width = max(Output().width, needed)
+    Output(width=width, highlight=False, emoji=False).print(table, crop=False, soft_wrap=True)
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Advance]:
     """Progress bars on stderr, on a terminal only; gives the function that moves them."""

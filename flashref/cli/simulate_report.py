@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flashref.cli.report import Output, milliseconds, size
+from flashref.cli.report import Output, milliseconds, print_whole, size
 from flashref.cli.simulate_options import ROWS
 from flashref.simulate.shapes.shape import Shape
 from flashref.simulate.sweep import Outcome, Refused, irrelevant
@@ -55,9 +55,7 @@ def show(inputs: Inputs, found: Sequence[Outcome | Refused]) -> None:
     trace, model = inputs.trace, inputs.model
     title = f"simulated: {model.name} in {model.dtype}, {size(model.total_bytes)}"
     out.print(Text(", ".join([title, *constant]) + "; means of a token", "bold"), soft_wrap=True)
-    needed = Output(width=10**4).measure(table).maximum  # a terminal may be narrower, a pipe always is
-    wide = Output(width=max(out.width, needed), highlight=False, emoji=False)
-    wide.print(table, crop=False, soft_wrap=True)
+    print_whole(table)
     for reason in dict.fromkeys(each.reason for each in found if isinstance(each, Refused)):
         out.print(f"not possible: {escape(reason)}", soft_wrap=True)
     counted = trace.tokens - trace.first_counted
@@ -66,11 +64,15 @@ def show(inputs: Inputs, found: Sequence[Outcome | Refused]) -> None:
     rates = f"{_rate(host.copy_bandwidth)}, weights multiplied at {_rate(host.compute_bandwidth)}"
     lines = [
         f"{counted:,} tokens counted, {uncounted}; the trace: {inputs.description.source}",
-        f"rows are put and moved in memory at {rates}; placement {inputs.placement}",
+        f"rows are put and moved in memory at {rates}, whatever the device; placement {inputs.placement}",
     ]
     if model.note:
         lines.append(f"{model.name}: {model.note}")
-    lines += [_answer(inputs, outcomes, word) for word in inputs.devices]
+    lines += list(_overfull(outcomes))
+    memories = dict.fromkeys(each.configuration.memory for each in found)
+    lines += [_answer(inputs, outcomes, word, memory) for word in inputs.devices for memory in memories]
+    if any(each.configuration.policy == "belady" for each in outcomes):
+        lines.append("belady knows the future: a bound, and never the fastest")
     for line in lines:
         out.print(escape(line), soft_wrap=True)
 
@@ -193,16 +195,36 @@ def _cells(inputs: Inputs, outcome: Outcome) -> list[str]:
     ]
 
 
-def _answer(inputs: Inputs, outcomes: Sequence[Outcome], device: str) -> str:
-    """The fastest configuration of a device that could be built, with how far its figure may be off."""
-    real = [o for o in outcomes if o.configuration.device == device and o.configuration.policy != "belady"]
+def _overfull(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Where a longer window is asked for than the rows hold: so windows may give one figure."""
+    shares = {
+        (each.configuration.memory, each.window): each.overfull for each in outcomes if each.overfull > 0
+    }
+    for (memory, window), share in shares.items():
+        yield (
+            f"with {memory:g} of the model in memory, a window of {window} does not fit whole for "
+            f"{share:.0%} of the tokens and layers: older tokens leave early, or neurons are not kept"
+        )
+
+
+def _answer(inputs: Inputs, outcomes: Sequence[Outcome], device: str, memory: float) -> str:
+    """The fastest way to use a memory with a device, of those that could be built, and how sure that is."""
+    real = [
+        each
+        for each in outcomes
+        if each.configuration.device == device
+        and each.configuration.policy != "belady"
+        and ("memory" in irrelevant(each.configuration.policy) or each.configuration.memory == memory)
+    ]
     if not real:
-        return f"On {device}, nothing but a bound was simulated."
+        return f"On {device} with {memory:g} of the model in memory, nothing but a bound is possible."
     best = min(real, key=lambda outcome: outcome.total_ms)
     chosen = [
         word if column == "policy" else _in_words(column, word)
         for column, word in _choices(best).items()
-        if word and column != "device" and (column, word) not in (("order", "natural"), ("gap", "0"))
+        if word
+        and column not in ("device", "memory")
+        and (column, word) not in (("order", "natural"), ("gap", "0"))
     ]
     errors = inputs.errors[device]
     if errors is None:
@@ -210,12 +232,12 @@ def _answer(inputs: Inputs, outcomes: Sequence[Outcome], device: str) -> str:
     else:
         low, high = (best.io_ms * (1 + sign * errors.p90) for sign in (-1, 1))
         sure = (
-            f"{milliseconds(low)} to {milliseconds(high)} by the device's error: median {errors.median:.1%}, "
-            f"90th percentile {errors.p90:.1%}"
+            f"{milliseconds(low)} to {milliseconds(high)} by the device's error, or its disk's noise if that "
+            f"is larger: median {errors.median:.1%}, 90th percentile {errors.p90:.1%}"
         )
     return (
-        f"Fastest on {device}: {', '.join(chosen)}: {milliseconds(best.total_ms)} a token, of which I/O "
-        f"{milliseconds(best.io_ms)} ({sure})."
+        f"Fastest on {device} with {memory:g} of the model in memory: {', '.join(chosen)}: "
+        f"{milliseconds(best.total_ms)} a token, of which I/O {milliseconds(best.io_ms)} ({sure})."
     )
 
 

@@ -37,7 +37,8 @@ class Kept(NamedTuple):
 
     runs: bytes read front to back for every token, in whole blocks, useful_run_bytes of them needed; summed:
     (tokens, layers) units that are multiplied; dense_bytes: multiplied besides for every token; dram_bytes:
-    of weights; window: k, where there is one.
+    of weights; window: k, where there is one; overfull: for what share of the counted tokens and layers the
+    rows do not hold a whole window.
     """
 
     reads: Reads
@@ -47,6 +48,7 @@ class Kept(NamedTuple):
     dense_bytes: int
     dram_bytes: int
     window: int | None
+    overfull: float = 0.0
 
 
 Policy = Callable[[Study, float, int | None], Kept]  # of a share of the model's bytes, and a window
@@ -99,7 +101,10 @@ def sliding_window(study: Study, memory: float, window: int | None) -> Kept:
     read = np.zeros_like(reads.resident)
     np.add.at(read, (reads.token, reads.layer), np.diff(reads.starts))
     summed = reads.resident + read - reads.loaded  # what is in memory, and what passes by
-    return _of_units(study, reads, summed, budget.dram_bytes, budget.window)
+    whole = study.uses.unions[study.uses.trace.first_counted :, :, : budget.window][:, :, -1]
+    overfull = float((whole > np.array(budget.capacities)).mean())
+    kept = _of_units(study, reads, summed, budget.dram_bytes, budget.window)
+    return kept._replace(overfull=overfull)
 
 
 def cached(cache: Cache, study: Study, memory: float, window: int | None) -> Kept:

@@ -38,7 +38,10 @@ _IRRELEVANT: Mapping[str, frozenset[str]] = {
 
 
 class Outcome(NamedTuple):
-    """Its answer: means over the counted tokens; bytes and reads a token, milliseconds a token."""
+    """Its answer: means over the counted tokens; bytes and reads a token, milliseconds a token.
+
+    overfull: for what share of the tokens and layers the rows do not hold the whole window.
+    """
 
     configuration: Configuration
     window: int | None
@@ -52,6 +55,7 @@ class Outcome(NamedTuple):
     compute_ms: float
     total_ms: float
     overlapped_ms: float
+    overfull: float
 
 
 class Refused(NamedTuple):
@@ -223,4 +227,5 @@ def _outcome(configuration: Configuration, kept: Kept, costs: TokenCosts) -> Out
         compute_ms=mean(costs.compute_ns) / 1e6,
         total_ms=mean(costs.total_ns) / 1e6,
         overlapped_ms=mean(costs.overlapped_ns) / 1e6,
+        overfull=kept.overfull,
     )

@@ -19,7 +19,7 @@ import numpy as np
 from flashref.storage.calibration import Calibration, CalibrationError, Conditions
 from flashref.storage.fit import Point, fit_device, fit_dispatch, point_errors, split_half_noise
 from flashref.storage.readers import DirectReader
-from flashref.storage.scratch import Advance, file_system, scratch_file
+from flashref.storage.scratch import PREFIX, Advance, check_space, file_system, scratch_file
 from flashref.storage.verification import TRACE_DEPTHS, Trace, verify
 from flashref.types import Extent, Reader
 
@@ -60,16 +60,23 @@ def calibrate(
     traces: Sequence[Trace] = (),
     clock: Callable[[], int] = time.perf_counter_ns,
     advance: Advance = lambda what, done, total: None,
+    announce: Callable[[str], None] = lambda what: None,
 ) -> Calibration:
     """Measures the disk of this folder, with a file of random bytes that is removed whatever happens.
 
-    file_bytes: whole MiB; traces: timed among the rounds, to verify the device by (mixed_traces).
+    file_bytes: whole MiB; traces: timed among the rounds, to verify the device by (mixed_traces); announce:
+    told what is written, once it is known to be possible.
     Raises CalibrationError with advice, ReadError.
     """
     generator = np.random.default_rng(seed)
+    check_space(folder, file_bytes)
     with scratch_file(folder, BLOCK, generator) as path:  # a small file tells whether a large one is worth it
         system = file_system(folder)
         _open(path, 1, clock, system).close()
+    announce(
+        f"writes {file_bytes / 2**30:g} GiB of random bytes into {folder.resolve()}/{PREFIX}*.part, "
+        "and removes them"
+    )
     with ExitStack() as held:
         path = held.enter_context(scratch_file(folder, file_bytes, generator, advance))
         load = os.getloadavg()[0]

@@ -78,7 +78,12 @@ def calibration_from_json(text: str | bytes) -> Calibration:
         fields = json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise DomainError(f"a calibration must be a JSON object, but this text is none: {error}") from error
-    return _typed(Calibration, fields, "calibration")
+    calibration = _typed(Calibration, fields, "calibration")
+    verified = calibration.verification
+    errors = [calibration.error, calibration.noise, *((verified.error, verified.noise) if verified else ())]
+    if min(min(each) for each in errors) < 0:
+        raise DomainError("a calibration's errors must be shares of at least 0; calibrate again")
+    return calibration
 
 
 def device_of(text: str | bytes) -> Device:

@@ -14,6 +14,7 @@ from flashref.storage.files import write_all
 
 Advance = Callable[[str, int, int], None]
 
+PREFIX = "flashref-calibrate-"
 SPARE_BYTES = 2**28  # left free on the disk
 PIECE = 2**24
 
@@ -29,14 +30,9 @@ def scratch_file(
 
     Raises CalibrationError.
     """
+    check_space(folder, size)
     try:
-        free = shutil.disk_usage(folder).free
-        if free < size + SPARE_BYTES:
-            raise CalibrationError(
-                f"{folder}: {size + SPARE_BYTES} bytes are needed for a file of random bytes, but {free} "
-                "are free; make room, choose another folder, or a smaller --size"
-            )
-        file = tempfile.NamedTemporaryFile(dir=folder, prefix="flashref-calibrate-", suffix=".part")  # noqa: SIM115
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX, suffix=".part")  # noqa: SIM115
     except OSError as error:
         raise CalibrationError(f"{folder}: cannot be written ({error.strerror}); choose a folder") from error
     with file:
@@ -52,6 +48,19 @@ def scratch_file(
                 "another folder"
             ) from error
         yield Path(file.name)
+
+
+def check_space(folder: Path, size: int) -> None:
+    """CalibrationError unless a file of so many bytes fits into the folder, and a little more."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise CalibrationError(f"{folder}: cannot be written ({error.strerror}); choose a folder") from error
+    if free < size + SPARE_BYTES:
+        raise CalibrationError(
+            f"{folder}: {size + SPARE_BYTES} bytes are needed for a file of random bytes, but {free} "
+            "are free; make room, choose another folder, or a smaller --size"
+        )
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
