@@ -10,7 +10,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from image_edits import CONSTANT, check, edited, joined, make_seeds, opening_peak, padded, parts
 
-from flashref.storage.container import encode_header, read_container, tensor_bytes
+from flashref.storage.container import (
+    PARSED_BYTES,
+    SPARE_BYTES,
+    encode_header,
+    read_container,
+    tensor_bytes,
+)
 from flashref.storage.image import open_image
 from flashref.types import ImageError
 
@@ -272,6 +278,20 @@ def test_a_header_takes_memory_in_proportion_to_its_bytes(folder, kind):
     # Python's objects are larger than their text: an empty object has 64 bytes and its text 3.
     text = LARGE_HEADERS[kind]
     assert opening_peak(in_file(folder, text)) < 36 * len(text) + CONSTANT
+
+
+@pytest.mark.parametrize("kind", LARGE_HEADERS)
+def test_a_file_that_is_all_header_is_refused_before_it_takes_more_memory_than_it_has_bytes(folder, kind):
+    text, most = LARGE_HEADERS[kind], SPARE_BYTES // (PARSED_BYTES - 1)
+    filled = text[:-1].ljust(most - 1) + b"}"
+    opened = in_file(folder, filled)
+    assert opening_peak(opened) <= opened.stat().st_size + SPARE_BYTES
+    refused = in_file(folder, filled[:-1] + b" }")
+    with pytest.raises(ImageError, match="more than any model needs"):
+        open_image(refused)
+    assert opening_peak(refused) < refused.stat().st_size + CONSTANT
+    with pytest.raises(ImageError, match="leave orders out"):
+        encode_header({}, {"order": "0" * (SPARE_BYTES // (PARSED_BYTES - 1))}, 512)
 
 
 def calls_of(function, *args):

@@ -20,6 +20,10 @@ from flashref.storage.files import open_regular, read_exactly, read_into
 from flashref.types import Array, DomainError, FlashrefError, ImageError
 
 MAX_HEADER_BYTES = 100_000_000  # as in the safetensors format
+PARSED_BYTES, SPARE_BYTES = (
+    36,
+    2**24,
+)  # what a byte of header takes when parsed, at most; what any file may take
 PIECE_BYTES = 4 << 20  # a tensor that is only passed through is held in pieces of this size
 CHECKED_BYTES = 256 << 10  # and looked through in such ones, which fit into a cache
 
@@ -85,7 +89,10 @@ def read_container(path: str | os.PathLike[str]) -> Container:
         length = int.from_bytes(read_exactly(file, 8, "its length prefix"), "little")
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise ValueError(f"its header claims {length} bytes, more than the file or the format allows")
-        header = parse_json(read_exactly(file, length, "its header"))
+        text = read_exactly(file, length, "its header")
+        if _too_much_header(text.rfind(b"}") + 1, size):  # what pads it takes nothing
+            raise ValueError(f"its header is {length} of its {size} bytes, more than any model needs")
+        header = parse_json(text)
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(map(_is_text, (*metadata, *metadata.values()))):
             raise ValueError("its metadata are not Unicode strings")
@@ -161,9 +168,16 @@ def encode_header(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     length = -(-(8 + len(text)) // block) * block - 8
-    if length > MAX_HEADER_BYTES:
-        raise ImageError(f"a header of {length} bytes is more than safetensors allows; leave orders out")
+    if length > MAX_HEADER_BYTES or _too_much_header(len(text), 8 + length + offset):
+        raise ImageError(
+            f"a header of {length} bytes is more than is read for such tensors; leave orders out"
+        )
     return length.to_bytes(8, "little") + text.ljust(length)
+
+
+def _too_much_header(length: int, size: int) -> bool:
+    """Whether a parsed header may take more memory than its file has bytes, but for a constant."""
+    return PARSED_BYTES * length > size + SPARE_BYTES
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
@@ -171,7 +185,7 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
 
 
-def parse_json(text: bytes) -> dict[str, Any]:
+def parse_json(text: bytes | bytearray) -> dict[str, Any]:
     """A JSON object whose keys differ and whose numbers are sizes, or ValueError with half a sentence."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

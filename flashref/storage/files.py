@@ -29,11 +29,11 @@ def open_regular(path: Path) -> io.FileIO:
     return open(path, "rb", buffering=0)
 
 
-def read_exactly(file: io.FileIO, length: int, what: str) -> bytes:
+def read_exactly(file: io.FileIO, length: int, what: str) -> bytearray:
     """The next bytes, or ValueError naming what they belong to if the file ends before."""
-    buffer = np.empty(length, np.uint8)
-    read_into(file, buffer, what)
-    return buffer.tobytes()
+    data = bytearray(length)
+    read_into(file, np.frombuffer(data, np.uint8), what)
+    return data
 
 
 def read_into(file: io.FileIO, buffer: npt.NDArray[np.uint8], what: str) -> None:
