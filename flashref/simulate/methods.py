@@ -7,7 +7,7 @@ import numpy as np
 
 from flashref.bundle import bundle_extents
 from flashref.simulate.costs import batch_times, read_sizes
-from flashref.simulate.flash import Flash, ffn_run, front_to_back
+from flashref.simulate.flash import SEQUENTIAL_READ, Flash, ffn_run, front_to_back
 from flashref.simulate.trace import Reads, Trace
 from flashref.simulate.window import CountMoves, unwindowed, uses_of, windowed
 from flashref.storage.device import read_time
@@ -42,7 +42,10 @@ def simulated_cost(device: Device) -> Cost:
     """What reads take on a modelled device; nothing is read."""
 
     def sequential(runs: Sequence[Extent]) -> IO:
-        sizes = [piece.length for run in runs for piece in front_to_back(run)]
+        sizes: list[int] = []  # of front_to_back, without its extents: a large model has thousands
+        for run in runs:
+            whole, rest = divmod(run.length, SEQUENTIAL_READ)
+            sizes += [SEQUENTIAL_READ] * whole + [rest] * (rest > 0)
         return IO(len(sizes), sum(sizes), sum(sizes), read_time(device, sizes))
 
     def scattered(layouts: Sequence[Sequence[Layout]], reads: Reads) -> IO:
