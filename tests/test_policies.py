@@ -116,6 +116,8 @@ def test_the_window_is_that_of_window_update_with_rows_by_largest_need(model, me
     asked = min(window, len(predicted)) if window else None
     budget = solve_budget(demand, memory, asked, *statistics)
     assert (kept.window, kept.dram_bytes) == (budget.window, budget.dram_bytes)
+    wanted = unbounded[study.uses.trace.first_counted :, :, min(budget.window, longest) - 1]
+    assert kept.overfull == np.mean([row > budget.capacities for row in wanted])
 
     summed, batches = [], []
     windows = [empty_window(demand.neurons, budget.window, rows) for rows in budget.capacities]

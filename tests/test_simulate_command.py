@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from flashref.cli import main, plots, simulate
+from flashref.cli.report import milliseconds
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.trace_file import load_description, load_trace
 from flashref.storage.calibration import Calibration, Conditions, Verification, calibration_to_json
@@ -189,9 +190,13 @@ def test_a_calibration_brings_its_own_error(small, tmp_path):
 
 
 def test_every_memory_gets_an_answer(small):
-    out = small("--policy", "naive,window", "--memory", "0.8,0.9", "--rows", "bundled").out
-    lines = [line for line in out.splitlines() if line.startswith("Fastest on")]
-    assert ["with 0.8 of" in lines[0], "with 0.9 of" in lines[1], len(lines)] == [True, True, 2]
+    words = ["--policy", "window,lru", "--memory", "0.55,0.9", "--rows", "bundled"]
+    records = outcomes_of(small("--json", *words))
+    lines = [line for line in small(*words).out.splitlines() if line.startswith("Fastest on")]
+    for memory, line in zip((0.55, 0.9), lines, strict=True):
+        best = min(each["total_ms"] for each in records if each["memory"] == memory)
+        assert f"with {memory:g} of the model" in line and f"rows: {milliseconds(best)} a token" in line
+    assert len({line.split("rows: ")[1] for line in lines}) == 2
 
 
 def test_a_window_that_the_rows_do_not_hold_is_said(small):
