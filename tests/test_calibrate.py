@@ -87,9 +87,10 @@ def calibration():
 
 def test_a_simulated_disk_is_found_again(calibration):
     found, error, noise, conditions, points, batches, verification = calibration
-    assert found.dispatch_ns == pytest.approx(20_000, rel=0.1)
+    # Found from a fit that still has the dispatch in it: a little of it goes into the other limits.
+    assert found.dispatch_ns == pytest.approx(20_000, rel=0.01)
     assert error == point_errors(found, points)
-    assert error.max < 0.03 and verification.error.max < 0.05
+    assert error.max < 0.001 and verification.error.max < 0.001
     assert noise == (0, 0, 0) == verification.noise
     assert conditions == CONDITIONS
     assert {(point.size, point.depth) for point in points} == set(
@@ -108,7 +109,7 @@ def test_a_simulated_disk_is_found_again(calibration):
 def test_the_dispatch_is_taken_out_of_the_points():
     slow = DISK._replace(dispatch_ns=200_000)  # 6.4 of the 60 ms at depth 32
     found = conclude(measured_on(slow), CONDITIONS).device
-    assert found.dispatch_ns == pytest.approx(200_000, rel=0.1)
+    assert found.dispatch_ns == pytest.approx(200_000, rel=0.03)
     assert (
         point_errors(found._replace(dispatch_ns=0), measured_on(DISK._replace(dispatch_ns=0)).points).p90
         < 0.06
