@@ -12,7 +12,7 @@ from flashref.types import FFN, Device, Extent, Predictor, same
 from flashref.window import empty_window, resident_neurons, window_update
 
 __version__ = "0.1.0"
-SPEC_VERSION = "1.2"
+SPEC_VERSION = "1.3"
 
 __all__ = [
     "FFN",

@@ -19,6 +19,8 @@ from flashref.types import (
     widen,
 )
 
+SPARSE_ACTIVATIONS = ("relu", "squared_relu", "fatrelu")  # the others leave no neuron at rest (decision 7)
+
 
 def dense_ffn(x: Vector, ffn: FFN) -> Vector:
     """The FFN over all its neurons: (d,) float32 → (d,) float32 (paper §3.1, Fig. 3b).

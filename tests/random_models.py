@@ -1,11 +1,12 @@
-"""A small random OPT with negative biases, so that few neurons fire, and predictors that err."""
+"""Small random models: an OPT whose few neurons fire, with predictors that err, and one of any family."""
 
+import json
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
-from test_checkpoint import write_checkpoint
+from test_checkpoint import to_dtype, write_checkpoint, write_file
 
 from flashref.decode import sum_resident
 from flashref.ffn import active_neurons
@@ -15,9 +16,9 @@ from flashref.storage.device import PRESETS
 from flashref.storage.image import Image, image_tensor, open_image, pack_image
 from flashref.storage.readers import memory_reader
 from flashref.transformer.budget import Budget, Demand, demand_of
-from flashref.transformer.checkpoint import load_ffn, open_checkpoint
+from flashref.transformer.checkpoint import load_ffn, open_checkpoint, parse_config, tensor_shapes
 from flashref.transformer.flash import Decoder, empty_layers
-from flashref.transformer.opt import load_model
+from flashref.transformer.model import load_model
 from flashref.transformer.predictors import load_predictors
 from flashref.types import FFN, Layout
 
@@ -82,6 +83,79 @@ def write_model(folder, weights, predictors=True, held_out=b"", **config):
     if held_out:
         (folder / "held_out.txt").write_bytes(held_out)
     return folder
+
+
+FAMILIES = {  # the smallest shape that has everything: several layers, heads in groups where there are such
+    "opt": {"ffn_dim": NEURONS, "word_embed_proj_dim": WIDTH, "activation_function": "relu"},
+    "falcon": {
+        "ffn_hidden_size": NEURONS,
+        "activation": "relu",
+        "new_decoder_architecture": True,
+        "num_kv_heads": 2,
+    },
+    "persimmon": {"intermediate_size": NEURONS, "hidden_act": "relu2"},
+    "phi": {"intermediate_size": NEURONS, "hidden_act": "relu", "partial_rotary_factor": 0.5},
+    "llama": {"intermediate_size": NEURONS, "hidden_act": "relu", "num_key_value_heads": 2},
+}
+ACTIVATION_KEYS = {"opt": "activation_function", "falcon": "activation"}  # and hidden_act elsewhere
+
+
+def family_config(family, **config):
+    """A config.json of a small model; activation: by Hugging Face's name."""
+    values = {
+        "model_type": family,
+        "num_hidden_layers": LAYERS,
+        "hidden_size": WIDTH,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": 256,
+        **FAMILIES[family],
+    }
+    activation = config.pop("activation_name", None)
+    if activation is not None:
+        values[ACTIVATION_KEYS.get(family, "hidden_act")] = activation
+    return values | config
+
+
+def write_family(folder, family, dtype="F32", seed=0, held_out=b"", **config):
+    """A random model of any family, its names and shapes from the checkpoint's own list; no predictors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(family_config(family, **config))
+    (folder / "config.json").write_text(text)
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, shape in tensor_shapes(parse_config(text)):
+        values = rng.standard_normal(shape)
+        if len(shape) == 1:
+            values = 0.2 * values + (1 if "norm" in name and name.endswith("weight") else 0)
+        elif "embed" not in name:
+            values *= shape[1] ** -0.5
+        tensors[name] = to_dtype(values.astype(np.float32), dtype)
+    write_file(folder / "model.safetensors", tensors)
+    if held_out:
+        (folder / "held_out.txt").write_bytes(held_out)
+    return folder
+
+
+def write_tokenizer(folder, size=280, template="<s> $A", **changes):
+    """A byte-level BPE trained on a line, with a token at the start of every text."""
+    import tokenizers  # an extra
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(["In the beginning was the word, and the earth was without form"] * 9, trainer)
+    bpe.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    values = json.loads(bpe.to_str()) | changes
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    return bpe
 
 
 DEVICE = PRESETS["paper_m1max_fig2b"]

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def no_links(*_):
     raise OSError(errno.EPERM, "Operation not permitted")
 
 
+def locked(descriptor, how):
+    """What is locked, and how."""
+    return "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "part", str(how)
+
+
 def stop_before_calls():
     stopping = True
 
@@ -35,7 +41,7 @@ def stop_before_calls():
         def step(*args):
             nonlocal stopping
             if stopping:
-                say(name if name != "flock" else f"flock {args[1]}")
+                say(name, *locked(*args)) if name == "flock" else say(name)
                 letter = os.read(0, 1)
                 stopping = letter != b"r"
                 if letter == b"h":

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from flashref.bundle import bundle_layout
-from flashref.transformer.budget import Demand, demand_of, solve_budget
+from flashref.transformer.budget import UNITS, Amount, Demand, demand_of, solve_budget
 from flashref.types import DomainError
 
 # One layer of 20 neurons of width 16 in F16: a bundle has 2 · 16 · 2 = 64 bytes, and so has its stride.
@@ -143,3 +143,61 @@ def test_the_smallest_fraction_that_is_named_works_and_a_thousandth_less_does_no
     less = float(Fraction(found[1]) - Fraction(1, 1000))
     with pytest.raises(DomainError, match="must always be resident"):
         solve_budget(demand, less, None, None, None)
+
+
+def test_layers_that_are_dense_are_counted_and_get_no_rows():
+    # As above, but the second layer's matrices are resident: 2 · 640 more.
+    demand = demand_of(TENSORS, MATRICES[:2], 300, 2, LAYOUT, dense=(1,))
+    assert demand == Demand(5340, 2644 + 1280, 300, 2, 20, 64, (1,))
+    demand = Demand(total=10_000, resident=1000, predictors=200, layers=3, neurons=50, stride=64, dense=(1,))
+    # Fixed: 1200 + 4 · 150 + 4 · 64 = 2056. Of 5000 bytes 2944 are left: 46 rows.
+    assert solve_budget(demand, 0.5, None, None, None).capacities == (23, 0, 23)
+    largest = np.array([[10, 10], [50, 50], [20, 20]])
+    assert solve_budget(demand, 0.5, 2, None, largest).capacities == (15, 0, 30)
+    # What a dense layer needs decides on no window.
+    mean = np.array([[10.0, 10], [50, 50], [20, 20]])
+    assert solve_budget(demand, 0.5, None, mean, largest).window == 5
+    assert solve_budget(demand, 0.5, None, mean * 2, largest).window == 1
+    # Statistics of nothing but dense layers are none; no layer on flash needs no rows.
+    assert solve_budget(demand, 0.5, 2, None, largest * [[0], [1], [0]]).capacities == (23, 0, 23)
+    assert solve_budget(demand._replace(dense=(0, 1, 2)), 0.5, 2, None, largest).capacities == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "memory"),
+    [
+        ("5", "kB", 5000),
+        ("5", "KiB", 5120),
+        ("0.0049", "MB", 4900),
+        ("5000", "B", 5000),
+        ("1", "MiB", 1 << 20),
+    ]
+    + [("1", unit, UNITS[unit]) for unit in ("GB", "GiB", "TB", "TiB")],
+)
+def test_bytes_of_a_unit(number, unit, memory):
+    demand = Demand(total=10_000, resident=1000, predictors=200, layers=2, neurons=50, stride=64)
+    budget = solve_budget(demand, Amount(Fraction(number), unit), 2, None, None)
+    assert budget.memory == memory
+    rows = min((memory - 1856) // 64 // 2, 50)
+    assert budget.capacities == (rows, rows) and budget.dram_bytes == 1856 + 2 * rows * 64
+
+
+def test_units_of_1000_and_of_1024():
+    assert UNITS == {
+        "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+        "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+    }  # fmt: skip
+
+
+@given(cases(), st.sampled_from(list(UNITS)))
+@example((Demand(100, 994, 0, 1, 1, 1), [[1]], [[1.0]]), "kB")  # fixed: 999 bytes
+@example((Demand(100, 995, 0, 1, 1, 1), [[1]], [[1.0]]), "kB")  # and 1000
+def test_the_smallest_amount_that_is_named_works_and_a_step_less_does_not(case, unit):
+    demand, *_ = case
+    with pytest.raises(DomainError) as caught:
+        solve_budget(demand, Amount(Fraction(0), unit), None, None, None)
+    found = re.search(rf"the smallest that works is (\d+(?:\.\d{{3}})?){unit}$", str(caught.value))
+    solve_budget(demand, Amount(Fraction(found[1]), unit), None, None, None)
+    step = Fraction(1, 1 if unit == "B" else 1000)
+    with pytest.raises(DomainError, match=f"a memory of .*{unit} is .* must always be resident"):
+        solve_budget(demand, Amount(Fraction(found[1]) - step, unit), None, None, None)

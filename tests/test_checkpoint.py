@@ -132,9 +132,9 @@ def test_an_ffn_is_neuron_major_in_the_stored_dtype(tmp_path, dtype, shards):
 def test_what_an_opened_checkpoint_says(tmp_path):
     checkpoint = open_checkpoint(str(write_checkpoint(tmp_path, random_weights())))
     config = checkpoint.config
-    assert config[:6] == (LAYERS, WIDTH, NEURONS, HEADS, CONTEXT, VOCABULARY)
-    assert (config.activation, config.biases, config.norm_weights) == ("relu", True, True)
-    assert (config.final_norm, config.tied) == (True, True)
+    sizes = (LAYERS, WIDTH, NEURONS, HEADS, HEADS, WIDTH // HEADS, CONTEXT, VOCABULARY)
+    assert config[:12] == ("opt", *sizes, "relu", 0.0, True)
+    assert config.own == (WIDTH, True, True, True, True)
     assert checkpoint.config_text == json.dumps(CONFIG, sort_keys=True, separators=(",", ":"))
     assert parse_config(checkpoint.config_text) == config
     assert dict(checkpoint.layers[1]) == {"up": UP, "down": DOWN}
@@ -147,6 +147,7 @@ def test_what_an_opened_checkpoint_says(tmp_path):
         ("relu", "relu"),
         ("relu2", "squared_relu"),
         ("silu", "silu"),
+        ("swish", "silu"),
         ("gelu", "gelu_erf"),
         ("gelu_new", "gelu_tanh"),
         ("gelu_pytorch_tanh", "gelu_tanh"),
@@ -232,7 +233,7 @@ def test_a_config_that_may_not_be_read(tmp_path, monkeypatch):
 )
 def test_a_config_without_a_needed_key(tmp_path, key):
     folder = write_checkpoint(tmp_path, random_weights(), **{key: None})
-    assert f"config.json lacks {key}; save the model again" in refusal(folder)
+    assert f"config.json lacks {key}; give the whole config.json of the model" in refusal(folder)
 
 
 @pytest.mark.parametrize("value", [0, -1, 6.0, "6", True, [6]])
@@ -242,20 +243,35 @@ def test_a_config_with_an_impossible_value(tmp_path, value):
     folder = write_checkpoint(tmp_path, random_weights(), enable_bias=1)
     assert "enable_bias 1; it must be true or false" in refusal(folder)
     folder = write_checkpoint(tmp_path, random_weights(), num_attention_heads=4)
-    assert "hidden_size 6, which 4 attention heads do not divide" in refusal(folder)
+    assert "hidden_size 6, which num_attention_heads 4 does not divide" in refusal(folder)
 
 
-def test_models_and_variants_that_are_not_supported(tmp_path):
+def test_models_and_activations_that_are_not_supported(tmp_path):
     def text(**config):
         return refusal(write_checkpoint(tmp_path, random_weights(), **config), DomainError)
 
-    assert "model_type 'gpt2', which is not supported; use opt" in text(model_type="gpt2")
-    assert "model_type ['opt']" in text(model_type=["opt"])
-    assert "do_layer_norm_before false" in text(do_layer_norm_before=False)
-    assert "word_embed_proj_dim" in text(word_embed_proj_dim=3)
+    known = "which is not supported; use one of opt, falcon, persimmon, phi, llama"
+    assert f"model_type 'gpt2', {known}" in text(model_type="gpt2")
     unknown = text(activation_function="tanh")
-    assert "activation_function 'tanh'; use one of relu, relu2, silu, gelu" in unknown
-    assert "activation_function ['relu']" in text(activation_function=["relu"])
+    assert "activation_function 'tanh'; use one of relu, relu2, fatrelu, silu, swish, gelu" in unknown
+    for key in ("model_type", "activation_function"):
+        folder = write_checkpoint(tmp_path, random_weights(), **{key: ["relu"]})
+        assert f"{key} ['relu']; it must be a name" in refusal(folder)
+
+
+def test_the_variant_of_opt_350m_needs_its_projections_and_no_last_norm(tmp_path):
+    tensors = random_weights(final_norm=False)
+    tensors["model.decoder.embed_tokens.weight"] = np.ones((VOCABULARY, 4), np.float32)
+    tensors["model.decoder.project_in.weight"] = np.ones((WIDTH, 4), np.float32)
+    variant = {"do_layer_norm_before": False, "word_embed_proj_dim": 4}
+    text = refusal(write_checkpoint(tmp_path, tensors, **variant))
+    assert "lacks the tensor model.decoder.project_out.weight" in text
+    tensors["model.decoder.project_out.weight"] = np.ones((WIDTH, 4), np.float32)
+    text = refusal(write_checkpoint(tmp_path, tensors, **variant), ShapeError)
+    assert "has the shape (6, 4), but config.json asks for (4, 6)" in text
+    tensors["model.decoder.project_out.weight"] = np.ones((4, WIDTH), np.float32)
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, tensors, **variant))
+    assert checkpoint.config.own == (4, False, True, True, False)
 
 
 def test_weights_that_are_missing_or_of_torch(tmp_path):
@@ -292,6 +308,8 @@ def test_a_tensor_that_is_missing_or_does_not_fit(tmp_path):
 def test_a_config_that_claims_very_many_layers_is_refused_at_once(tmp_path):
     folder = write_checkpoint(tmp_path, random_weights(), num_hidden_layers=10**12)
     assert "lacks the tensor model.decoder.layers.2." in refusal(folder)
+    folder = write_checkpoint(tmp_path, random_weights(), hidden_size=3 * 10**17, num_attention_heads=1)
+    assert "but config.json asks for (300000000000000000,)" in refusal(folder, ShapeError)
 
 
 def test_an_index_that_does_not_fit_its_shards(tmp_path):

@@ -9,12 +9,13 @@ import signal
 import struct
 import subprocess
 import sys
+import zlib
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
-from random_models import CONTEXT, LAYERS, NEURONS, random_weights, write_model
+from random_models import CONTEXT, LAYERS, NEURONS, random_weights, write_model, write_tokenizer
 from safetensors.numpy import save_file
 
 import flashref
@@ -39,9 +40,12 @@ KEYS = [
     "text",
     "token_ids",
     "tokens",
+    "activation",
     "semantics",
     "window",
+    "rows",
     "memory_fraction",
+    "memory",
     "device",
     "reader",
     "direct",
@@ -100,7 +104,7 @@ def run(capsys, model):
     """`flashref run` in this process: exit code, stdout, stderr. A later --model replaces the first."""
 
     def run(*words):
-        few = ["--tokens", "3", "--memory", "0.95", "--perplexity-bytes", "0"]
+        few = ["--tokens", "3", "--memory", "0.95", "--perplexity-tokens", "0"]
         if not any("--prompt-ids" in str(word) for word in words):
             few += ["--prompt", "In the"]
         arguments = ["run", "--model", str(model), *few, *map(str, words)]
@@ -115,14 +119,21 @@ def run(capsys, model):
 
 @pytest.fixture
 def report(run):
-    """The object that --json prints, of a run that must hold."""
+    """The object that --json prints, of a run that must hold; the measured peak is no part of it."""
 
     def report(*words):
         outcome = run("--json", *words)
         assert (outcome.code, outcome.err) == (0, "")
-        return json.loads(outcome.out)
+        return without_peak(outcome.out)
 
     return report
+
+
+def without_peak(out):
+    """What --json printed, but for what no two runs have alike."""
+    result = json.loads(out)
+    assert result["memory"].pop("peak") >= 0
+    return result
 
 
 def sentence(outcome):
@@ -159,7 +170,7 @@ def sentence(outcome):
         (["--placement", "sorted"], "--placement: invalid choice"),
         (["--predictor", "none"], "--predictor: invalid choice"),
         (["--reader", "tape"], "--reader: invalid choice"),
-        (["--perplexity-bytes", "-1"], "--perplexity-bytes"),
+        (["--perplexity-tokens", "-1"], "--perplexity-tokens"),
         (["--model"], "--model: expected one argument"),
         (["--unknown"], "unknown words: --unknown"),
         (["--prompt", "a", "--prompt-ids", "1"], "--prompt-ids: not allowed with argument --prompt"),
@@ -220,7 +231,7 @@ def test_a_directory_that_is_no_model(run, tmp_path):
     assert "has no config.json; give" in sentence(run("--model", tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     text = sentence(run("--model", tmp_path))
-    assert f"{tmp_path}: config.json has model_type 'mamba', which is not supported; use opt" in text
+    assert f"{tmp_path}: config.json has model_type 'mamba', which is not supported; use one of opt" in text
     (tmp_path / "config.json").write_text("[")
     assert "config.json: is not JSON" in sentence(run("--model", tmp_path))
 
@@ -271,7 +282,8 @@ def test_a_vocabulary_that_is_no_bytes_takes_and_gives_ids(run, report, tmp_path
 
     folder = changed_model(tmp_path / "model", enlarge, vocab_size=300)
     text = sentence(run("--model", folder))
-    assert f"{folder}: has a vocabulary of 300, but text is bytes here; give the prompt as token ids" in text
+    assert f"{folder}: has a vocabulary of 300 and no tokenizer.json; add it" in text
+    assert text.endswith("or give token ids with --prompt-ids")
     told = report("--model", folder, "--prompt-ids", "299,2", "--tokens", "2")
     assert told["prompt"] is told["text"] is None and told["verified"]
     ids = ",".join(map(str, told["token_ids"][2:]))
@@ -303,12 +315,75 @@ def test_predictors_of_another_model(run, model, tmp_path):
 
 
 def test_a_held_out_text_that_is_none(run, tmp_path):
-    for text in (b"", b"x"):
-        folder = write_model(tmp_path / str(len(text)), random_weights())
-        (folder / "held_out.txt").write_bytes(text)
-        told = sentence(run("--model", folder, "--perplexity-bytes", "5"))
-        assert f"{folder}/held_out.txt: is no text of two bytes or more" in told
-        assert "--perplexity-bytes 0" in told
+    folder = write_model(tmp_path / "model", random_weights())
+    path, other = folder / "held_out.txt", tmp_path / "other"
+    for content, told in (
+        (b"", "is empty; give a text"),
+        (b"x", "is no text of two tokens or more in the model's vocabulary of 256; give another with"),
+        (b"abc\xff", "is not UTF-8 at byte 3 (invalid start byte); convert it"),
+    ):
+        path.write_bytes(content)
+        other.write_bytes(content)
+        for asked in ([], ["--perplexity-tokens", "5"]):
+            few = ["--model", folder, "--perplexity-tokens", "7", *asked]
+            assert f"{path}: {told}" in sentence(run(*few))
+        assert run("--model", folder, "--perplexity-tokens", "0").code == 0
+        path.write_bytes(TEXT)
+        assert f"{other}: {told}" in sentence(run(*few, "--held-out", other))
+    text = sentence(run(*few, "--held-out", tmp_path / "nowhere"))
+    assert f"{tmp_path}/nowhere: cannot be read (No such file or directory)" in text
+
+
+def test_a_held_out_text_that_is_given_is_the_one_that_is_measured(run, report, tmp_path):
+    other = tmp_path / "other"
+    other.write_bytes(TEXT[::-1])
+    own = report("--perplexity-tokens", "20")["perplexity"]
+    assert report("--perplexity-tokens", "20", "--held-out", other)["perplexity"] != own
+    other.write_bytes(TEXT)
+    assert report("--perplexity-tokens", "20", "--held-out", other)["perplexity"] == own
+
+
+def test_a_vocabulary_smaller_than_bytes(run, report, tmp_path):
+    def shrink(tensors):
+        tensors["model.decoder.embed_tokens.weight"] = tensors["model.decoder.embed_tokens.weight"][:120]
+
+    folder = changed_model(tmp_path / "model", shrink, vocab_size=120, held_out=b"no \x7f")
+    told = sentence(run("--model", folder, "--perplexity-tokens", "5"))
+    assert "in the model's vocabulary of 120" in told
+    assert "token id 122 is outside the vocabulary" in sentence(run("--model", folder, "--prompt", "az"))
+
+
+def test_a_tokenizer_gives_the_ids_and_the_text(run, report, tmp_path):
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra hf, test)")
+
+    def enlarge(tensors):
+        tokens = np.random.default_rng(0).standard_normal((280, 16)).astype(np.float16)
+        tensors["model.decoder.embed_tokens.weight"] = tokens
+
+    folder = changed_model(tmp_path / "model", enlarge, vocab_size=280, held_out=TEXT)
+    tokenizer = write_tokenizer(folder)
+    told = report("--model", folder, "--prompt", "In the beginning", "--perplexity-tokens", "9")
+    prompt = tokenizer.encode("In the beginning").ids
+    assert told["token_ids"][:-3] == prompt and prompt[0] == 0 and len(prompt) < 16
+    assert told["prompt"] == "<s>In the beginning" and told["perplexity"]["flash"] > 1
+    whole = tokenizer.decode(told["token_ids"], skip_special_tokens=False)
+    assert told["prompt"] + told["text"] == whole
+    assert run("--model", folder, "--prompt", "In the beginning").out.startswith(whole)
+    assert report("--model", folder, "--prompt-ids", ",".join(map(str, prompt)))["text"] == told["text"]
+    (folder / "tokenizer.json").write_text("{")
+    for words in ((), ("--prompt-ids", "1,2")):
+        assert f"{folder}/tokenizer.json: is no tokenizer" in sentence(run("--model", folder, *words))
+
+
+def test_held_out_text_needs_a_tokenizer(run, tmp_path):
+    def enlarge(tensors):
+        tensors["model.decoder.embed_tokens.weight"] = np.zeros((300, 16), np.float16)
+
+    folder = changed_model(tmp_path / "model", enlarge, vocab_size=300, held_out=TEXT)
+    words = ("--model", folder, "--prompt-ids", "299,2", "--perplexity-tokens", "9")
+    outcome = run(*words)
+    assert outcome.code == 0 and "there is no tokenizer, so no perplexity" in outcome.err
+    assert "no tokenizer.json" in sentence(run(*words, "--held-out", folder / "held_out.txt"))
 
 
 # --- mistakes: images ----------------------------------------------------------------------------
@@ -441,16 +516,31 @@ def test_one_flipped_bit_in_any_bundle(run, image, name, reader):
     assert run("--image", image, "--reader", reader).code == 0
 
 
-def test_resident_tensors_that_only_look_right_are_refused(run, packed, monkeypatch):
-    from flashref.cli import run as command
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("model.decoder.layers.1.self_attn.k_proj.bias", 1, "its resident tensors are not the checkpoint's"),
+        ("model.decoder.embed_tokens.weight", 1, "its resident tensors are not the checkpoint's"),
+    ],
+)
+def test_resident_tensors_that_only_look_right_are_refused(run, image, name, value, told):
+    entry = read_container(image).tensors[name]
+    content = bytearray(image.read_bytes())
+    content[entry.offset + entry.length - 2] ^= value
+    image.write_bytes(content)
+    mend_checksum(image, name)
+    assert f"{image}: {told}" in sentence(run("--image", image))
 
-    def off_by_one(image, name, load=command.image_tensor):
-        array = load(image, name)
-        array.reshape(-1)[0] += array.dtype.type(1) if name.endswith("k_proj.bias") else 0
-        return array
 
-    monkeypatch.setattr(command, "image_tensor", off_by_one)
-    assert f"{packed}: its resident tensors are not the checkpoint's" in sentence(run("--image", packed))
+def mend_checksum(path, name):
+    """The CRC-32 of a resident tensor as it is now."""
+    tensors = read_container(path).tensors
+    covered = [of for of in tensors if of != "crc32" and not re.fullmatch(r"layers\.\d+\.bundles", of)]
+    content, entry = bytearray(path.read_bytes()), tensors[name]
+    crc = zlib.crc32(content[entry.offset : entry.offset + entry.length])
+    at = tensors["crc32"].offset + 4 * (1 + covered.index(name))
+    content[at : at + 4] = struct.pack("<I", crc)
+    path.write_bytes(content)
 
 
 def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
@@ -503,7 +593,7 @@ def test_other_errors_of_the_system_are_one_sentence_too(run, monkeypatch):
 
 
 def test_json_has_these_keys_in_this_order(report, model):
-    result = report("--prompt", "In the", "--perplexity-bytes", "40")
+    result = report("--prompt", "In the", "--perplexity-tokens", "40")
     assert list(result) == KEYS
     assert result["model"] == str(model) and result["prompt"] == "In the"
     assert result["token_ids"][:6] == list(b"In the") and len(result["token_ids"]) == 9
@@ -513,8 +603,12 @@ def test_json_has_these_keys_in_this_order(report, model):
     assert (result["reader"], result["direct"], result["verified"]) == ("memory", None, True)
     assert list(result["predictor"]) == ["false_negative_rate", "false_positive_rate"]
     assert 0 < result["predictor"]["false_positive_rate"] < 0.2
-    assert list(result["perplexity"]) == ["dense", "flash"]
-    assert all(value > 1 for value in result["perplexity"].values())
+    assert list(result["perplexity"]) == ["dense", "flash", "unchanged"]
+    assert all(result["perplexity"][which] > 1 for which in ("dense", "flash"))
+    assert result["perplexity"]["unchanged"] is None
+    assert result["activation"] == {"name": "relu", "tau": 0, "own": "relu", "own_tau": 0}
+    assert result["memory"]["budget"] >= result["memory"]["counted"] == result["methods"][4]["dram_bytes"]
+    assert result["memory"]["held"] is None and len(result["rows"]) == LAYERS
     for table in ("methods", "scaled"):
         assert [method["name"] for method in result[table]] == NAMES
         for method in result[table]:
@@ -526,12 +620,12 @@ def test_json_has_these_keys_in_this_order(report, model):
 
 @pytest.mark.parametrize("predictor", ["trained", "exact"])
 def test_the_shipped_model_is_what_is_run_when_none_is_named(capsys, predictor):
-    words = ["--tokens", "4", "--prompt", "In the beginning", "--perplexity-bytes", "3"]
+    words = ["--tokens", "4", "--prompt", "In the beginning", "--perplexity-tokens", "3"]
     assert main(["run", "--json", "--predictor", predictor, *words]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["model"], result["memory_fraction"], result["verified"]) == ("tiny", 0.5, True)
     assert result["same_as_dense"] or predictor == "trained"
-    assert all(1 < value < 256 for value in result["perplexity"].values())
+    assert all(1 < result["perplexity"][which] < 256 for which in ("dense", "flash"))
     useful = [method["useful_bytes_per_token"] for method in result["methods"]]
     assert useful == sorted(useful, reverse=True) and useful[0] > 5 * useful[2] > 5 * useful[4]
 
@@ -551,7 +645,7 @@ def test_the_account_of_a_run(report, model, packed):
 
 
 def test_a_report_in_words(run):
-    outcome = run("--perplexity-bytes", "20")
+    outcome = run("--perplexity-tokens", "20")
     assert (outcome.code, outcome.err) == (0, "")
     told = " ".join(outcome.out.split())
     assert told.startswith("In the")
@@ -561,7 +655,7 @@ def test_a_report_in_words(run):
         "memory: 0.95 of the model",
         "a window of 5",
         "of the active neurons missed",
-        "perplexity per byte on held-out text",
+        "perplexity per token on held-out text",
         "+ bundling",
         "times fewer useful bytes than naively",
         "simulated: the same trace at OPT 6.7B's shape",
@@ -596,7 +690,7 @@ def test_the_exact_predictor_gives_the_dense_text_at_any_memory(run, report, sem
     smallest = re.search(r"works is (0\.\d{3})", sentence(run(*exact, "--memory", "0.01")))[1]
     texts = set()
     for memory in (smallest, 0.87, 1):
-        result = report(*exact, "--memory", memory, "--perplexity-bytes", "12")
+        result = report(*exact, "--memory", memory, "--perplexity-tokens", "12")
         assert result["verified"] and result["same_as_dense"]
         assert (result["semantics"], result["memory_fraction"]) == (semantics, float(memory))
         assert result["predictor"] == {"false_negative_rate": 0, "false_positive_rate": 0}
@@ -662,16 +756,17 @@ def test_options_reach_what_they_name(report, model, tmp_path):
 
 
 def test_perplexity_is_null_where_there_is_no_text(run, report, tmp_path):
-    none = {"dense": None, "flash": None}
-    assert report("--perplexity-bytes", "0")["perplexity"] == none
+    none = {"dense": None, "flash": None, "unchanged": None}
+    assert report("--perplexity-tokens", "0")["perplexity"] == none
     folder = write_model(tmp_path, random_weights())
     assert report("--model", folder)["perplexity"] == none
-    asked = run("--json", "--model", folder, "--perplexity-bytes", "100")
+    asked = run("--json", "--model", folder, "--perplexity-tokens", "100")
     assert asked.code == 0 and json.loads(asked.out)["perplexity"] == none
     assert asked.err.endswith("held_out.txt: there is no held-out text, so no perplexity\n")
-    assert "--perplexity-bytes 1 foresees nothing" in sentence(run("--perplexity-bytes", "1"))
+    assert "--perplexity-tokens 1 foresees nothing" in sentence(run("--perplexity-tokens", "1"))
     assert (
-        report("--perplexity-bytes", 10**30)["perplexity"] == report("--perplexity-bytes", "99")["perplexity"]
+        report("--perplexity-tokens", 10**30)["perplexity"]
+        == report("--perplexity-tokens", "99")["perplexity"]
     )
 
 
@@ -680,7 +775,7 @@ def test_a_loss_beyond_every_float_is_null(report, tmp_path):  # JSON has no Inf
         tensors["model.decoder.final_layer_norm.weight"] *= np.float16(3000)
 
     folder = changed_model(tmp_path, sharpen, held_out=TEXT)
-    assert report("--model", folder, "--perplexity-bytes", "30")["perplexity"]["dense"] is None
+    assert report("--model", folder, "--perplexity-tokens", "30")["perplexity"]["dense"] is None
 
 
 def test_what_does_not_hold_is_exit_code_1(run, monkeypatch):
@@ -699,9 +794,9 @@ def test_what_does_not_hold_is_exit_code_1(run, monkeypatch):
 
 
 def test_an_oracle_that_misses_a_neuron_is_exit_code_1(run, monkeypatch):
-    from flashref.cli import run as command
+    from flashref.cli import setup
 
-    monkeypatch.setattr(command, "active_neurons", lambda x, ffn: active_neurons(x, ffn)[1:])
+    monkeypatch.setattr(setup, "active_neurons", lambda x, ffn: active_neurons(x, ffn)[1:])
     outcome = run("--predictor", "exact", "--semantics", "predicted")
     assert outcome.code == 1 and "NOT verified: layer 0: the output differs" in outcome.out
 
@@ -746,7 +841,7 @@ def test_the_direct_reader_in_words(run, packed):
 def test_the_version_and_help(capsys):
     for words, told in (
         (["--version"], f"flashref {flashref.__version__}, spec {flashref.SPEC_VERSION}\n"),
-        (["run", "--help"], "--perplexity-bytes"),
+        (["run", "--help"], "--perplexity-tokens"),
     ):
         with pytest.raises(SystemExit) as end:
             main(words)
@@ -776,7 +871,7 @@ def started(code, *words, **options):
 
 
 def few(model):
-    return ["run", "--model", model, "--tokens", "3", "--memory", "0.95", "--perplexity-bytes", "9"]
+    return ["run", "--model", model, "--tokens", "3", "--memory", "0.95", "--perplexity-tokens", "9"]
 
 
 @pytest.mark.parametrize("output", [[], ["--json"]])
@@ -860,7 +955,8 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(run, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal
     outcome = run("--json")
     assert json.loads(outcome.out)["verified"] and "decoding from flash" in outcome.err
-    assert run("--json", "--quiet") == (0, outcome.out, "")
+    quiet = run("--json", "--quiet")
+    assert (quiet.code, without_peak(quiet.out), quiet.err) == (0, without_peak(outcome.out), "")
 
 
 def test_a_terminal_that_is_not_unicode_gets_question_marks(model):

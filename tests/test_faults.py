@@ -35,9 +35,9 @@ from flashref.storage.readers import DirectReader, memory_reader
 from flashref.transformer.checkpoint import open_checkpoint
 from flashref.transformer.flash import Decoder, flash_ffn
 from flashref.transformer.generate import encode_bytes, generate, greedy
-from flashref.transformer.opt import load_model, one_at_a_time
+from flashref.transformer.model import load_model, one_at_a_time
 from flashref.transformer.predictors import load_predictors
-from flashref.types import Device, DomainError, Extent, ImageError, ReadError, ResidentFFN
+from flashref.types import Device, DomainError, Extent, ImageError, ReadError
 
 HARMLESS = ("short", "interrupted", "slow")
 HARMFUL = ("error", "flip", "torn")
@@ -305,13 +305,13 @@ def tiny(tmp_path_factory):
     layers = [
         empty_layer(
             image.layouts[layer][0],
-            ResidentFFN(config.activation, up_bias=block.up_bias, down_bias=block.down_bias),
+            ffn,
             k=3,
             capacity=100,  # less than some tokens want: there is a bypass, in several batches
             bypass_rows=40,
             checksums=image.checksums[layer][0],
         )
-        for layer, block in enumerate(model.blocks)
+        for layer, ffn in enumerate(model.ffns)
     ]
     decoder = Decoder(
         model,

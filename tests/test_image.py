@@ -25,8 +25,10 @@ from flashref.storage.image import (
     image_tensor,
     open_image,
     pack_image,
+    require_bundles,
     require_checkpoint,
 )
+from flashref.storage.packing import plan_image
 from flashref.types import DomainError, ImageError, LayoutError, ShapeError, same
 
 BITS = {
@@ -288,6 +290,70 @@ def test_packing_holds_one_layer(tmp_path):
     assert opening < 1 << 20
 
 
+@pytest.mark.req("IMG-10")
+def test_a_tensor_that_is_larger_than_a_layer_is_never_held_whole(tmp_path):
+    made = model(0)
+    made.arrays["embed"] = ("F16", np.zeros((1 << 20, 16), np.float16))
+    tensors = write_checkpoint(tmp_path / "model.safetensors", made.arrays)
+    tracemalloc.start()
+    pack_image(tmp_path / "image", tensors, made.layers, made.config)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < made.arrays["embed"][1].nbytes / 4
+
+
+@pytest.mark.req("IMG-3")
+@pytest.mark.parametrize("bundled", [True, False])
+def test_a_gate_that_is_not_named_stays_resident(tmp_path, bundled):
+    made = model(0, gated=True)
+    without = {layer: {"up": names["up"], "down": names["down"]} for layer, names in made.layers.items()}
+    path = packed(tmp_path, made._replace(layers=without), bundled=bundled)
+    image, got = open_image(path), library(path)
+    together = [("up", "down")] if bundled else [("up",), ("down",)]
+    for layer, names in made.layers.items():
+        assert [layout.fields for layout in image.layouts[layer]] == together
+        dtype, array = made.arrays[names["gate"]]
+        assert got[names["gate"]] == (dtype, array.shape, array.tobytes())
+        for fields in together:
+            by_hand = b"".join(rows(made, layer, i, fields).ljust(8 * len(fields), b"\0") for i in range(5))
+            assert got[f"layers.{layer}.{'bundles' if bundled else fields[0]}"][2] == by_hand
+
+
+@pytest.mark.req("IMG-1")
+@given(packings())
+def test_a_plan_says_what_is_written(folder, packing):
+    made, _, _, options = packing
+    path = packed(folder, made, **options)
+    tensors = dict.fromkeys(made.arrays, read_container(folder / "model.safetensors"))
+    plan, container = plan_image(tensors, made.layers, made.config, **options), read_container(path)
+    assert plan.size == path.stat().st_size
+    assert plan.header_bytes == next(iter(container.tensors.values())).offset
+    assert list(plan.parts.items()) == [
+        (name, (entry.dtype, entry.shape)) for name, entry in container.tensors.items()
+    ]
+    differ = {key for key in plan.metadata if plan.metadata[key] != container.metadata[key]}
+    assert plan.metadata.keys() == container.metadata.keys() and differ == {"fingerprint"}
+
+
+def test_what_is_written_is_synced_on_the_way(tmp_path, monkeypatch):
+    made, calls, unsynced = model(0, n=40, d=20), [], 0
+    real = os.pwrite
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(0))
+    monkeypatch.setattr(os, "pwrite", lambda *args: calls.append(real(*args)) or calls[-1])
+    monkeypatch.setattr("flashref.storage.image.UNSYNCED_BYTES", 3000)
+    size = packed(tmp_path, made).stat().st_size
+    assert calls[-2:] == [0, 0] and 0 not in calls[-4:-2]  # checksums, header, the file's sync, its folder's
+    for written in calls[:-4]:
+        assert unsynced < 3000 or not written  # then it is synced
+        unsynced = unsynced + written if written else 0
+    assert sum(calls) == size and 5 < calls.count(0) < size / 3000
+    calls.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(0))
+    packed(tmp_path, made)
+    assert len(calls) == 2  # at the end, the file and its folder
+
+
 def failing_writes(monkeypatch, call, error):
     real, calls = os.pwrite, itertools.count()
 
@@ -493,6 +559,41 @@ def test_every_flipped_bit_is_seen(tmp_path, bundled):
             if zlib.crc32(damaged[extent.offset : extent.offset + bundles[inside[0]].stride]) != sums[i]
         ]
         assert len(wrong) == 1
+
+
+@pytest.mark.req("IMG-19")
+@pytest.mark.parametrize("bundled", [True, False])
+@pytest.mark.parametrize(
+    "piece_bytes", [100, 3 * 512, 4 << 20]
+)  # less than a bundle; no whole number of them
+def test_a_bundle_that_is_not_as_it_was_written_is_named(tmp_path, monkeypatch, bundled, piece_bytes):
+    monkeypatch.setattr("flashref.storage.container.PIECE_BYTES", piece_bytes)
+    order = [6, 2, 0, 1, 5, 3, 4]
+    path = packed(tmp_path, model(0, gated=True, n=7, d=150), block=512, bundled=bundled, orders={1: order})
+    raw, image, seen = path.read_bytes(), open_image(path), []
+    total = sum(layout.n * layout.stride for layouts in image.layouts.values() for layout in layouts)
+    require_bundles(image, lambda done, of: seen.append((done, of)))
+    assert seen == sorted(seen) and seen[-1] == (total, total) and {of for _, of in seen} == {total}
+    for layer, layouts in image.layouts.items():
+        for layout in layouts:
+            for position in range(7):
+                last = layout.start + (position + 1) * layout.stride - 1
+                path.write_bytes(raw[:last] + bytes([raw[last] ^ 128]) + raw[last + 1 :])
+                neuron = order[position] if layer == 1 else position
+                told = (
+                    f"image: the {' and '.join(layout.fields)} row of neuron {neuron} in layer {layer} does"
+                )
+                with pytest.raises(ImageError, match=told):
+                    require_bundles(open_image(path))
+
+
+@pytest.mark.req("IMG-12")
+def test_a_fingerprint_tells_how_far_it_is(tmp_path):
+    made, seen = model(0), []
+    tensors = write_checkpoint(tmp_path / "model.safetensors", made.arrays)
+    fingerprint(tensors, made.config, lambda done, total: seen.append((done, total)))
+    lengths = [array.nbytes for _, array in made.arrays.values()]
+    assert seen == [(done, sum(lengths)) for done in itertools.accumulate(lengths)]
 
 
 @pytest.mark.req("IMG-15")

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from random_models import random_weights, write_model
 
+from flashref.storage.files import remove_stale_parts
 from flashref.storage.image import open_image, pack_image
 from flashref.transformer.checkpoint import open_checkpoint
 from flashref.types import ImageError
 
 TESTS = Path(__file__).parent
-LOCK = f"flock {fcntl.LOCK_EX}"
+LOCK, LOCK_PART = (f"flock {what} {fcntl.LOCK_EX}" for what in ("folder", "part"))
 TIMEOUT = 60  # seconds; only a test that fails waits so long
 
 
@@ -103,9 +104,11 @@ def calls(request, model, processes, tmp_path_factory):
 def test_a_packing_is_made_of_the_calls_that_are_stopped_at(calls):
     links, names = calls
     runs = [(name, len(list(run))) for name, run in itertools.groupby(names)]
-    assert [name for name, _ in runs[:4]] == ["open", "pwrite", "fsync", "close"] and runs[1][1] > 60
+    assert [name for name, _ in runs[:5]] == ["open", LOCK_PART, "pwrite", "fsync", "close"]
+    assert runs[2][1] > 60
     naming = ["link", "open", LOCK, "rename", "close"][: 1 if links == "links" else 5]
-    assert [name for name, _ in runs[4:]] == [*naming, "open", "fsync", "close", "unlink"]
+    assert [name for name, _ in runs[5:]] == [*naming, "open", "fsync", "close", "unlink"]
+    assert runs[-2] == ("close", 2)  # the folder's descriptor, and at last the one that holds the lock
 
 
 @pytest.mark.req("IMG-11")
@@ -131,17 +134,86 @@ def test_a_kill_at_any_moment_leaves_a_whole_image_or_none(model, processes, cal
                 part.unlink()
 
 
-@pytest.mark.req("IMG-11")
-def test_what_a_kill_leaves_does_not_stop_the_next_packing(model, processes, whole, tmp_path):
-    for calls in (1, 20, 40):  # the files that were left are still there
-        processes[0].go_on(processes[0].start(model, tmp_path / "image"), calls)
-        assert processes[0].step("k") == "ended killed"
+@pytest.mark.req("IMG-11", "IMG-18")
+def test_what_a_kill_leaves_goes_with_the_next_packing_of_that_name(model, processes, whole, tmp_path):
+    path = tmp_path / "im.age"
+    processes[0].go_on(processes[0].start(model, path), 20)
+    assert processes[0].step("k") == "ended killed"
+    [part] = tmp_path.iterdir()
+    digits = "0123456789abcdef"
+    others = [f".im.age.{digits}.part2", f".im.age.{digits[1:]}.part", f"im.age.{digits}.part"]
+    others += [f".imXage.{digits}.part", f".im.age.{digits.upper()}.part", f".im.age.x.{digits}.part"]
+    for name in (f".im.age.{digits}.part", *others):
+        (tmp_path / name).write_bytes(part.read_bytes())
+    linked = tmp_path / f".im.age.{digits[::-1]}.part"
+    linked.symlink_to(tmp_path / others[0])
+    with pytest.warns(UserWarning, match="left by a process that was killed, and removed now") as told:
+        pack(model, path)
+    expected = {str(part), f"{tmp_path}/.im.age.{digits}.part"}
+    assert {str(warning.message).split(": left")[0] for warning in told} == expected
+    assert path.read_bytes() == whole
+    assert set(os.listdir(tmp_path)) == {"im.age", linked.name, *others}
+
+
+@pytest.mark.req("IMG-18")
+def test_a_part_that_is_being_written_stays(model, processes, calls, whole, tmp_path):
+    stepped, (links, names) = processes[0], calls
+    path, named = tmp_path / "image", names.index("link" if links == "links" else "rename")
+    for i in (names.index(LOCK_PART) + 1, 30, *range(names.index("fsync"), named + 1)):
+        assert stepped.go_on(stepped.start(model, path, links), i) == names[i]
+        before = os.listdir(tmp_path)
+        remove_stale_parts(path)  # a warning would fail
+        assert os.listdir(tmp_path) == before and len(before) == 1
+        assert stepped.step("r") == "ended ok"
+        assert path.read_bytes() == whole
+        path.unlink()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.req("IMG-11", "IMG-18")
+def test_a_part_that_is_removed_before_it_is_locked_is_begun_again(model, processes, whole, tmp_path):
+    path = tmp_path / "image"
+    at = processes[0].start(model, path)
+    for _ in range(3):
+        assert processes[0].go_on(at, 1) == LOCK_PART
+        with pytest.warns(UserWarning, match="left by"):
+            remove_stale_parts(path)
+        assert os.listdir(tmp_path) == []
+        assert processes[0].go_on(LOCK_PART, 1) == "close"
+        at = processes[0].step()
+        assert at == "open"
+    assert processes[0].step("r") == "ended ok"
+    assert path.read_bytes() == whole and os.listdir(tmp_path) == ["image"]
+
+
+@pytest.mark.req("IMG-18")
+def test_a_part_that_another_one_has_removed_and_begun_again_stays(tmp_path, monkeypatch):
+    part, newer, real = tmp_path / ".image.0123456789abcdef.part", tmp_path / "newer", fcntl.flock
+    part.write_bytes(b"stale")
+    newer.write_bytes(b"new")
+
+    def flock(*args):
+        os.rename(newer, part)
+        return real(*args)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    remove_stale_parts(tmp_path / "image")  # a warning would fail
+    assert part.read_bytes() == b"new"
+
+
+@pytest.mark.req("IMG-18")
+@pytest.mark.parametrize("missing", ["module", "locks"])
+def test_where_there_are_no_locks_nothing_is_taken_for_stale(model, whole, tmp_path, monkeypatch, missing):
+    part = tmp_path / ".image.0123456789abcdef.part"
+    part.write_bytes(b"somebody may be writing this")
+    if missing == "module":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        error = OSError(errno.ENOLCK, "No locks available")
+        monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(error))
     pack(model, tmp_path / "image")
     assert (tmp_path / "image").read_bytes() == whole
-    assert len(list(tmp_path.iterdir())) == 1 + 3
-    processes[0].go_on(processes[0].start(model, tmp_path / "other"), 5)
-    assert processes[0].step("k") == "ended killed"
-    assert (tmp_path / "image").read_bytes() == whole
+    assert set(os.listdir(tmp_path)) == {"image", part.name}
 
 
 def ends(*ended):
@@ -222,7 +294,7 @@ def failing(monkeypatch, number, error, links):
         return step
 
     with monkeypatch.context() as patch:
-        for name in ("open", "pwrite", "fsync", "close", "link", "rename"):
+        for name in ("open", "dup", "pwrite", "fsync", "close", "link", "rename"):
             patch.setattr(os, name, counted(name, getattr(os, name)))
         yield made
 
@@ -261,6 +333,6 @@ def test_whichever_call_fails_there_is_one_error_and_nothing_is_left(
             "fsync",
         )  # a folder's, not the file's
     assert old.read_bytes() == whole
-    assert {"open", "pwrite", "fsync", "close"} <= set(failed)
+    assert {"open", "dup", "pwrite", "fsync", "close"} <= set(failed)
     assert failed.count("fsync") == 2 and failed[-1] == "fsync"
     assert ("link" if links == "links" else "rename") in failed

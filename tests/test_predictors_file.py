@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 from random_models import LAYERS, NEURONS, WIDTH, random_weights
-from safetensors.numpy import save, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from flashref import same
-from flashref.transformer.predictors import load_predictors, predictor_bytes
-from flashref.types import ImageError
+from flashref.storage.container import read_container
+from flashref.transformer.origin import Origin, Source, metadata_of
+from flashref.transformer.predictors import Predictors, load_predictors, predictor_bytes, save_predictors
+from flashref.types import ImageError, Predictor
 
 RANK = 6
 STATISTICS = {
@@ -102,6 +104,7 @@ def zeros(*shape, dtype=np.float16):
         ("b", zeros(NEURONS + 1, RANK)),
         ("b", zeros(RANK, NEURONS)),
         ("b", zeros()),
+        ("a", zeros(0, WIDTH)),
         ("bias", zeros(NEURONS + 1)),
         ("bias", zeros(NEURONS, 1)),
         ("threshold", zeros(2, dtype=np.float32)),
@@ -153,3 +156,107 @@ def test_a_file_that_is_none(tmp_path):
     path.write_bytes(b"x" * 100)
     with pytest.raises(ImageError, match=r"predictors\.safetensors: its header claims"):
         load(path)
+
+
+# --- metadata
+
+ORIGIN = Origin(
+    "5eed" * 16,
+    "fatrelu",
+    0.25,
+    Source("a" * 64, ((0, 80), (100, 120))),
+    Source("a" * 64, ((80, 100),)),
+    Source("b" * 64, ((0, 10),)),
+)
+
+
+def given(dense=()):
+    """Predictors as they are saved, of unequal ranks, one of them without a bias."""
+    rng = np.random.default_rng(3)
+
+    def predictor(layer):
+        a, b = rng.standard_normal((layer + 2, WIDTH)), rng.standard_normal((NEURONS, layer + 2))
+        bias = rng.standard_normal(NEURONS).astype(np.float16) if layer else None
+        return Predictor(a.astype(np.float16), b.astype(np.float16), bias, 0.5 - layer)
+
+    layers = tuple(None if layer in dense else predictor(layer) for layer in range(LAYERS))
+    mean = np.array([[NEURONS] * 3 if layer in dense else [1.5, 2, 3] for layer in range(LAYERS)], np.float32)
+    return Predictors(layers, mean, (mean + 1).astype(np.int32) - (mean == NEURONS), ORIGIN)
+
+
+@pytest.mark.parametrize("dense", [(), (0,), (1,), (0, 1)])
+def test_what_was_saved_comes_back_with_its_origin_and_its_dense_layers(tmp_path, dense):
+    path, saved = tmp_path / "saved", given(dense)
+    save_predictors(path, saved)
+    found = load_predictors(path, LAYERS, NEURONS, WIDTH, ORIGIN.fingerprint)
+    assert found.origin == ORIGIN
+    expected = saved if len(dense) < LAYERS else saved._replace(mean_resident=None, largest_resident=None)
+    assert same(found[:3], expected[:3])
+    again = tmp_path / "again"
+    save_predictors(again, saved)
+    assert again.read_bytes() == path.read_bytes()
+    assert load_file(path).keys() == read_container(path).tensors.keys()  # any safetensors reader opens it
+    with pytest.raises(ImageError, match="exists, and files are never overwritten"):
+        save_predictors(path, saved)
+
+
+def test_predictors_of_another_model_are_refused_where_the_model_is_known(tmp_path):
+    save_predictors(tmp_path / "saved", given())
+    with pytest.raises(ImageError, match="was fitted to another model, or to other weights of it"):
+        load_predictors(tmp_path / "saved", LAYERS, NEURONS, WIDTH, "0" * 64)
+    save_predictors(tmp_path / "without", given()._replace(origin=None))
+    assert load_predictors(tmp_path / "without", LAYERS, NEURONS, WIDTH, "0" * 64).origin is None
+
+
+@pytest.mark.parametrize("rank", [0, WIDTH + 1])
+def test_a_rank_that_no_predictor_needs_is_another_models(tmp_path, rank):
+    changed = {"layers.1.a": zeros(rank, WIDTH), "layers.1.b": zeros(NEURONS, rank)}
+    assert "predictor for layer 1" in refusal(tmp_path, changed)
+
+
+GOOD = metadata_of(ORIGIN, [1])
+TEXTS = json.loads(GOOD["texts"])
+
+
+def texts(part="judge", **changes):
+    return json.dumps(TEXTS | {part: TEXTS[part] | changes})
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"version": "2"}, "is of version '2', and 1 is read here"),
+        ({"version": None}, "is of version None"),
+        ({"fingerprint": None}, "do not say"),
+        ({"activation": None}, "do not say"),
+        ({"tau": "-1"}, "do not say"),
+        ({"tau": "inf"}, "do not say"),
+        ({"tau": "nan"}, "do not say"),
+        ({"tau": "x"}, "do not say"),
+        ({"dense_layers": "[2]"}, "do not say"),
+        ({"dense_layers": "[-1]"}, "do not say"),
+        ({"dense_layers": "[true]"}, "do not say"),
+        ({"dense_layers": "{}"}, "do not say"),
+        ({"dense_layers": "["}, "do not say"),
+        ({"dense_layers": "[0, 1]"}, "has a predictor for layer 0, which its metadata call dense"),
+        ({"dense_layers": "[]"}, "lacks the tensor 'layers.1.a'"),
+        ({"texts": "[]"}, "do not say"),
+        ({"texts": json.dumps({"fit": TEXTS["fit"]})}, "do not say"),
+        ({"texts": texts(sha256=1)}, "do not say"),
+        ({"texts": texts(ranges=[[2, 1]])}, "do not say"),
+        ({"texts": texts(ranges=[[-2, 1]])}, "do not say"),
+        ({"texts": texts(ranges=[[0, 1.5]])}, "do not say"),
+        ({"texts": texts(ranges=[[0]])}, "do not say"),
+        ({"texts": texts("fit", ranges=3)}, "do not say"),
+        ({"texts": "[" * 100_000}, "do not say"),
+    ],
+)
+def test_metadata_that_are_wrong_are_refused(tmp_path, changed, sentence):
+    tensors = {name: array for name, array in random_weights().predictors.items() if "layers.0" in name}
+    path = tmp_path / "predictors.safetensors"
+    save_file(tensors, path, GOOD)
+    assert load(path).origin == ORIGIN and load(path).layers[1] is None
+    save_file(tensors, path, {name: value for name, value in (GOOD | changed).items() if value is not None})
+    with pytest.raises(ImageError) as caught:
+        load(path)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)

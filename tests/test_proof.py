@@ -11,7 +11,7 @@ from flashref.storage.readers import memory_reader
 from flashref.transformer import flash
 from flashref.transformer.flash import decode_text
 from flashref.transformer.generate import greedy, perplexity, sampler
-from flashref.transformer.opt import one_at_a_time
+from flashref.transformer.model import one_at_a_time
 from flashref.transformer.proof import Proof
 from flashref.transformer.session import decode_dense, decode_flash, measure_perplexities
 from flashref.types import FFN, Extent, Read
@@ -296,7 +296,7 @@ def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
     )
     assert proof.failure is None
     assert len(proof.passes) == 63 + 15
-    assert seen[-1] == ("perplexity, dense and from flash", 2 * (63 + 15), 160)
+    assert seen[-1] == ("perplexity", 2 * (63 + 15), 160)
     for first in (0, 63):
         assert all(same(step.resident, step.predicted) for _, step in proof.passes[first])
     dense = perplexity(
@@ -314,9 +314,9 @@ def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
 def test_the_width_of_the_model_is_what_the_layers_get(folder):
     opened = open_packed(folder, (7, 9), window=2)
     for layer, state in enumerate(opened.decoder.layers):
-        block = opened.decoder.model.blocks[layer]
+        resident = opened.decoder.model.ffns[layer]
         assert state.window.k == 2 and state.window.capacity == (7, 9)[layer]
         assert state.matrix.shape == ((7, 9)[layer], 2, WIDTH) and state.bypass_rows == 3
-        assert same(state.resident.up_bias, block.up_bias) and same(state.resident.down_bias, block.down_bias)
+        assert same(state.resident, resident) and resident.up_bias is not None
         assert same(state.checksums, opened.image.checksums[layer][0]) and state.max_gap == 0
         assert same(state.layout, opened.layouts[layer])

@@ -257,7 +257,7 @@ def test_a_trace_of_another_model_is_refused(small, flashref, tmp_path):
 def test_a_run_records_the_trace_that_it_decoded(flashref, tmp_path):
     path = tmp_path / "run.safetensors"
     prompt = "And the king"
-    ended = flashref("run", "--tokens", 4, "--prompt", prompt, "--perplexity-bytes", 0, "--save-trace", path)
+    ended = flashref("run", "--tokens", 4, "--prompt", prompt, "--perplexity-tokens", 0, "--save-trace", path)
     assert ended.code == 0
     trace = load_trace(path)
     assert trace.tokens - trace.first_counted == 4

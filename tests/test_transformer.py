@@ -1,4 +1,4 @@
-"""OPT, one token at a time: against an evaluation of the whole text at once; generation; perplexity."""
+"""One token at a time: OPT against an evaluation of the whole text at once; generation; perplexity."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from flashref.transformer.generate import (
     perplexity,
     sampler,
 )
-from flashref.transformer.opt import empty_cache, forward, load_model, one_at_a_time
+from flashref.transformer.model import empty_cache, forward, load_model, one_at_a_time
 from flashref.types import DomainError, ShapeError
 
 TINY = Path(flashref.__file__).parent / "data" / "tiny"
@@ -32,6 +32,14 @@ ACTIVATIONS = {
     "silu": lambda z: z / (1 + np.exp(-z)),
     "gelu": lambda z: z * (1 + erf(z / math.sqrt(2))) / 2,
     "gelu_new": lambda z: z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2,
+}
+FFN_ACTIVATIONS = {  # by the FFN's names, with FATReLU's tau
+    "relu": lambda z, tau: ACTIVATIONS["relu"](z),
+    "squared_relu": lambda z, tau: ACTIVATIONS["relu2"](z),
+    "fatrelu": lambda z, tau: np.where(z > tau, z, 0),
+    "silu": lambda z, tau: ACTIVATIONS["silu"](z),
+    "gelu_erf": lambda z, tau: ACTIVATIONS["gelu"](z),
+    "gelu_tanh": lambda z, tau: ACTIVATIONS["gelu_new"](z),
 }
 
 FLOAT64_ROUNDINGS = 32 * 2.0**-53  # more than the logarithms, exponentials and sums of a hand-worked case
@@ -46,6 +54,26 @@ def plain_ffn(tensors, activation="relu"):
         up_bias, down_bias = (tensors.get(f"{name}.bias", np.zeros(1, x.dtype)) for name in names.values())
         h = ACTIVATIONS[activation]((up @ x + up_bias).astype(np.float64))
         return (down @ h + down_bias).astype(x.dtype)
+
+    return feed_forward
+
+
+def plain_ffns(ffns):
+    """The same of FFNs as they are loaded, gated or not."""
+
+    def feed_forward(layer, x):
+        ffn = ffns[layer]
+        up, down, gate, up_bias, gate_bias, down_bias = (
+            None if array is None else flashref.types.widen(array).astype(x.dtype) for array in ffn[1:7]
+        )
+        pre = up @ x if up_bias is None else up @ x + up_bias
+        if gate is None:
+            h = FFN_ACTIVATIONS[ffn.activation](pre, ffn.tau)
+        else:
+            gate_pre = gate @ x if gate_bias is None else gate @ x + gate_bias
+            h = FFN_ACTIVATIONS[ffn.activation](gate_pre, ffn.tau) * pre
+        y = down.T @ h
+        return (y if down_bias is None else y + down_bias).astype(x.dtype)
 
     return feed_forward
 
@@ -271,8 +299,9 @@ def test_a_model_from_files_is_the_model_of_their_values(tmp_path, dtype, shards
     assert sorted(asked) == sorted(name for name in stored if not name.endswith(("fc1.weight", "fc2.weight")))
     widened = {name: flashref.types.widen(array) for name, array in stored.items()}
     ffns = [load_ffn(checkpoint, layer) for layer in range(2)]
-    for block, ffn in zip(model.blocks, ffns, strict=True):
-        assert same(block.up_bias, ffn.up_bias) and same(block.down_bias, ffn.down_bias)
+    for resident, ffn in zip(model.ffns, ffns, strict=True):
+        assert same(resident.up_bias, ffn.up_bias) and same(resident.down_bias, ffn.down_bias)
+        assert resident.gate is None and resident.gate_bias is None
     got = all_logits(model, IDS, lambda layer, x: flashref.ffn.dense_ffn(x, ffns[layer]))
     expected = whole_text_logits(widened, IDS)
     assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()

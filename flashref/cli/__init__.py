@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prog = "flashref"
     try:
         # Here, so that Ctrl-C while they are loaded is answered.
-        from flashref.cli import calibrate, conformance, paper, run, simulate, vectors
+        from flashref.cli import calibrate, conformance, pack, paper, run, simulate, train, vectors
 
         parser = Parser(prog=prog, description='The executable reference of "LLM in a flash".')
         parser.add_argument(
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
         run.add_parser(commands)
+        pack.add_parser(commands)
+        train.add_parser(commands)
         vectors.add_parser(commands)
         conformance.add_parser(commands)
         calibrate.add_parser(commands)

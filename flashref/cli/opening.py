@@ -1,7 +1,8 @@
-"""What a run opens: the image (packed if there is none), its readers, predictors and held-out text."""
+"""What a run opens: the image (packed if there is none), and its readers."""
 
 import argparse
-import sys
+import warnings
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,21 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashref.storage.container import require_finite, tensor_pieces
+from flashref.storage.device import read_time
 from flashref.storage.image import (
     Image,
-    bundle_crc32,
     fingerprint,
     open_image,
     pack_image,
+    require_bundles,
     require_checkpoint,
 )
 from flashref.storage.readers import DirectReader, memory_reader
 from flashref.transformer.checkpoint import Checkpoint
-from flashref.transformer.predictors import FILE_NAME, Predictors, load_predictors
+from flashref.transformer.memory import reset_peak
 from flashref.transformer.session import Advance
-from flashref.types import Device, DomainError, ImageError, Layout, Reader
-
-HELD_OUT, PERPLEXITY_BYTES = "held_out.txt", 1024
+from flashref.types import Device, Extent, ImageError, Layout, Read, Reader
 
 
 class Storage(NamedTuple):
@@ -48,19 +49,33 @@ def open_storage(
     path = options.image
     if path is None:
         path = Path(resources.enter_context(TemporaryDirectory(prefix="flashref-"))) / "image"
-    identity = fingerprint(checkpoint.tensors, checkpoint.config_text)
-    image = _open_or_pack(path, checkpoint, identity, device, True, advance)
+    wanted = {path: True}
+    if options.reader == "direct":
+        wanted[path.with_name(path.name + ".unbundled")] = False
+    layers = bundled_layers(checkpoint, options.predictor == "gate")
+    identity = fingerprint(
+        checkpoint.tensors, checkpoint.config_text, partial(advance, "reading the checkpoint")
+    )
+    for file, bundled in wanted.items():
+        _pack_missing(file, checkpoint, layers, device, bundled, advance)
+    reset_peak()
+    image, *rows = (
+        _open(file, identity, layers, device, bundled, advance) for file, bundled in wanted.items()
+    )
+    _require_same_residents(image, checkpoint)
     if options.reader == "memory":
-        return Storage(image, memory_reader(np.memmap(path, np.uint8, "r"), device))
-    beside = path.with_name(path.name + ".unbundled")
-    rows = _open_or_pack(beside, checkpoint, identity, device, False, advance)
-    block = image.layouts[0][0].block
-    readers = [
-        resources.enter_context(DirectReader(opened.container.path, device.queue_depth, block))
-        for opened in (image, rows)
-    ]
+        return Storage(image, _simulated(image, device, options.no_proof, resources))
+    readers = _direct_readers([image, *rows], device, resources)
     direct = all(reader.direct for reader in readers)
-    return Storage(image, readers[0].read, tuple(rows.layouts.values()), readers[1].read, direct)
+    return Storage(image, readers[0].read, tuple(rows[0].layouts.values()), readers[1].read, direct)
+
+
+def bundled_layers(checkpoint: Checkpoint, resident_gate: bool) -> dict[int, Mapping[str, str]]:
+    """For every layer, the field of its bundles to the tensor's name; without the gate if it is resident."""
+    return {
+        layer: {field: name for field, name in fields.items() if not (resident_gate and field == "gate")}
+        for layer, fields in enumerate(checkpoint.layers)
+    }
 
 
 def block_for(device: Device) -> int:
@@ -68,24 +83,40 @@ def block_for(device: Device) -> int:
     return max(4096, device.block)
 
 
-def _open_or_pack(
-    path: Path, checkpoint: Checkpoint, identity: str, device: Device, bundled: bool, advance: Advance
+def _pack_missing(
+    path: Path,
+    checkpoint: Checkpoint,
+    layers: Mapping[int, Mapping[str, str]],
+    device: Device,
+    bundled: bool,
+    advance: Advance,
+) -> None:
+    if path.exists():
+        return
+    try:
+        pack_image(
+            path,
+            checkpoint.tensors,
+            layers,
+            checkpoint.config_text,
+            block=block_for(device),
+            bundled=bundled,
+            progress=partial(advance, f"packing {path.name}"),
+        )
+    except ImageError:
+        if not path.exists():  # else another run has packed it meanwhile
+            raise
+
+
+def _open(
+    path: Path,
+    identity: str,
+    layers: Mapping[int, Mapping[str, str]],
+    device: Device,
+    bundled: bool,
+    advance: Advance,
 ) -> Image:
-    """An existing image is used or refused, never overwritten; a missing one is packed."""
-    if not path.exists():
-        try:
-            pack_image(
-                path,
-                checkpoint.tensors,
-                dict(enumerate(checkpoint.layers)),
-                checkpoint.config_text,
-                block=block_for(device),
-                bundled=bundled,
-                progress=partial(advance, f"packing {path.name}"),
-            )
-        except ImageError:
-            if not path.exists():  # else another run has packed it meanwhile
-                raise
+    """An existing image is used or refused, never overwritten. Raises ImageError."""
     try:
         image = open_image(path)
     except ImageError as error:
@@ -96,10 +127,9 @@ def _open_or_pack(
             f"{path}: holds {'bundles' if image.bundled else 'rows without bundling'}, not "
             f"{'bundles' if bundled else 'rows without bundling'}; give another name with --image"
         )
-    fields = {layer: {name for layout in of for name in layout.fields} for layer, of in image.layouts.items()}
-    if fields != {layer: set(names) for layer, names in enumerate(checkpoint.layers)}:
-        raise ImageError(f"{path}: does not hold the bundles of every layer; give another name with --image")
-    _require_bundles(image)
+    _require_fields(image, layers)
+    # All of them: a block that is read holds unused bundles too.
+    require_bundles(image, partial(advance, f"checking {path.name}"))
     if image.layouts[0][0].block % device.block:
         raise ImageError(
             f"{path}: has blocks of {image.layouts[0][0].block} bytes, the device of {device.block}; "
@@ -108,53 +138,64 @@ def _open_or_pack(
     return image
 
 
-def _require_bundles(image: Image) -> None:
-    """ImageError unless every bundle matches its checksum: a block that is read holds unused ones too."""
-    path = image.container.path
-    for layer, layouts in image.layouts.items():
-        for layout, checksums in zip(layouts, image.checksums[layer], strict=True):
-            stored = np.memmap(path, np.uint8, "r", layout.start, (layout.n, layout.stride))
-            neurons = range(layout.n) if layout.order is None else layout.order.tolist()
-            for neuron, padded in zip(neurons, stored, strict=True):
-                if bundle_crc32(padded) != checksums[neuron]:
-                    raise ImageError(
-                        f"{path}: the {' and '.join(layout.fields)} row of neuron {neuron} in layer {layer} "
-                        "does not match its checksum; the image is damaged, remove it or pack another"
-                    )
-
-
-def read_held_out(options: argparse.Namespace, vocabulary: int) -> list[int] | None:
-    """The first bytes of the model's held-out text; None if it has none and none were asked for."""
-    path, asked = options.model / HELD_OUT, options.perplexity_bytes
-    if asked == 0 or (asked is None and (vocabulary > 256 or not path.is_file())):
-        return None
-    if not path.is_file():
-        print(f"flashref run: {path}: there is no held-out text, so no perplexity", file=sys.stderr)
-        return None
-    text = path.read_bytes()
-    if len(text) < 2 or max(text) >= vocabulary:
-        raise DomainError(
-            f"{path}: is no text of two bytes or more in the model's vocabulary of {vocabulary}; "
-            "give another, or --perplexity-bytes 0"
-        )
-    if asked == 1:
-        raise DomainError("--perplexity-bytes 1 foresees nothing; ask for two bytes or more, or for 0")
-    return list(text[: PERPLEXITY_BYTES if asked is None else asked])
-
-
-def read_predictors(options: argparse.Namespace, checkpoint: Checkpoint) -> Predictors | None:
-    """The trained predictors; with the exact one they give statistics only, and may be missing or foreign."""
-    path = options.predictors or options.model / FILE_NAME
-    config = checkpoint.config
-    try:
-        if path.is_file() or options.predictors:
-            return load_predictors(path, config.layers, config.neurons, config.width)
-    except ImageError:
-        if options.predictor == "trained" or options.predictors:
-            raise
-    if options.predictor == "trained":
+def _require_fields(image: Image, layers: Mapping[int, Iterable[str]]) -> None:
+    """ImageError unless the bundles are those of every layer, with the gate or without it as asked."""
+    path, given = image.container.path, image.layouts
+    fields = {layer: {name for layout in given[layer] for name in layout.fields} for layer in given}
+    wanted = {layer: set(names) for layer, names in layers.items()}
+    if fields == wanted:
+        return
+    if fields == {layer: names | {"gate"} for layer, names in wanted.items()}:
         raise ImageError(
-            f"{path}: there are no trained predictors; fit them with `flashref train`, "
-            "or use the oracle with --predictor exact"
+            f"{path}: has the gate in its bundles, and --predictor gate needs it resident; "
+            "pack another with `flashref pack --gate resident`, or give another name with --image"
         )
-    return None
+    if fields == {layer: names - {"gate"} for layer, names in wanted.items()}:
+        raise ImageError(
+            f"{path}: was packed with the gate resident, which is for --predictor gate; "
+            "use that, or give another name with --image"
+        )
+    raise ImageError(f"{path}: does not hold the bundles of every layer; give another name with --image")
+
+
+def _require_same_residents(image: Image, checkpoint: Checkpoint) -> None:
+    """ImageError unless the resident tensors are the checkpoint's, byte for byte; DomainError: not finite."""
+    for name in image.resident:
+        source = checkpoint.tensors[name]
+        for ours, theirs in zip(
+            tensor_pieces(image.container, name), tensor_pieces(source, name), strict=True
+        ):
+            require_finite(source, name, theirs)
+            if not np.array_equal(ours, theirs):
+                raise ImageError(
+                    f"{image.container.path}: its resident tensors are not the checkpoint's, although "
+                    "their checksums agree; remove it, or pack another under another name"
+                )
+
+
+def _simulated(image: Image, device: Device, without_mapping: bool, resources: ExitStack) -> Reader:
+    """A reader that takes the device's time.
+
+    A mapped file's pages would count as the process's own memory, so where that is held to a budget the
+    bytes are read instead, past the page cache where that is possible.
+    """
+    if not without_mapping:
+        return memory_reader(np.memmap(image.container.path, np.uint8, "r"), device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of times that nobody looks at
+        (reader,) = _direct_readers([image], device, resources)
+
+    def read(extents: tuple[Extent, ...]) -> Read:
+        buffers = reader.read(extents).buffers
+        return Read(buffers, read_time(device, [extent.length for extent in extents]))
+
+    return read
+
+
+def _direct_readers(images: Iterable[Image], device: Device, resources: ExitStack) -> list[DirectReader]:
+    return [
+        resources.enter_context(
+            DirectReader(opened.container.path, device.queue_depth, opened.layouts[0][0].block)
+        )
+        for opened in images
+    ]

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +14,7 @@ from flashref.simulate.placement import moved_by_fill, moved_by_swap
 from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.calibration import device_of
 from flashref.storage.device import PRESETS
+from flashref.transformer.budget import UNITS, Amount
 from flashref.transformer.predictors import FILE_NAME
 from flashref.types import Device, DomainError
 
@@ -19,6 +22,7 @@ Number = TypeVar("Number", int, float)
 
 
 TINY = Path(str(files("flashref"))) / "data" / "tiny"
+HELD_OUT, PERPLEXITY_TOKENS = "held_out.txt", 1024
 PROMPT = "And the king said unto David, "
 SEMANTICS = {"resident": sum_resident, "predicted": sum_predicted}
 PLACEMENTS = {"swap_with_last": swap_with_last, "fill_holes": fill_holes}
@@ -47,10 +51,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--tokens", metavar="N", type=at_least(1), default=96, help="new tokens (default: 96)")
     add(
         "--memory",
-        metavar="SHARE",
-        type=fraction,
+        metavar="SHARE|BYTES",
+        type=memory,
         default=0.5,
-        help="of the model's bytes (default: 0.5)",
+        help="of the model's bytes, such as 0.5 (the default); or bytes, such as 6GB or 512MiB",
     )
     add(
         "--window",
@@ -66,18 +70,19 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--predictor",
-        choices=("trained", "exact"),
+        choices=("trained", "exact", "gate"),
         default="trained",
-        help="exact: an oracle, not in the account",
+        help="exact: an oracle, not in the account; gate: by a gate projection that is resident",
     )
     add("--predictors", metavar="FILE", type=Path, help=f"trained predictors (default: DIR/{FILE_NAME})")
-    add("--placement", choices=PLACEMENTS, default="swap_with_last", help="of rows (default: swap_with_last)")
     add(
-        "--device",
-        metavar="PRESET|FILE",
-        default="paper_m1max_fig2b",
-        help=f"JSON file (fields: specs/50-device.md), or {', '.join(PRESETS)}",
+        "--activation",
+        metavar="NAME",
+        type=activation,
+        help="relu or fatrelu:T, instead of the model's own",
     )
+    add("--placement", choices=PLACEMENTS, default="swap_with_last", help="of rows (default: swap_with_last)")
+    add_device_option(parser)
     add("--reader", choices=("memory", "direct"), default="memory", help="direct: really read, with O_DIRECT")
     add(
         "--temperature",
@@ -88,11 +93,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", metavar="S", type=at_least(0), default=0, help="of sampling (default: 0)")
     add("--cold", action="store_true", help="empty the windows after the prompt")
+    add("--held-out", metavar="FILE", type=Path, help=f"a text in UTF-8 (default: DIR/{HELD_OUT})")
     add(
-        "--perplexity-bytes",
+        "--perplexity-tokens",
         metavar="N",
         type=at_least(0),
-        help="at most so many of DIR/held_out.txt (default: 1024; 0: none)",
+        help=f"at most so many of the held-out text (default: {PERPLEXITY_TOKENS}; 0: none)",
+    )
+    add(
+        "--no-proof",
+        action="store_true",
+        help="no weights in memory to judge by; the peak of memory is held to --memory instead",
     )
     add(
         "--save-trace",
@@ -104,6 +115,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no progress on stderr")
 
 
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that needs a device."""
+    parser.add_argument(
+        "--device",
+        metavar="PRESET|FILE",
+        default="paper_m1max_fig2b",
+        help=f"JSON file (fields: specs/50-device.md), or {', '.join(PRESETS)}",
+    )
+
+
 def fraction(word: str) -> float:
     """A share of the model's bytes: more than 0, at most 1."""
     value = _number(word, float, "a number such as 0.5")
@@ -112,6 +133,17 @@ def fraction(word: str) -> float:
             f"a share of the model must be more than 0 and at most 1, not {word}"
         )
     return value
+
+
+def memory(word: str) -> float | Amount:
+    """A share of the model's bytes, or bytes with their unit; units of 1000 (GB) and of 1024 (GiB)."""
+    units = {unit.lower(): unit for unit in UNITS}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]+)", word.lower())
+    if not found:
+        return fraction(word)
+    if found[2] not in units:
+        raise argparse.ArgumentTypeError(f"{word!r} has none of the units {', '.join(UNITS)}")
+    return Amount(Fraction(found[1]), units[found[2]])
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
@@ -132,6 +164,21 @@ def temperature(word: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"a temperature must be finite and at least 0, not {word}")
     return value
+
+
+def activation(word: str) -> tuple[str, float]:
+    """An activation to run instead of the model's own: relu, or fatrelu:T with its tau."""
+    name, _, tau = word.partition(":")
+    if word == "relu":
+        return "relu", 0.0
+    if name != "fatrelu" or not tau:
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not relu, nor fatrelu with its tau, such as fatrelu:0.05"
+        )
+    value = _number(tau, float, "a number such as 0.05")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"FATReLU's tau must be finite and at least 0, not {tau}")
+    return name, value
 
 
 def ids(word: str) -> list[int]:

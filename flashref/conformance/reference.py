@@ -17,7 +17,7 @@ from flashref.storage import plan
 from flashref.storage.device import PRESETS
 from flashref.storage.readers import memory_reader
 from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
-from flashref.transformer.opt import load_model, one_at_a_time
+from flashref.transformer.model import load_model, one_at_a_time
 from flashref.transformer.predictors import FILE_NAME, load_predictors
 from flashref.types import (
     FFN,
@@ -155,7 +155,11 @@ def logits(model_dir: str, token_ids: Ids, predictor: str) -> Any:
     if predictor == "trained":
         path = Path(model_dir) / FILE_NAME
         trained = load_predictors(path, config.layers, config.neurons, config.width).layers
-        predict = [partial(predictor_chapter.predict_active, predictor=one) for one in trained]
+        everything = np.arange(config.neurons)  # of a layer without a predictor (decision 15)
+        predict = [
+            partial(predictor_chapter.predict_active, predictor=one) if one else lambda x: everything
+            for one in trained
+        ]
     flash = [_packed(network, 4096) for network in networks]
     states = [decode.empty_layer(layout, resident, 4, layout.n // 2) for layout, resident, _ in flash]
     steps = []

@@ -17,12 +17,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +36,15 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 from safetensors.numpy import load_file, save_file
 
-from flashref import training
-from flashref.transformer.predictors import Errors, count_errors, pool_errors
-from flashref.types import Predictor
+from flashref.storage.image import fingerprint
+from flashref.training.judging import Judgement, judge, total_errors
+from flashref.training.plan import Plan
+from flashref.training.session import fit_predictors, with_statistics
+from flashref.training.texts import Range, Ranges, Tokens, cut_parts, some_chunks
+from flashref.training.work import close_work, open_work
+from flashref.transformer.checkpoint import Checkpoint, open_checkpoint
+from flashref.transformer.origin import Origin, Source
+from flashref.transformer.predictors import FILE_NAME, Predictors, predictor_tensors, save_predictors
 
 PACKAGE, VERSION = "bible-kjv-text", "4.38"
 SLICE = 65_536  # bytes of the development slice, and of the held-out slice
@@ -45,7 +53,6 @@ WINDOWS = 5  # residency is stored for windows of 1 to 5 tokens
 FIT_CHUNKS = 3000  # chunks of the training text that predictors are fitted on
 
 Parameters = dict[str, jax.Array]
-Tokens = npt.NDArray[np.int32]
 
 MUON_SCALE = 0.2  # the root mean square of an update, per rate (optax: consistent_rms)
 
@@ -85,33 +92,37 @@ def read_text(path: Path | None) -> bytes:
 
 
 class Split(NamedTuple):
-    """Three disjoint texts: to fit on, to choose on, to judge on."""
+    """The verses without their references, and which bytes are to fit on, to choose on, to judge on."""
 
-    training: bytes
-    development: bytes
-    held_out: bytes
+    verses: bytes
+    ranges: Ranges
 
 
 def split_text(text: bytes) -> Split:
     """Cut two slices of 64 KiB out of the middle of the narrative books; the rest is for training.
 
-    Development begins where 1 Samuel does, held-out at the next line after it, training resumes at
-    the next line after that; the two broken lines in between are not used at all.
+    The slice to choose on begins where 1 Samuel does, the one to judge on at the next line after it,
+    training resumes at the next line after that; the two broken lines in between are not used at all.
     A line is a verse; "1Sm3:4 " in front of it is left out, so the model sees plain English.
     """
     lines = text.splitlines(keepends=True)[1:]  # the first line is the edition's title
     verses = [line.split(b" ", 1)[1] for line in lines]
     samuel = next(i for i, line in enumerate(lines) if line.startswith(b"1Sm"))
-    before, after = b"".join(verses[:samuel]), b"".join(verses[samuel:])
-    middle = after.index(b"\n", SLICE - 1) + 1
-    end = after.index(b"\n", middle + SLICE - 1) + 1
-    return Split(before + after[end:], after[:SLICE], after[middle : middle + SLICE])
+    first, joined = len(b"".join(verses[:samuel])), b"".join(verses)
+    middle = joined.index(b"\n", first + SLICE - 1) + 1
+    end = joined.index(b"\n", middle + SLICE - 1) + 1
+    fit = ((0, first), (end, len(joined)))
+    return Split(joined, Ranges(fit, ((first, first + SLICE),), ((middle, middle + SLICE),)))
 
 
-def chunks(text: bytes, length: int) -> Tokens:
-    """Non-overlapping chunks of a text, (chunks, length) int32; a shorter rest is dropped."""
-    count = len(text) // length
-    return np.frombuffer(text, np.uint8)[: count * length].reshape(count, length).astype(np.int32)
+def pieces(text: bytes, ranges: tuple[Range, ...]) -> bytes:
+    """These pieces of a text, one after the other."""
+    return b"".join(text[first:end] for first, end in ranges)
+
+
+def byte_ids(text: bytes) -> Tokens:
+    """A byte a token."""
+    return np.frombuffer(text, np.uint8).astype(np.int32)
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -217,29 +228,28 @@ def attention(parameters: Parameters, name: str, x: jax.Array, heads: int) -> ja
 
 
 class Forward(NamedTuple):
-    """What one pass over (batch, tokens) gives; the lists have one array per layer."""
+    """What one pass over (batch, tokens) gives; the list has one array per layer."""
 
     logits: jax.Array  # (batch, tokens, vocabulary)
-    inputs: list[jax.Array]  # what fc1 receives, (batch, tokens, width)
     before: list[jax.Array]  # what fc1 gives, before the ReLU, (batch, tokens, neurons)
 
 
 def forward(parameters: Parameters, tokens: jax.Array, shape: Shape) -> Forward:
-    """OPT with pre-norm: logits of the next byte at every position, and what the FFNs saw."""
+    """OPT with pre-norm: logits of the next byte at every position, and what the ReLUs saw."""
     top = "model.decoder"
     positions = jnp.arange(tokens.shape[1]) + 2
     x = parameters[f"{top}.embed_tokens.weight"][tokens]
     x = x + parameters[f"{top}.embed_positions.weight"][positions]
-    inputs, before = [], []
+    before = []
     for layer in range(shape.layers):
         block = f"{top}.layers.{layer}"
         normed = norm(parameters, f"{block}.self_attn_layer_norm", x)
         x = x + attention(parameters, f"{block}.self_attn", normed, shape.heads)
-        inputs.append(norm(parameters, f"{block}.final_layer_norm", x))
-        before.append(linear(parameters, f"{block}.fc1", inputs[-1]))
+        normed = norm(parameters, f"{block}.final_layer_norm", x)
+        before.append(linear(parameters, f"{block}.fc1", normed))
         x = x + linear(parameters, f"{block}.fc2", jax.nn.relu(before[-1]))
     x = norm(parameters, f"{top}.final_layer_norm", x)
-    return Forward(x @ parameters[f"{top}.embed_tokens.weight"].T, inputs, before)
+    return Forward(x @ parameters[f"{top}.embed_tokens.weight"].T, before)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -408,141 +418,39 @@ def rounded(parameters: Parameters) -> Weights:
     return {name: np.asarray(value).astype(np.float16) for name, value in parameters.items()}
 
 
-def widened(weights: Weights) -> Parameters:
-    """The stored weights in float32, exactly."""
-    return {name: jnp.asarray(value.astype(np.float32)) for name, value in weights.items()}
-
-
-class Layer(NamedTuple):
-    """What a predictor has to copy: the up projection (neurons, width) and its bias, float32."""
-
-    up: training.Floats
-    up_bias: training.Floats
-
-
-def layers(weights: Weights, shape: Shape) -> list[Layer]:
-    """The up projections of all layers, widened."""
-    names = [f"model.decoder.layers.{index}.fc1" for index in range(shape.layers)]
-    return [
-        Layer(*(weights[f"{name}.{part}"].astype(np.float32) for part in ("weight", "bias")))
-        for name in names
-    ]
-
-
-class Record(NamedTuple):
-    """A text seen by the model: the mean loss in nats per byte, and each layer's fc1 inputs."""
-
-    nats: float
-    inputs: list[training.Floats]  # per layer (tokens, width): the very tensors fc1 receives
-
-
-def record(weights: Weights, text: Tokens, shape: Shape) -> Record:
-    """Run the stored model over chunks (chunks, context), teacher-forced, each on its own.
-
-    A chunk's first byte is only context; each of the others is predicted from all before it.
-    """
-    parameters = widened(weights)
-
-    @jax.jit
-    def run(tokens: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        result = forward(parameters, tokens, shape)
-        return byte_loss(result.logits[:, :-1], tokens[:, 1:]), result.inputs
-
-    batches = np.split(text, range(64, len(text), 64))
-    results = [run(jnp.asarray(batch)) for batch in batches]
-    nats = np.average([float(loss) for loss, _ in results], weights=[len(b) for b in batches])
-    inputs = [
-        np.concatenate([np.asarray(each[index]).reshape(-1, shape.width) for _, each in results])
-        for index in range(shape.layers)
-    ]
-    return Record(float(nats), inputs)
-
-
 # --- the predictors -------------------------------------------------------------------------------
 
-SEARCH = (8, 16, 24, 32)  # the ranks that are tried; between them errors are interpolated
-QUICK, THOROUGH = training.Fit(steps=150, batch=1024), training.Fit(steps=3000, batch=2048)
 
-
-class Budget(NamedTuple):
-    """What the predictors are allowed: a share of the model's bytes, and to miss so many."""
-
-    share: float = 0.06
-    false_negatives: float = 0.048  # on the development text, so that 0.05 holds on another
-
-
-def total_rank(budget: Budget, weights: Weights, shape: Shape) -> int:
-    """The sum of the layers' ranks that the budget pays for, beside biases and statistics."""
-    allowed = budget.share * sum(value.nbytes for value in weights.values())
-    fixed = shape.layers * (2 * shape.neurons + 4 + 2 * 4 * WINDOWS)
-    return int((allowed - fixed) // (2 * (shape.width + shape.neurons)))
-
-
-def fit_predictors(
-    fit: Record, development: Record, targets: list[Layer], total: int, budget: Budget
-) -> list[Predictor]:
-    """A predictor per layer: fitted on one text, its rank and threshold chosen on another."""
-
-    def curve(index: int, low: training.LowRank) -> training.Curve:
-        inputs = development.inputs[index]
-        logits = training.predictor_logits(inputs, training.stored(low))
-        return training.error_curve(logits, training.truly_active(inputs, *targets[index]))
-
-    active = sum(
-        int(training.truly_active(inputs, *target).sum())
-        for inputs, target in zip(development.inputs, targets, strict=True)
+def origin_of(split: Split, checkpoint: Checkpoint) -> Origin:
+    """What the predictors are made of; the part to judge on is a file of its own, held_out.txt."""
+    whole, held_out = (
+        sha256(text).hexdigest() for text in (split.verses, pieces(split.verses, split.ranges.judge))
     )
-    allowed = int(budget.false_negatives * active)
-    curves: list[list[training.Curve]] = []
-    for index, target in enumerate(targets):
-        curves.append([])
-        for rank in SEARCH:
-            low = training.fit_low_rank(fit.inputs[index], *target, rank, QUICK)
-            curves[-1].append(curve(index, low))
-            say(f"predictors: layer {index}, rank {rank} tried")
-    ranks = training.choose_ranks(SEARCH, curves, total, allowed)
-    say(f"predictors: ranks {ranks}")
-    lows = []
-    for index, target in enumerate(targets):
-        lows.append(training.fit_low_rank(fit.inputs[index], *target, ranks[index], THOROUGH))
-        say(f"predictors: layer {index}, rank {ranks[index]} fitted")
-    thresholds = training.choose_thresholds([curve(i, low) for i, low in enumerate(lows)], allowed)
-    return [training.stored(*pair) for pair in zip(lows, thresholds, strict=True)]
+    config = checkpoint.config
+    return Origin(
+        fingerprint(checkpoint.tensors, checkpoint.config_text),
+        config.activation,
+        config.tau,
+        fit=Source(whole, split.ranges.fit),
+        choose=Source(whole, split.ranges.choose),
+        judge=Source(held_out, ((0, SLICE),)),
+    )
 
 
-class Verdict(NamedTuple):
-    """A layer's predictor on a text."""
-
-    errors: Errors
-    residency: training.Residency
-
-
-def judge(predictors: list[Predictor], text: Record, targets: list[Layer], shape: Shape) -> list[Verdict]:
-    """Error counts and residency of each layer on a text that nothing was chosen on."""
-    verdicts = []
-    for predictor, inputs, target in zip(predictors, text.inputs, targets, strict=True):
-        logits = training.predictor_logits(inputs, predictor)
-        predicted = logits > np.float32(predictor.threshold)
-        active = training.truly_active(inputs, *target)
-        errors = count_errors(predicted, active)
-        verdicts.append(Verdict(errors, training.residency(predicted, shape.context, WINDOWS)))
-    return verdicts
-
-
-def predictor_tensors(predictors: list[Predictor], verdicts: list[Verdict]) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of predictors.safetensors, in the order of their names."""
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    for index, (predictor, verdict) in enumerate(zip(predictors, verdicts, strict=True)):
-        assert predictor.bias is not None
-        tensors |= {
-            f"layers.{index}.a": predictor.a,
-            f"layers.{index}.b": predictor.b,
-            f"layers.{index}.bias": predictor.bias,
-            f"layers.{index}.threshold": np.array([predictor.threshold], np.float32),
-            f"layers.{index}.mean_resident": verdict.residency.mean,
-            f"layers.{index}.largest_resident": verdict.residency.largest,
-        }
-    return dict(sorted(tensors.items()))
+def fit_and_judge(folder: Path, split: Split, plan: Plan) -> tuple[Predictors, Judgement]:
+    """Predictors of the checkpoint in a folder, as `flashref train` fits them; judged once."""
+    checkpoint = open_checkpoint(folder)
+    parts = cut_parts(byte_ids(split.verses), split.ranges, checkpoint.config.context)
+    parts = parts._replace(fit=some_chunks(parts.fit, FIT_CHUNKS, seed=0))
+    origin = origin_of(split, checkpoint)
+    work = open_work(folder / FILE_NAME, {"model": origin.fingerprint, "share": plan.share})
+    outcome = fit_predictors(checkpoint, parts, plan, work, say_progress)
+    judgement = judge(checkpoint, outcome.predictors, parts.judge, WINDOWS, WINDOWS)
+    predictors = with_statistics(outcome, judgement, checkpoint.config.neurons, origin)
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    save_predictors(folder / FILE_NAME, predictors)
+    close_work(work)
+    return predictors, judgement
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -568,36 +476,36 @@ def progress_printer(steps: int) -> Callable[[int, Progress], None]:
     return report
 
 
-def results(
-    losses: dict[str, float],
-    text: Record,
-    targets: list[Layer],
-    verdicts: list[Verdict],
-    sizes: dict[str, int],
-    ranks: list[int],
-) -> dict[str, Any]:
-    """What the JSON line says; rates and residency are of the held-out text."""
-    active = [
-        float(training.truly_active(inputs, *target).mean())
-        for inputs, target in zip(text.inputs, targets, strict=True)
-    ]
-    errors = [verdict.errors for verdict in verdicts]
-    pooled = pool_errors(errors)
-    neurons = len(targets[0].up)
+def say_progress(what: str, done: int, total: int) -> None:
+    """What fitting says of itself, some ten times a layer."""
+    if done % max(total // 10, 1) == 0 or done == total:
+        say(f"predictors: {what}: {done}/{total}")
+
+
+def results(predictors: Predictors, judgement: Judgement, whole: int) -> dict[str, Any]:
+    """What the JSON line says: all of it of the held-out text. whole: bytes of the model."""
+    errors = [verdict.errors for verdict in judgement.verdicts]
+    pooled = total_errors(predictors.layers, judgement.verdicts)
+    kept = [verdict.residency for verdict in judgement.verdicts if verdict.residency]
+    neurons = errors[0].active + errors[0].inactive
     return {
-        "nats_per_byte": losses,
-        "active_share": active,
-        "mean_active_share": float(np.mean(active)),
-        "ranks": ranks,
-        "bytes": sizes,
+        "nats_per_byte": math.log(judgement.perplexities.dense),
+        "perplexities": judgement.perplexities._asdict(),
+        "active_share": [each.active / neurons for each in errors],
+        "mean_active_share": pooled.active / (neurons * len(errors)),
+        "ranks": [len(one.a) for one in predictors.layers if one],
+        "bytes": {
+            "model": whole,
+            "predictors": sum(array.nbytes for array in predictor_tensors(predictors).values()),
+        },
         "false_negative_rate": pooled.false_negative_rate,
         "false_positive_rate": pooled.false_positive_rate,
         "false_negative_rates": [each.false_negative_rate for each in errors],
         "false_positive_rates": [each.false_positive_rate for each in errors],
-        "resident_share": (np.mean([v.residency.mean for v in verdicts], 0) / neurons).tolist(),
-        "new_share": (np.mean([v.residency.new for v in verdicts], 0) / neurons).tolist(),
-        "mean_resident": [v.residency.mean.tolist() for v in verdicts],
-        "largest_resident": [v.residency.largest.tolist() for v in verdicts],
+        "resident_share": (np.sum([each.kept for each in kept], 0) / (neurons * len(kept))).tolist(),
+        "new_share": (np.sum([each.new for each in kept], 0) / (neurons * len(kept))).tolist(),
+        "mean_resident": [(each.kept / each.tokens).tolist() for each in kept],
+        "largest_resident": [each.largest.tolist() for each in kept],
     }
 
 
@@ -607,9 +515,9 @@ def main() -> int:
     parser.add_argument("--text", type=Path, help="the .deb, or the text that is inside it")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
     parser.add_argument("--weights", type=Path, help="a model.safetensors: fit predictors only")
-    parser.add_argument("--share", type=float, default=Budget().share, help="of the model's bytes")
+    parser.add_argument("--share", type=float, default=Plan().share, help="of the model's bytes")
     arguments = parser.parse_args()
-    shape, budget = Shape(), Budget(share=arguments.share)
+    shape, plan = Shape(), Plan(share=arguments.share, windows=WINDOWS)
     split = split_text(read_text(arguments.text))
     arguments.out.mkdir(parents=True, exist_ok=True)
 
@@ -617,31 +525,14 @@ def main() -> int:
         weights = load_file(arguments.weights)
     else:
         steps = sum(phase.steps for phase in PHASES)
-        weights = rounded(train(split.training, shape, PHASES, progress_printer(steps)))
+        training = pieces(split.verses, split.ranges.fit)
+        weights = rounded(train(training, shape, PHASES, progress_printer(steps)))
     (arguments.out / "config.json").write_text(json.dumps(config(shape), indent=2) + "\n")
-    (arguments.out / "held_out.txt").write_bytes(split.held_out)
+    (arguments.out / "held_out.txt").write_bytes(pieces(split.verses, split.ranges.judge))
     save_file(dict(sorted(weights.items())), arguments.out / "model.safetensors", {"format": "pt"})
 
-    every = chunks(split.training, shape.context)
-    some = np.sort(np.random.default_rng(0).permutation(len(every))[:FIT_CHUNKS])
-    fit = record(weights, every[some], shape)
-    development = record(weights, chunks(split.development, shape.context), shape)
-    say(f"development text: {development.nats:.4f} nats/byte")
-    targets = layers(weights, shape)
-    total = total_rank(budget, weights, shape)
-    predictors = fit_predictors(fit, development, targets, total, budget)
-
-    held_out = record(weights, chunks(split.held_out, shape.context), shape)  # judged once
-    verdicts = judge(predictors, held_out, targets, shape)
-    tensors = predictor_tensors(predictors, verdicts)
-    save_file(tensors, arguments.out / "predictors.safetensors")
-    losses = {"fit": fit.nats, "development": development.nats, "held_out": held_out.nats}
-    sizes = {
-        "model": sum(value.nbytes for value in weights.values()),
-        "predictors": sum(value.nbytes for value in tensors.values()),
-    }
-    ranks = [len(predictor.a) for predictor in predictors]
-    print(json.dumps(results(losses, held_out, targets, verdicts, sizes, ranks)))
+    predictors, judgement = fit_and_judge(arguments.out, split, plan)
+    print(json.dumps(results(predictors, judgement, sum(value.nbytes for value in weights.values()))))
     return 0
 
 

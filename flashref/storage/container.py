@@ -125,12 +125,15 @@ def tensor_pieces(container: Container, name: str) -> Iterator[npt.NDArray[np.ui
     return byte_pieces(container, entry.offset, entry.length)
 
 
-def byte_pieces(container: Container, offset: int, length: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """Bytes [offset, offset + length) of the file in such pieces. Raises ImageError."""
-    buffer = np.empty(min(length, PIECE_BYTES), np.uint8)
+def byte_pieces(
+    container: Container, offset: int, length: int, unit: int = 1
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Bytes [offset, offset + length) of the file in such pieces of whole units. Raises ImageError."""
+    most = max(PIECE_BYTES // unit, 1) * unit
+    buffer = np.empty(min(length, most), np.uint8)
     with _refusing(container.path), open_regular(container.path) as file:
         file.seek(offset)
-        for done in range(0, length, PIECE_BYTES):
+        for done in range(0, length, most):
             piece = buffer[: length - done]
             read_into(file, piece, "its tensors")
             yield piece

@@ -7,9 +7,11 @@ import contextlib
 import errno
 import io
 import os
+import re
 import secrets
 import shutil
 import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,27 +62,25 @@ def create_file(path: Path, size: int) -> Iterator[int]:
     """A descriptor of a new file of `size` bytes that appears under its name whole or not at all.
 
     Written under a temporary name, synced, then linked: an existing file is never replaced, and whatever
-    is raised meanwhile leaves nothing behind. Raises ImageError, for a full disk with the bytes needed.
+    is raised meanwhile leaves nothing behind. What a killed process left goes first. Raises ImageError, for
+    a full disk with the bytes needed.
     """
     folder = path.parent
-    temporary = folder / f".{path.name}.{secrets.token_hex(8)}.part"
+    part = folder / f".{path.name}.{secrets.token_hex(8)}.part"
     if os.path.lexists(path):
         raise _exists(path)
+    remove_stale_parts(path)
     try:
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, "")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        _link(temporary, path)
-        try:
-            _sync_folder(folder)
-        except BaseException:  # nobody knows whether the name will last
-            os.unlink(path)
-            raise
+        with _locked_part(part) as lock:
+            descriptor = os.dup(lock)
+            try:
+                yield descriptor
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)  # before there is a name: some network disks say only here what failed
+            _name(part, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(folder).free
@@ -90,48 +90,104 @@ def create_file(path: Path, size: int) -> Iterator[int]:
         raise ImageError(f"{path}: cannot be written ({error.strerror or error}); check the path") from error
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(part)
+
+
+def remove_stale_parts(path: Path) -> None:
+    """Remove what killed processes left of a file of this name, with a warning each.
+
+    What a living one writes is locked, and stays; where a file system has no locks, everything stays.
+    """
+    stale = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.part")
+    with contextlib.suppress(OSError):
+        for name in filter(stale.fullmatch, os.listdir(path.parent)):
+            part = path.parent / name
+            # Not there any more, or somebody else's: then it is not ours to remove.
+            with contextlib.suppress(OSError), _opened(part, os.O_RDWR | os.O_NOFOLLOW) as descriptor:
+                if _lock(descriptor, wait=False) and _is_named(part, descriptor):
+                    os.unlink(part)
+                    warnings.warn(f"{part}: left by a process that was killed, and removed now", stacklevel=2)
+
+
+@contextlib.contextmanager
+def _locked_part(part: Path) -> Iterator[int]:
+    """A descriptor of the new file; while it is open nobody takes the file for stale."""
+    while True:
+        with _opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+            # Between these two calls somebody else may have locked and removed it: then once more.
+            if not _lock(descriptor, wait=True) or _is_named(part, descriptor):
+                yield descriptor
+                return
+
+
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Lock an open file, for as long as it is open; False if another has it or there are no locks."""
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _is_named(path: Path, descriptor: int) -> bool:
+    """Whether the open file has this name still."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _name(part: Path, path: Path) -> None:
+    """Give the finished file its name for good."""
+    _link(part, path)
+    try:
+        _sync_folder(path.parent)
+    except BaseException:  # nobody knows whether the name will last
+        os.unlink(path)
+        raise
 
 
 def _exists(path: Path) -> ImageError:
     return ImageError(f"{path}: exists, and files are never overwritten; remove it or choose another name")
 
 
-def _link(temporary: Path, path: Path) -> None:
+def _link(part: Path, path: Path) -> None:
     """Give the finished file its name, unless somebody else took it meanwhile."""
     try:
-        os.link(temporary, path)
+        os.link(part, path)
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
         if error.errno not in NO_HARD_LINKS:
             raise
-        _rename(temporary, path)
+        _rename(part, path)
 
 
-def _rename(temporary: Path, path: Path) -> None:
+def _rename(part: Path, path: Path) -> None:
     """The same where there are no hard links: one at a time in a folder looks whether the name is free.
 
     A lock, because it goes with a process that is killed; an empty file to reserve the name would stay.
     """
     import fcntl  # not on every system
 
-    with _opened(path.parent) as folder:
+    with _opened(path.parent, os.O_RDONLY) as folder:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if os.path.lexists(path):
             raise _exists(path)
-        os.rename(temporary, path)
+        os.rename(part, path)
 
 
 def _sync_folder(folder: Path) -> None:
-    with _opened(folder) as descriptor:
+    with _opened(folder, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    """A descriptor of a folder; that it cannot be closed well says nothing about the files in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor; that it cannot be closed well says nothing, for nothing is written through it."""
+    descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor
     finally:

@@ -1,6 +1,6 @@
 """The flash image: one safetensors file with the FFN weights as bundles. Chapter: specs/54-image.md.
 
-Satisfies: IMG-1 to IMG-17.
+Satisfies: IMG-1 to IMG-19.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ from flashref.storage.container import (
     read_container,
     shortened,
     tensor_array,
-    tensor_bytes,
     tensor_entry,
     tensor_pieces,
 )
@@ -41,12 +41,18 @@ from flashref.storage.packing import (
     all_sums,
     bundles_shape,
     group_name,
-    image_groups,
-    image_metadata,
-    image_parts,
     part_pieces,
+    plan_image,
 )
 from flashref.types import Array, ImageError, Layout
+
+# Written and not yet on the disk, at most: progress would else run ahead of a slow disk, which is waited for.
+UNSYNCED_BYTES = 256 << 20
+Progress = Callable[[int, int], object]  # bytes done, and in total
+
+
+def _unseen(done: int, total: int) -> None:
+    """The progress that nobody looks at."""
 
 
 class Image(NamedTuple):
@@ -65,13 +71,19 @@ class Image(NamedTuple):
     checksums: dict[int, tuple[Array, ...]]
 
 
-def fingerprint(tensors: Mapping[str, Container], config: str) -> str:
+def fingerprint(tensors: Mapping[str, Container], config: str, progress: Progress = _unseen) -> str:
     """What tells one checkpoint from another: 64 hexadecimal digits over its tensors and its config.
 
     tensors: name → the file that holds it; how they are spread over files does not matter. Reads every
-    byte. Raises ImageError. Requirement: IMG-12.
+    byte; progress is called with bytes done and in total. Raises ImageError. Requirement: IMG-12.
     """
-    return _digest(tensors, {name: _crc32(tensor_pieces(tensors[name], name)) for name in tensors}, config)
+    total = sum(tensor_entry(tensors[name], name).length for name in tensors)
+    done, crcs = 0, {}
+    for name in tensors:
+        crcs[name] = _crc32(tensor_pieces(tensors[name], name))
+        done += tensors[name].tensors[name].length
+        progress(done, total)
+    return _digest(tensors, crcs, config)
 
 
 def bundle_crc32(padded: npt.NDArray[np.uint8]) -> int:
@@ -87,42 +99,40 @@ def pack_image(
     block: int = 4096,
     orders: Mapping[int, npt.ArrayLike] | None = None,
     bundled: bool = True,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Progress = _unseen,
 ) -> str:
     """Write a checkpoint as a flash image, with memory of one layer; gives the checkpoint's fingerprint.
 
     tensors: name → the file that holds it. layers: layer → gate, up, down (those to be bundled) → name; up
     and gate are (n, d), down is (d, n) as in checkpoints. orders: layer → (n,), the neuron at each position.
     progress is called with bytes done and in total. Raises ImageError, DomainError (not finite), ShapeError,
-    LayoutError; whatever is raised, no file is left. Requirements: IMG-1 to IMG-12, IMG-17.
+    LayoutError; whatever is raised, no file is left. Requirements: IMG-1 to IMG-12, IMG-17, IMG-18.
     """
     path = Path(path)
-    groups = image_groups(tensors, layers, block, orders or {}, bundled)
-    parts = image_parts(tensors, groups, block)
-    metadata = image_metadata(groups, config, block, bundled)
-    # The fingerprint is known last but has a fixed width, so the header's length is known first.
-    offset = len(encode_header(parts, metadata, block))
-    size = offset + sum(tensor_bytes(*part) for part in parts.values())
-    sums = Sums({}, {}, {})
-    with create_file(path, size) as descriptor:
-        for name in parts:
-            for piece in part_pieces(name, parts, tensors, groups, sums):
+    plan = plan_image(tensors, layers, config, block, orders, bundled)
+    offset, synced, sums = plan.header_bytes, 0, Sums({}, {}, {})
+    with create_file(path, plan.size) as descriptor, ThreadPoolExecutor(1) as beside:
+        for name in plan.parts:
+            for piece in part_pieces(name, plan.parts, tensors, plan.groups, sums, beside):
                 write_all(descriptor, piece, offset)
                 offset += piece.size
-                progress(offset, size)
-        metadata["fingerprint"] = _digest(tensors, sums.sources, config)
-        header = encode_header(parts, metadata, block)
-        write_all(descriptor, all_sums(header, parts, sums), offset)
+                if offset - synced >= UNSYNCED_BYTES:
+                    os.fsync(descriptor)
+                    synced = offset
+                progress(offset, plan.size)
+        identity = _digest(tensors, sums.sources, config)
+        header = encode_header(plan.parts, plan.metadata | {"fingerprint": identity}, block)
+        write_all(descriptor, all_sums(header, plan.parts, sums), offset)
         write_all(descriptor, np.frombuffer(header, np.uint8), 0)
-        progress(size, size)
-    return metadata["fingerprint"]
+        progress(plan.size, plan.size)
+    return identity
 
 
 def open_image(path: str | os.PathLike[str]) -> Image:
     """An image whose header and resident tensors were read and checked; or ImageError, in one sentence.
 
     The bundles are left to whoever reads them: compare bundle_crc32 of a padded bundle with `checksums`
-    before using it. Requirements: IMG-14, IMG-15.
+    before using it, or all of them with require_bundles. Requirements: IMG-14, IMG-15.
     """
     container = read_container(path)
     _require_version(container)
@@ -156,6 +166,33 @@ def require_checkpoint(image: Image, expected: str) -> None:
             f"{image.container.path}: is the image of another model or of other weights; "
             "pack this checkpoint under another name, or remove the image"
         )
+
+
+def require_bundles(image: Image, progress: Progress = _unseen) -> None:
+    """ImageError naming the first bundle that does not match its checksum; reads them all, piece by piece.
+
+    progress is called with bytes done and in total. Requirement: IMG-19.
+    """
+    total = sum(layout.n * layout.stride for layouts in image.layouts.values() for layout in layouts)
+    done = 0
+    for layer, layouts in image.layouts.items():
+        for layout, checksums in zip(layouts, image.checksums[layer], strict=True):
+            stored = checksums if layout.order is None else checksums[layout.order]
+            position = 0
+            for piece in byte_pieces(image.container, layout.start, layout.n * layout.stride, layout.stride):
+                found = [bundle_crc32(padded) for padded in piece.reshape(-1, layout.stride)]
+                wrong = np.flatnonzero(stored[position : position + len(found)] != found)
+                if wrong.size:
+                    where = position + int(wrong[0])
+                    neuron = where if layout.order is None else layout.order[where]
+                    raise ImageError(
+                        f"{image.container.path}: the {' and '.join(layout.fields)} row of neuron {neuron} "
+                        f"in layer {layer} does not match its checksum; the image is damaged, "
+                        "remove it or pack another"
+                    )
+                position += len(found)
+                done += piece.size
+                progress(done, total)
 
 
 def _digest(tensors: Mapping[str, Container], crcs: Mapping[str, int], config: str) -> str:

@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from flashref.bundle import bundle_layout
 from flashref.storage.container import (
     Container,
     TensorEntry,
+    encode_header,
     require_finite,
     tensor_array,
     tensor_bytes,
@@ -45,12 +47,46 @@ class Group(NamedTuple):
     sources: Mapping[str, str]
 
 
+class Plan(NamedTuple):
+    """An image before it is written: all but the bytes of its tensors, and the fingerprint in its metadata.
+
+    header_bytes: where the tensors begin; size: of the file. Both in bytes.
+    """
+
+    groups: dict[str, Group]
+    parts: Parts
+    metadata: dict[str, str]
+    header_bytes: int
+    size: int
+
+
 class Sums(NamedTuple):
     """What packing collects: CRC-32 of the checkpoint's tensors, of the image's, and of bundles by neuron."""
 
     sources: dict[str, int]
     parts: dict[str, int]
     bundles: dict[str, Array]
+
+
+def plan_image(
+    tensors: Mapping[str, Container],
+    layers: Mapping[int, Mapping[str, str]],
+    config: str,
+    block: int = 4096,
+    orders: Mapping[int, npt.ArrayLike] | None = None,
+    bundled: bool = True,
+) -> Plan:
+    """What pack_image will write, from headers alone: all that can be refused before a weight is read.
+
+    Parameters and errors are pack_image's, but for values that are not finite and for what a disk refuses.
+    """
+    groups = image_groups(tensors, layers, block, orders or {}, bundled)
+    parts = image_parts(tensors, groups, block)
+    metadata = image_metadata(groups, config, block, bundled)
+    # The fingerprint is known last but has a fixed width, so the header's length is known first.
+    header_bytes = len(encode_header(parts, metadata, block))
+    size = header_bytes + sum(tensor_bytes(*part) for part in parts.values())
+    return Plan(groups, parts, metadata, header_bytes, size)
 
 
 def image_groups(
@@ -133,19 +169,26 @@ def image_metadata(groups: Mapping[str, Group], config: str, block: int, bundled
 
 
 def part_pieces(
-    name: str, parts: Parts, tensors: Mapping[str, Container], groups: Mapping[str, Group], sums: Sums
+    name: str,
+    parts: Parts,
+    tensors: Mapping[str, Container],
+    groups: Mapping[str, Group],
+    sums: Sums,
+    beside: Executor,
 ) -> Iterator[Bytes]:
     """The bytes of one tensor of the image, each piece valid until the next; checksums go to `sums`.
 
+    What has been read is summed by `beside`, while it is packed and written here: zlib does without the GIL.
     None of `crc32`: the checksums of all the others are known when all the others have passed.
     """
     if name in groups:
-        yield from _bundle_pieces(name, groups[name], tensors, sums)
+        yield from _bundle_pieces(name, groups[name], tensors, sums, beside)
     elif name != "crc32":
         crc = 0
         for piece in _copied(tensors, name) if name in tensors else [_own_bytes(name, parts, sums)]:
-            crc = zlib.crc32(piece.data, crc)
+            summed = beside.submit(zlib.crc32, piece.data, crc)
             yield piece
+            crc = summed.result()
         sums.parts[name] = crc
         if name in tensors:
             sums.sources[name] = crc
@@ -203,18 +246,20 @@ def _own_bytes(name: str, parts: Parts, sums: Sums) -> Bytes:
     return sums.bundles[name.removesuffix(".crc32")].view(np.uint8)
 
 
-def _bundle_pieces(name: str, group: Group, tensors: Mapping[str, Container], sums: Sums) -> Iterator[Bytes]:
+def _bundle_pieces(
+    name: str, group: Group, tensors: Mapping[str, Container], sums: Sums, beside: Executor
+) -> Iterator[Bytes]:
     """The bytes of pack_bundles, a few neurons at a time; their checksums, by neuron, go to `sums`.
 
     The layer's weights are in memory once, as they lie in the checkpoint; down is transposed piece by piece.
     """
     layout = group.layout
-    weights = {}
+    weights, summed = {}, {}
     for field in layout.fields:
         source = group.sources[field]
         weights[field] = tensor_array(tensors[source], source)
+        summed[source] = beside.submit(zlib.crc32, weights[field].data)
         require_finite(tensors[source], source, weights[field])
-        sums.sources[source] = zlib.crc32(weights[field].data)
     checksums = sums.bundles[name] = np.empty(layout.n, "<u4")
     padded = np.zeros((min(layout.n, PACKED_ROWS), bundles_shape(layout)[1]), STORED_DTYPES[layout.dtype])
     for first in range(0, layout.n, PACKED_ROWS):
@@ -228,3 +273,4 @@ def _bundle_pieces(name: str, group: Group, tensors: Mapping[str, Container], su
         bundles = packed.view(np.uint8)
         checksums[ids] = [zlib.crc32(bundle.data) for bundle in bundles]
         yield bundles.reshape(-1)
+    sums.sources.update({source: crc.result() for source, crc in summed.items()})

@@ -14,14 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flashref.storage.container import Container, read_container, require_finite, tensor_array
-from flashref.transformer.opt_config import (
-    OPTConfig,
-    config_from,
-    ffn_biases,
-    ffn_matrices,
-    needed,
-    tensor_shapes,
-)
+from flashref.transformer import config_values
+from flashref.transformer.families import FAMILIES
+from flashref.transformer.family import Config, Tensor, fill, leaves
 from flashref.types import FFN, STORED_DTYPES, Array, DomainError, FlashrefError, ImageError, ShapeError
 
 WEIGHTS = "model.safetensors"
@@ -30,18 +25,18 @@ CONVERSION = (  # what to type before the old directory and the new one
     "python -c 'import sys; from transformers import AutoModelForCausalLM as M; "
     'M.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])\''
 )
-FAMILIES = ("opt",)  # of config.json's model_type
+MATRICES = ("gate", "up", "down")  # of an FFN: what is read from flash
 
 
 class Checkpoint(NamedTuple):
     """An opened checkpoint: its config, and the file in which each tensor lies.
 
     config_text: config.json as canonical JSON, keys sorted; parse_config reads it again.
-    layers: for every layer, the field of its bundles (up, down) to the tensor's name.
+    layers: for every layer, the field of its bundles (gate if there is one, up, down) to the tensor's name.
     """
 
     directory: Path
-    config: OPTConfig
+    config: Config
     config_text: str
     tensors: Mapping[str, Container]
     layers: tuple[Mapping[str, str], ...]
@@ -65,23 +60,40 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         raise type(error)(f"{folder}: {error}") from None
     tensors = dict(_locate_tensors(folder))
     _check_tensors(folder, config, tensors)
-    layers = tuple(ffn_matrices(layer) for layer in range(config.layers))
+    layers = tuple(_ffn_matrices(config, layer) for layer in range(config.layers))
     return Checkpoint(folder, config, config_text, tensors, layers)
 
 
-def parse_config(text: str) -> OPTConfig:
+def parse_config(text: str) -> Config:
     """The config in the text of a config.json: of a directory, or of an image's metadata.
 
     Raises ImageError, DomainError for a model_type or a variant that is not supported.
     """
     # A lone surrogate passes here, so that it is refused with the rest of what is not UTF-8.
     values = _parse_object(text.encode("utf-8", "surrogatepass"), "config.json")
-    model_type = needed(values, "model_type")
-    if model_type not in FAMILIES:
+    family = config_values.text(values, "model_type")
+    if family not in FAMILIES:
         raise DomainError(
-            f"config.json has model_type {model_type!r}, which is not supported; use {' or '.join(FAMILIES)}"
+            f"config.json has model_type {family!r}, which is not supported; use one of {', '.join(FAMILIES)}"
         )
-    return config_from(values)
+    return FAMILIES[family].config_from(values)
+
+
+def tensor_shapes(config: Config) -> Iterator[Tensor]:
+    """Name and shape of every tensor that the model needs, the FFN matrices included."""
+    family = FAMILIES[config.family]
+    yield from dict.fromkeys(leaves(family.ends(config)))  # a tied head is named twice
+    for layer in range(config.layers):
+        yield from leaves(family.block(config, layer))
+        yield from leaves(family.ffn(config, layer))
+
+
+def with_activation(checkpoint: Checkpoint, activation: tuple[str, float] | None) -> Checkpoint:
+    """The same weights with another activation and its tau; None: with their own."""
+    if activation is None:
+        return checkpoint
+    name, tau = activation
+    return checkpoint._replace(config=checkpoint.config._replace(activation=name, tau=tau))
 
 
 def load_tensor(checkpoint: Checkpoint, name: str) -> Array:
@@ -98,15 +110,15 @@ def load_tensor(checkpoint: Checkpoint, name: str) -> Array:
 
 def load_ffn(checkpoint: Checkpoint, layer: int) -> FFN:
     """A layer's FFN in the stored dtype, neuron-major: down is transposed into C order (decision 12)."""
-    names = {**checkpoint.layers[layer], **ffn_biases(checkpoint.config, layer)}
-    tensors = {field: load_tensor(checkpoint, name) for field, name in names.items()}
-    return FFN(
-        activation=checkpoint.config.activation,
-        up=tensors["up"],
-        down=np.ascontiguousarray(tensors["down"].T),  # (d, n) to (n, d)
-        up_bias=tensors.get("up_bias"),
-        down_bias=tensors.get("down_bias"),
-    )
+    config = checkpoint.config
+    ffn = fill(FAMILIES[config.family].ffn(config, layer), lambda leaf: load_tensor(checkpoint, leaf.name))
+    return ffn._replace(down=np.ascontiguousarray(ffn.down.T))  # (d, n) to (n, d)
+
+
+def _ffn_matrices(config: Config, layer: int) -> dict[str, str]:
+    """The tensors that are read from flash: field of the FFN to name."""
+    ffn: Any = FAMILIES[config.family].ffn(config, layer)
+    return {field: getattr(ffn, field).name for field in MATRICES if getattr(ffn, field) is not None}
 
 
 def _parse_object(text: bytes, source: str) -> dict[str, Any]:
@@ -170,7 +182,7 @@ def _locate_shards(folder: Path) -> Iterator[tuple[str, Container]]:
         yield name, shards[file]
 
 
-def _check_tensors(folder: Path, config: OPTConfig, tensors: Mapping[str, Container]) -> None:
+def _check_tensors(folder: Path, config: Config, tensors: Mapping[str, Container]) -> None:
     """Every needed tensor is there, in the shape that the config asks for, all in one stored dtype."""
     first = ""  # the tensor whose dtype the others must have: the first needed one
     for name, shape in tensor_shapes(config):  # not all at once: a config may claim a billion layers

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.storage.container import Container, read_container, tensor_array
-from flashref.types import STORED_DTYPES, Array, ImageError, Predictor, widen
+from flashref.storage.container import Container, encode_header, read_container, tensor_array
+from flashref.storage.files import create_file, write_all
+from flashref.transformer.origin import Origin, metadata_of, read_metadata
+from flashref.types import STORED_DTYPES, Array, ImageError, Predictor, stored_dtype, widen
 
 FILE_NAME = "predictors.safetensors"
 
@@ -17,34 +19,93 @@ FILE_NAME = "predictors.safetensors"
 class Predictors(NamedTuple):
     """A predictor a layer, and the windows that were measured with them on held-out text.
 
-    mean_resident, largest_resident: (layers, windows), |C_t| of an unbounded matrix for k = 1, 2, …; or None.
+    layers: None for a layer without one, dense and resident (decision 15). mean_resident, largest_resident:
+    (layers, windows), |C_t| of an unbounded matrix for k = 1, 2, …; or None. origin: None in a file without.
     """
 
-    layers: tuple[Predictor, ...]
+    layers: tuple[Predictor | None, ...]
     mean_resident: Array | None
     largest_resident: Array | None
+    origin: Origin | None = None
 
 
-def load_predictors(path: str | os.PathLike[str], layers: int, neurons: int, width: int) -> Predictors:
+def load_predictors(
+    path: str | os.PathLike[str], layers: int, neurons: int, width: int, fingerprint: str | None = None
+) -> Predictors:
     """The predictors in a safetensors file: `layers.L.a`, `.b`, `.bias`, `.threshold` and statistics.
 
-    Every layer must have one of this model's shape and finite values, else ImageError.
+    Every layer must have one of this model's shape and finite values, but for those that the metadata call
+    dense; fingerprint: the model's, which a file with an origin must name. Else ImageError.
     """
     container = read_container(path)
-    found = tuple(_predictor(container, layer, neurons, width) for layer in range(layers))
-    if f"layers.{layers}.a" in container.tensors:
-        raise _foreign(container, f"has a predictor for layer {layers}, but the model has {layers} layers")
-    measured = "layers.0.mean_resident" in container.tensors
+    try:
+        origin, dense = read_metadata(container.metadata, layers)
+    except ValueError as error:
+        raise _foreign(container, str(error)) from None
+    if origin is not None and fingerprint not in (None, origin.fingerprint):
+        raise _foreign(container, "was fitted to another model, or to other weights of it")
+    found = tuple(
+        None if layer in dense else _predictor(container, layer, neurons, width) for layer in range(layers)
+    )
+    odd = next((layer for layer in (*dense, layers) if f"layers.{layer}.a" in container.tensors), None)
+    if odd is not None:
+        raise _foreign(
+            container,
+            f"has a predictor for layer {odd}, which its metadata call dense"
+            if odd in dense
+            else f"has a predictor for layer {odd}, but the model has {layers} layers",
+        )
+    measured = any(name.endswith(".mean_resident") for name in container.tensors)
     return Predictors(
         found,
-        _statistic(container, "mean_resident", layers) if measured else None,
-        _statistic(container, "largest_resident", layers) if measured else None,
+        _statistic(container, "mean_resident", found, neurons) if measured else None,
+        _statistic(container, "largest_resident", found, neurons) if measured else None,
+        origin,
     )
+
+
+def predictor_tensors(predictors: Predictors) -> dict[str, Array]:
+    """What a file of these holds: tensors by name."""
+    tensors: dict[str, Array] = {}
+    for layer, predictor in enumerate(predictors.layers):
+        if predictor is None:
+            continue
+        named = {
+            "a": predictor.a,
+            "b": predictor.b,
+            "bias": predictor.bias,
+            "threshold": np.array([predictor.threshold], np.float32),
+        }
+        if predictors.mean_resident is not None and predictors.largest_resident is not None:
+            named["mean_resident"] = predictors.mean_resident[layer].astype(np.float32)
+            named["largest_resident"] = predictors.largest_resident[layer].astype(np.int32)
+        tensors |= {f"layers.{layer}.{name}": array for name, array in named.items() if array is not None}
+    return dict(sorted(tensors.items()))
+
+
+def save_predictors(path: str | os.PathLike[str], predictors: Predictors) -> None:
+    """Write predictors with their origin to a new file, whole or not at all; equal ones give equal bytes.
+
+    Raises ImageError, also for a file that exists.
+    """
+    origin = predictors.origin
+    dense = [layer for layer, one in enumerate(predictors.layers) if one is None]
+    metadata = {} if origin is None else metadata_of(origin, dense)
+    # Wide values first, so that all are aligned.
+    tensors = sorted(predictor_tensors(predictors).items(), key=lambda item: (-item[1].itemsize, item[0]))
+    entries = {name: (_dtype_name(array), array.shape) for name, array in tensors}
+    content = b"".join((encode_header(entries, metadata, 8), *(array.tobytes() for _, array in tensors)))
+    with create_file(Path(path), len(content)) as descriptor:
+        write_all(descriptor, np.frombuffer(content, np.uint8), 0)
+
+
+def _dtype_name(array: Array) -> str:
+    return "I32" if array.dtype == np.int32 else stored_dtype(array)
 
 
 def predictor_bytes(predictors: Predictors) -> int:
     """Bytes of both maps of every predictor; biases do not count (decision 8)."""
-    return sum(predictor.a.nbytes + predictor.b.nbytes for predictor in predictors.layers)
+    return sum(one.a.nbytes + one.b.nbytes for one in predictors.layers if one is not None)
 
 
 class Errors(NamedTuple):
@@ -84,7 +145,7 @@ def _predictor(container: Container, layer: int, neurons: int, width: int) -> Pr
     name = f"layers.{layer}.bias"
     bias = _tensor(container, name) if name in container.tensors else None
     rank = a.size // width
-    shapes_fit = a.shape == (rank, width) and b.shape == (neurons, rank)
+    shapes_fit = a.shape == (rank, width) and b.shape == (neurons, rank) and 1 <= rank <= min(neurons, width)
     if not shapes_fit or threshold.shape != (1,) or (bias is not None and bias.shape != (neurons,)):
         raise _foreign(
             container,
@@ -105,15 +166,21 @@ def _tensor(container: Container, name: str) -> Array:
     return array
 
 
-def _statistic(container: Container, name: str, layers: int) -> Array:
-    names = [f"layers.{layer}.{name}" for layer in range(layers)]
+def _statistic(
+    container: Container, name: str, predictors: Sequence[Predictor | None], neurons: int
+) -> Array:
+    """(layers, windows); a layer without a predictor keeps all its neurons."""
+    names = [f"layers.{layer}.{name}" for layer, one in enumerate(predictors) if one is not None]
     missing = [name for name in names if name not in container.tensors]
     if missing:
         raise _foreign(container, f"lacks the tensor {missing[0]!r}")
     rows = [tensor_array(container, name) for name in names]
     if any(row.ndim != 1 or row.shape != rows[0].shape or row.size == 0 for row in rows):
         raise _foreign(container, f"has {name!r} of different windows in its layers")
-    statistic = np.stack(rows)
+    given = iter(rows)
+    statistic = np.stack(
+        [np.full_like(rows[0], neurons) if one is None else next(given) for one in predictors]
+    )
     if not np.isfinite(statistic).all() or statistic.min() < 0:
         raise _foreign(container, f"has a {name!r} that counts no neurons")
     return statistic

@@ -1,24 +1,25 @@
 """The proof that reading from flash changes nothing: every step against the definition, in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from flashref.decode import Semantics
 from flashref.ffn import dense_ffn, sparse_ffn
 from flashref.transformer.budget import Budget
-from flashref.types import FFN, Array, Extent, Layout, Read, Reader, Step, Vector, same
+from flashref.types import FFN, Array, Extent, Ids, Layout, Read, Reader, Step, Vector, same
 
 
 class Proof:
-    """What was checked of a run, step by step, from the full history of predictions and weights in memory.
+    """What was checked of a run, step by step, from the history of predictions and weights in memory.
 
-    ffns: a layer's FFN from the checkpoint; exact: the predictor is, so that the dense FFN must come out.
-    `failure` says what did not hold first, None if all did; `overflows` counts the times that a layer's
-    rows did not hold the whole window, `bypassed` the rows that were read and not kept.
+    ffns: a layer's FFN from the checkpoint, or None: then only the resident sets are checked; exact: the
+    predictor is, so that the dense FFN must come out. `failure` says what did not hold first, None if all
+    did; `overflows` counts the times that a layer's rows did not hold the whole window, `bypassed` the rows
+    that were read and not kept.
     """
 
-    def __init__(self, ffns: Sequence[FFN], budget: Budget, semantics: Semantics, exact: bool) -> None:
+    def __init__(self, ffns: Sequence[FFN] | None, budget: Budget, semantics: Semantics, exact: bool) -> None:
         self._ffns, self._budget, self._semantics, self._exact = ffns, budget, semantics, exact
         self.steps, self.overflows, self.bypassed = 0, 0, 0
         self.failure: str | None = None
@@ -26,31 +27,32 @@ class Proof:
 
     def restart(self) -> None:
         """Forget the history: the next token finds empty windows."""
-        self._kept: list[list[set[int]]] = [[] for _ in self._ffns]
-        self._start = [0 for _ in self._ffns]
+        self._kept: dict[int, list[Ids]] = {}
+        self._start: dict[int, int] = {}
 
     def observe(self, layer: int, x: Vector, y: Vector, step: Step) -> None:
         """Check one step of one layer: the resident set, and the output to the bit."""
         resident, bypass = self._defined_sets(layer, set(step.predicted.tolist()))
-        ffn = self._ffns[layer]
         if set(step.resident.tolist()) != resident:
             self._fail(f"layer {layer}: the resident set is not the union of the kept sets in the window")
-        chosen = self._semantics(step.predicted, np.array(sorted(resident | bypass), np.int64))
-        expected = dense_ffn(x, ffn) if self._exact else sparse_ffn(x, ffn, chosen)
-        if not same(y, expected):
-            self._fail(f"layer {layer}: the output differs from what the definition gives in memory")
+        if self._ffns is not None:
+            ffn = self._ffns[layer]
+            chosen = self._semantics(step.predicted, np.array(sorted(resident | bypass), np.int64))
+            expected = dense_ffn(x, ffn) if self._exact else sparse_ffn(x, ffn, chosen)
+            if not same(y, expected):
+                self._fail(f"layer {layer}: the output differs from what the definition gives in memory")
         self.steps += 1
         self.bypassed += len(bypass)
 
-    def checking_reader(self, read: Reader, layouts: Sequence[Layout], stored: Sequence[FFN]) -> Reader:
+    def checking_reader(self, read: Reader, layouts: Iterable[Layout], stored: Iterable[FFN]) -> Reader:
         """The same reader, which compares every byte that it gives with the checkpoint's.
 
         stored: a layer's FFN in the stored dtype; bundles are its rows one after the other, then zeros.
         """
-        tables = [_padded_rows(layout, ffn) for layout, ffn in zip(layouts, stored, strict=True)]
+        tables = [(layout, _padded_rows(layout, ffn)) for layout, ffn in zip(layouts, stored, strict=True)]
 
         def expected_bytes(offset: int, length: int) -> Array | None:
-            for layout, table in zip(layouts, tables, strict=True):
+            for layout, table in tables:
                 if 0 <= offset - layout.start < table.size:
                     return table[offset - layout.start : offset - layout.start + length]
             return None
@@ -67,16 +69,24 @@ class Proof:
         return checked
 
     def _defined_sets(self, layer: int, predicted: set[int]) -> tuple[set[int], set[int]]:
-        """C_t and the bypass by decisions 1, 2 and 8, from the list of kept sets; nothing is carried over."""
-        kept, capacity = self._kept[layer], self._budget.capacities[layer]
-        t, before = len(kept), set().union(*kept[self._start[layer] :])
-        start = full = max(self._start[layer], t - self._budget.window + 1)
-        while start < t and len(predicted.union(*kept[start:])) > capacity:
+        """C_t and the bypass by decisions 1, 2 and 8, from the list of kept sets and nothing else."""
+        kept, capacity = self._kept.setdefault(layer, []), self._budget.capacities[layer]
+
+        def union(first: int) -> set[int]:
+            return set().union(*(ids.tolist() for ids in kept[first:]))
+
+        t, window = len(kept), self._budget.window
+        before = union(self._start.get(layer, 0))
+        start = full = max(self._start.get(layer, 0), t - window + 1)
+        while start < t and len(predicted | union(start)) > capacity:
             start += 1
         self.overflows += start > full or len(predicted) > capacity
-        kept.append(set((sorted(predicted & before) + sorted(predicted - before))[:capacity]))
+        kept.append(np.array((sorted(predicted & before) + sorted(predicted - before))[:capacity], np.int64))
         self._start[layer] = start
-        return set().union(*kept[start:]), predicted - kept[t]
+        after = union(start)
+        if t >= window:
+            kept[t - window] = np.zeros(0, np.int64)  # it never comes back
+        return after, predicted.difference(kept[t].tolist())
 
     def _fail(self, what: str) -> None:
         self.failure = self.failure or what
@@ -85,7 +95,6 @@ class Proof:
 def _padded_rows(layout: Layout, ffn: FFN) -> Array:
     """The bytes of a layer's bundles as they lie on flash, by the definition: (n · stride,) uint8."""
     table = np.zeros((layout.n, layout.stride), np.uint8)
-    matrices = [ffn.gate, ffn.up, ffn.down]
-    rows = [np.ascontiguousarray(matrix).view(np.uint8) for matrix in matrices if matrix is not None]
+    rows = [np.ascontiguousarray(getattr(ffn, field)).view(np.uint8) for field in layout.fields]
     table[:, : layout.bundle_bytes] = np.concatenate(rows, axis=1)
     return (table if layout.order is None else table[layout.order]).reshape(-1)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from flashref.ffn import active_neurons, dense_ffn
 from flashref.transformer.flash import Decoder, Observe, decode_text, flash_ffn
 from flashref.transformer.generate import Choose, ForwardOne, generate, perplexity
-from flashref.transformer.opt import Model, one_at_a_time
+from flashref.transformer.model import FeedForward, Model, one_at_a_time
 from flashref.transformer.predictors import Errors, count_errors, pool_errors
 from flashref.transformer.proof import Proof
 from flashref.types import FFN, Array, Ids, Step, Vector
@@ -20,13 +20,14 @@ Advance = Callable[[str, int, int], None]  # what is being done, how far, of how
 class Decoded(NamedTuple):
     """A text decoded from flash: the new ids; [pass][layer] → what was predicted; errors; overflows.
 
-    Passes from `first_counted` on choose a new token; `cold` drops those before it.
+    Layers that are resident whole are left out. Passes from `first_counted` on choose a new token; `cold`
+    drops those before it. errors: None if there were no weights in memory to judge by.
     """
 
     new_ids: list[int]
     predicted: tuple[tuple[Ids, ...], ...]
     first_counted: int
-    errors: Errors
+    errors: Errors | None
     overflows: int
 
 
@@ -36,7 +37,7 @@ def decode_flash(
     count: int,
     choose: Choose,
     cold: bool,
-    ffns: Sequence[FFN],
+    ffns: Sequence[FFN] | None,
     proof: Proof,
     advance: Advance,
 ) -> Decoded:
@@ -50,8 +51,10 @@ def decode_flash(
 
     def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
         proof.observe(layer, x, y, step)
-        active = active_neurons(x, ffns[layer])
-        errors.append(count_errors(*(_mask(ids, len(ffns[layer].up)) for ids in (step.predicted, active))))
+        if ffns is not None:
+            active = active_neurons(x, ffns[layer])
+            masks = (_mask(ids, len(ffns[layer].up)) for ids in (step.predicted, active))
+            errors.append(count_errors(*masks))
         predicted[-1].append(step.predicted)
 
     def before_pass(number: int) -> bool:
@@ -65,7 +68,8 @@ def decode_flash(
 
     new_ids = decode_text(decoder, prompt_ids, count, choose, observe, before_pass)
     trace = tuple(tuple(layers) for layers in predicted)
-    return Decoded(new_ids, trace, 0 if cold else first_new, pool_errors(errors), proof.overflows)
+    pooled = None if ffns is None else pool_errors(errors)
+    return Decoded(new_ids, trace, 0 if cold else first_new, pooled, proof.overflows)
 
 
 def decode_dense(
@@ -85,42 +89,48 @@ def _mask(ids: Ids, n: int) -> npt.NDArray[np.bool_]:
 
 
 class Perplexities(NamedTuple):
-    """Perplexity per token of the dense model, and of the model read from flash."""
+    """Perplexity per token of the dense model, of the model read from flash, and with its own activation.
 
-    dense: float
+    None: not measured, because its weights are not in memory, or its activation is its own.
+    """
+
+    dense: float | None
     flash: float
+    unchanged: float | None
 
 
 def measure_perplexities(
     text_ids: Sequence[int],
     decoder: Decoder,
-    ffns: Sequence[FFN],
+    ffns: Sequence[FFN] | None,
     advance: Advance,
     fresh_observer: Callable[[], Observe] = lambda: lambda *_: None,
+    unchanged: Sequence[FFN] | None = None,
 ) -> Perplexities:
     """Teacher-forced in chunks of the context, each with empty windows.
 
-    fresh_observer: called at the start of each chunk from flash, gives who sees its steps.
+    ffns, unchanged: of the dense model, as it is run and with its own activation. fresh_observer: called at
+    the start of each chunk from flash, gives who sees its steps.
     """
     model, passes = decoder.model, 0
+    texts = 1 + (ffns is not None) + (unchanged is not None)
 
     def counted(forward_one: ForwardOne) -> ForwardOne:
         def forward(token_id: int) -> Array:
             nonlocal passes
             passes += 1
-            advance("perplexity, dense and from flash", passes, 2 * len(text_ids))
+            advance("perplexity", passes, texts * len(text_ids))
             return forward_one(token_id)
 
         return forward
 
-    def fresh_dense() -> ForwardOne:
-        return counted(one_at_a_time(model, lambda layer, x: dense_ffn(x, ffns[layer])))
+    def measured(fresh_ffn: Callable[[], FeedForward]) -> float:
+        found = perplexity(text_ids, model.config.context, lambda: counted(one_at_a_time(model, fresh_ffn())))
+        return found.perplexity
 
-    def fresh_flash() -> ForwardOne:
-        return counted(one_at_a_time(model, flash_ffn(decoder, fresh_observer())))
+    def dense(weights: Sequence[FFN] | None) -> float | None:
+        if weights is None:
+            return None
+        return measured(lambda: lambda layer, x: dense_ffn(x, weights[layer]))
 
-    context = model.config.context
-    return Perplexities(
-        perplexity(text_ids, context, fresh_dense).perplexity,
-        perplexity(text_ids, context, fresh_flash).perplexity,
-    )
+    return Perplexities(dense(ffns), measured(lambda: flash_ffn(decoder, fresh_observer())), dense(unchanged))

@@ -15,7 +15,7 @@ from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
 from flashref.numerics import ACTIVATIONS
 from flashref.predictor import predict_active
 from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
-from flashref.transformer.opt import Model, load_model, one_at_a_time
+from flashref.transformer.model import Model, load_model, one_at_a_time
 from flashref.transformer.predictors import FILE_NAME, load_predictors
 from flashref.types import FFN, Array, Predictor, widen
 
@@ -31,7 +31,7 @@ class Loaded(NamedTuple):
     single: Model
     double: Model
     ffns: tuple[FFN, ...]
-    predictors: tuple[Predictor, ...]
+    predictors: tuple[Predictor | None, ...]
 
 
 @cache
@@ -74,7 +74,10 @@ def exact_and_own(model_dir: str, token_ids: Array, predictor: str) -> tuple[Arr
     def chosen(layer: int, x: Array) -> Array:
         if predictor == "exact":
             return active_neurons(x.astype(np.float32), model.ffns[layer])
-        return predict_active(x.astype(np.float32), model.predictors[layer])
+        trained = model.predictors[layer]
+        if trained is None:  # decision 15
+            return np.arange(len(model.ffns[layer].up))
+        return predict_active(x.astype(np.float32), trained)
 
     def single(layer: int, x: Array) -> Array:
         if predictor == "exact":

@@ -7,8 +7,8 @@ tests/test_shapes_parity.py counts; a key that is left out has its default there
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flashref.simulate.shapes.config_values import Values, count, flag, text
 from flashref.simulate.shapes.decoder import Decoder
+from flashref.transformer.config_values import Values, count, flag, text
 from flashref.types import DomainError, ImageError
 
 

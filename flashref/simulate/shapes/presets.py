@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from flashref.simulate.figures import figure_densities, use_curve
-from flashref.simulate.shapes.config_values import Values
 from flashref.simulate.shapes.shape import LLAMA_2_ACTIVE, Shape, shape_of_config
+from flashref.transformer.config_values import Values
 from flashref.types import DomainError
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from flashref.bundle import bundle_layout
 from flashref.simulate.figures import figure_densities
 from flashref.simulate.flash import Flash, unbundled_layouts
-from flashref.simulate.shapes.config_values import Values
 from flashref.simulate.shapes.families import decoder_of_config
 from flashref.transformer.budget import Demand
+from flashref.transformer.config_values import Values
 from flashref.types import STORED_DTYPES, DomainError, Layout
 
 LLAMA_2_ACTIVE = 0.1  # ProSparse's 90 % sparsity

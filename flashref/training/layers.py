@@ -1,0 +1,106 @@
+"""A model layer by layer over a text: what its up projections receive, and which neurons fire."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from flashref.ffn import SPARSE_ACTIVATIONS
+from flashref.training.texts import Tokens
+from flashref.transformer.checkpoint import Checkpoint, load_ffn, load_tensor
+from flashref.transformer.families import FAMILIES
+from flashref.transformer.family import Config, fill
+from flashref.transformer.model import Model, load_model
+from flashref.transformer.whole_text import Choose, embed_texts, every_neuron, pass_block
+from flashref.types import FFN, DomainError, widen
+
+Floats = npt.NDArray[np.float32]
+
+AT_ONCE = 1 << 22  # pre-activations that are in memory at a time
+
+
+class Layer(NamedTuple):
+    """One layer in float32, on the device. block: of the family's own kind; ffn: neuron-major."""
+
+    block: Any
+    ffn: FFN
+
+
+class Passed(NamedTuple):
+    """Texts after a layer, (texts, tokens, d) each: hidden states, and what the up projection received."""
+
+    hidden: Floats
+    inputs: Floats
+
+
+class Recorded(NamedTuple):
+    """A layer and what its up projection received, (tokens, d) for each text that was asked for."""
+
+    number: int
+    ffn: FFN
+    inputs: tuple[Floats, ...]
+
+
+def require_sparse(checkpoint: Checkpoint) -> None:
+    """DomainError for an activation that leaves no neuron at rest (decision 7): nothing can be predicted."""
+    name = checkpoint.config.activation
+    if name not in SPARSE_ACTIVATIONS:
+        raise DomainError(
+            f"{checkpoint.directory}: every neuron of a {name} model is active, so there is nothing to "
+            "predict; fit to another activation with --activation relu or fatrelu:T"
+        )
+
+
+def load_ends(checkpoint: Checkpoint) -> Model:
+    """The model without its layers."""
+    return load_model(checkpoint.config._replace(layers=0), partial(load_tensor, checkpoint))
+
+
+def load_layer(checkpoint: Checkpoint, index: int) -> Layer:
+    """A layer of a checkpoint."""
+    config = checkpoint.config
+    block = FAMILIES[config.family].block(config, index)
+    stored = Layer(fill(block, lambda leaf: load_tensor(checkpoint, leaf.name)), load_ffn(checkpoint, index))
+    layer: Layer = fill(stored, lambda array: jnp.asarray(widen(array)))
+    return layer
+
+
+def embed_chunks(model: Model, chunks: Tokens) -> Floats:
+    """What the first layer receives, (texts, tokens, d)."""
+    return np.asarray(embed_texts(model, chunks))
+
+
+def pass_layer(
+    config: Config, layer: Layer, hidden: Floats, choose: Choose = every_neuron, chosen_by: Any = None
+) -> Passed:
+    """Every text through one layer, some at a time. choose, chosen_by: as in `pass_block`."""
+    after, inputs = np.empty_like(hidden), np.empty_like(hidden)
+    for texts in batches(hidden, config.neurons):
+        passed = pass_block(config, layer.block, layer.ffn, jnp.asarray(hidden[texts]), choose, chosen_by)
+        after[texts], inputs[texts] = passed
+    return Passed(after, inputs)
+
+
+def batches(hidden: Floats, neurons: int) -> list[slice]:
+    """The texts, as many at a time as memory allows, in numbers as equal as can be."""
+    count, length = hidden.shape[:2]
+    pieces = -(-count // max(AT_ONCE // (length * neurons), 1))
+    size = -(-count // pieces)
+    return [slice(first, first + size) for first in range(0, count, size)]
+
+
+def record(checkpoint: Checkpoint, texts: Sequence[Tokens]) -> Iterator[Recorded]:
+    """Each layer in turn with the very tensors that its up projection receives (decision 5).
+
+    texts: (chunks, length) each. In memory are one layer and three times tokens · d float32 values.
+    """
+    hidden = embed_chunks(load_ends(checkpoint), np.concatenate(texts))
+    ends = np.cumsum([len(text) for text in texts])[:-1]
+    for index in range(checkpoint.config.layers):
+        layer = load_layer(checkpoint, index)
+        hidden, inputs = pass_layer(checkpoint.config, layer, hidden)
+        width = inputs.shape[-1]
+        yield Recorded(index, layer.ffn, tuple(part.reshape(-1, width) for part in np.split(inputs, ends)))

@@ -1,0 +1,145 @@
+"""All of it: ranks shared out, a predictor fitted a layer, thresholds chosen.
+
+Each layer is fitted by itself, from the tensors that the dense model gives it, and is kept when it is done.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from flashref.training.choosing import (
+    EDGES,
+    Curve,
+    choose_ranks,
+    choose_thresholds,
+    curve_on,
+    tried_ranks,
+)
+from flashref.training.fitting import Fit, fit_low_rank, stored
+from flashref.training.judging import Judgement
+from flashref.training.layers import Recorded, record
+from flashref.training.plan import Plan, check_plan, total_rank
+from flashref.training.texts import Parts
+from flashref.training.work import Work, keep, kept
+from flashref.transformer.checkpoint import Checkpoint
+from flashref.transformer.origin import Origin
+from flashref.transformer.predictors import Predictors
+from flashref.types import Array, Predictor
+
+Advance = Callable[[str, int, int], None]  # what is being done, how far, of how much
+
+
+class FittedLayer(NamedTuple):
+    """A layer's predictor without a threshold, its errors on the part to choose on, and the steps it took."""
+
+    predictor: Predictor
+    curve: Curve
+    steps: int
+
+
+class Outcome(NamedTuple):
+    """The predictors that were fitted, and the steps that each took; None and 0 for a dense layer."""
+
+    predictors: tuple[Predictor | None, ...]
+    steps: tuple[int, ...]
+
+
+def fit_predictors(checkpoint: Checkpoint, parts: Parts, plan: Plan, work: Work, advance: Advance) -> Outcome:
+    """A predictor a layer: fitted on one part, ranks and thresholds chosen on the next; the third is unseen.
+
+    What `work` holds is not done again. Raises DomainError for a plan that the model or the text cannot keep.
+    """
+    check_plan(checkpoint, plan)
+    ranks = plan.ranks or _search_ranks(checkpoint, parts, plan, work, advance)
+    names = [f"layer-{number}" for number, rank in enumerate(ranks) if rank]
+    for layer in _unfinished(checkpoint, parts, work, names):
+        rank = ranks[layer.number]
+        what = f"layer {layer.number + 1} of {len(ranks)}, rank {rank}"
+        fitted = _fit(layer, rank, plan.fit, partial(_advance, advance, what, plan.fit.steps))
+        a, b, bias, _ = fitted.predictor
+        arrays = {"a": a, "b": b, "bias": np.asarray(bias), "steps": np.array([fitted.steps])}
+        keep(work, f"layer-{layer.number}", arrays | _arrays([fitted.curve]))
+    layers = {name: _fitted_layer(kept(work, name) or {}) for name in names}
+    if plan.threshold is None:
+        thresholds = choose_thresholds([layer.curve for layer in layers.values()], plan.false_negatives)
+    else:
+        thresholds = [plan.threshold] * len(names)
+    predictors = {
+        name: layer.predictor._replace(threshold=threshold)
+        for (name, layer), threshold in zip(layers.items(), thresholds, strict=True)
+    }
+    every = [f"layer-{number}" for number in range(len(ranks))]
+    return Outcome(
+        tuple(predictors.get(name) for name in every),
+        tuple(layers[name].steps if name in layers else 0 for name in every),
+    )
+
+
+def with_statistics(outcome: Outcome, judgement: Judgement, neurons: int, origin: Origin) -> Predictors:
+    """What is saved: predictors, their windows on the text that they were judged on, and their origin."""
+    found = [verdict.residency for verdict in judgement.verdicts]
+    windows = next(len(one.kept) for one in found if one is not None)
+    dense = np.full(windows, neurons)
+    mean = [dense if one is None else one.kept / one.tokens for one in found]
+    largest = [dense if one is None else one.largest for one in found]
+    return Predictors(outcome.predictors, np.array(mean, np.float32), np.array(largest, np.int32), origin)
+
+
+def _search_ranks(
+    checkpoint: Checkpoint, parts: Parts, plan: Plan, work: Work, advance: Advance
+) -> tuple[int, ...]:
+    """Short fits of a few ranks in every layer, and the ranks that their errors speak for."""
+    config = checkpoint.config
+    total = total_rank(checkpoint, plan)
+    tried = tried_ranks(total, config.layers, min(config.width, config.neurons))
+    names = [f"search-{number}" for number in range(config.layers)]
+    for layer in _unfinished(checkpoint, parts, work, names):
+        curves = []
+        for rank in tried:
+            curves.append(_fit(layer, rank, plan.search).curve)
+            done = layer.number * len(tried) + len(curves)
+            advance("trying ranks", done, config.layers * len(tried))
+        keep(work, f"search-{layer.number}", _arrays(curves))
+    found = [_curves(kept(work, name) or {}) for name in names]
+    return tuple(choose_ranks(tried, found, total, plan.false_negatives))
+
+
+def _unfinished(checkpoint: Checkpoint, parts: Parts, work: Work, names: Sequence[str]) -> Iterator[Recorded]:
+    """The layers whose work, named with their number, is not kept; the hidden states of others only pass."""
+    missing = {int(name.rpartition("-")[2]) for name in names if kept(work, name) is None}
+    if missing:
+        for layer in record(checkpoint, [parts.fit, parts.choose]):
+            if layer.number in missing:
+                yield layer
+            if layer.number == max(missing):
+                return
+
+
+def _fit(
+    layer: Recorded, rank: int, fit: Fit, advance: Callable[[int], None] = lambda step: None
+) -> FittedLayer:
+    inputs, choose = layer.inputs
+    fitted = fit_low_rank(layer.ffn, inputs, choose, rank, fit, advance)
+    predictor = stored(fitted.low)
+    return FittedLayer(predictor, curve_on(layer.ffn, predictor, choose), fitted.steps)
+
+
+def _advance(advance: Advance, what: str, steps: int, step: int) -> None:
+    advance(what, step, steps)
+
+
+def _arrays(curves: Sequence[Curve]) -> dict[str, Array]:
+    """Curves as they are kept: a row each."""
+    return {name: np.stack([getattr(curve, name) for curve in curves]) for name in Curve._fields[1:]}
+
+
+def _curves(arrays: dict[str, Array]) -> list[Curve]:
+    rows = zip(*(arrays[name] for name in Curve._fields[1:]), strict=True)
+    return [Curve(EDGES, missed, extra, int(active)) for missed, extra, active in rows]
+
+
+def _fitted_layer(arrays: dict[str, Array]) -> FittedLayer:
+    predictor = Predictor(arrays["a"], arrays["b"], arrays["bias"], 0.0)
+    return FittedLayer(predictor, _curves(arrays)[0], int(arrays["steps"][0]))
