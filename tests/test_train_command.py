@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from random_models import CONTEXT, FAMILIES, LAYERS, NEURONS, WIDTH, open_packed
 from safetensors.numpy import load_file
 
 from flashref import same
-from flashref.cli import main
+from flashref.cli import main, train_plot
 from flashref.cli.train import GRID
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
 from flashref.predictor import predict_active
@@ -402,7 +403,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 import test_train_command
-from flashref.cli import main
+from flashref.cli import main, train_plot
 from flashref.training import session
 test_train_command.hurry(setattr)
 keep = session.keep
@@ -573,3 +574,45 @@ def test_one_threshold_for_all_layers_is_the_logit_of_the_probability(small, tra
     assert train(small, "--text", small / "text", *QUICK, "--threshold", "0.7").code == 0
     expected = float(np.float32(np.log(0.7 / 0.3)))
     assert [one.threshold for one in loaded(small).layers] == pytest.approx([expected] * LAYERS, rel=2**-23)
+
+
+# --- the figure
+
+
+def test_a_figure_shows_what_json_says(small, train, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures, new_plot = [], train_plot.new_plot
+    monkeypatch.setattr(train_plot, "new_plot", lambda *size: figures.append(new_plot(*size)) or figures[-1])
+    words = ("--steps", "3", "--ranks", "4,0", "--quiet", "--json", "--plot", small / "fig.svg")
+    told = json.loads(train(small, "--text", small / "text", *words).out)
+    (row,) = (row for row in told["layers"] if row["rank"])  # a dense layer has no bar and no line
+    bars, windows = figures[0].axes
+    missed, found, extra = (container[0] for container in bars.containers)
+    assert missed.get_height() == pytest.approx(100 * row["active"] * row["false_negative_rate"])
+    assert missed.get_height() + found.get_height() == pytest.approx(100 * row["active"])
+    assert found.get_height() + extra.get_height() == pytest.approx(100 * row["predicted"])
+    assert (found.get_y(), extra.get_y()) == pytest.approx(
+        (missed.get_height(), missed.get_height() + found.get_height())
+    )
+    (line,) = windows.lines
+    assert list(line.get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(line.get_ydata()) == pytest.approx([100 * share for share in row["mean_resident"]])
+    drawn = (small / "fig.svg").read_text()
+    for word in ("missed", "active and predicted", "for nothing", "layer 0", "window, tokens"):
+        assert f">{word}<" in drawn
+
+
+def test_lines_of_six_layers_are_drawn_from_the_first_to_the_last():
+    pytest.importorskip("matplotlib")
+    rows = [{"rank": 1, "mean_resident": [number]} for number in range(24)]
+    axes = train_plot.new_plot(100, 100).subplots()
+    train_plot._draw_windows(axes, SimpleNamespace(layers=rows))
+    assert [line.get_label() for line in axes.lines] == [f"layer {n}" for n in (0, 4, 9, 13, 18, 23)]
+
+
+def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(small, train, monkeypatch):
+    monkeypatch.setattr(session, "fit_predictors", lambda *_: pytest.fail("fitted before it was refused"))
+    (small / "here.png").touch()
+    for name, sentence in (("a.jpg", ".png, .svg, .pdf"), ("here.png", "exists"), ("no/a.png", "no folder")):
+        ended = train(small, "--text", small / "text", *QUICK, "--plot", small / name)
+        assert ended.code == 2 and sentence in ended.err and ended.err.count("\n") == 1

@@ -1,9 +1,14 @@
 """matplotlib, which is an extra, and the one look of all plots."""
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashref.types import FlashrefError
+import numpy as np
+
+from flashref.cli.options import check_new_file
+from flashref.storage.files import create_file, write_all
+from flashref.types import DomainError, FlashrefError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
@@ -14,6 +19,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#000000"  # text and axes
 GRID = "#808080"
+
+FORMATS = (".png", ".svg", ".pdf")  # of files with one plot
 
 STYLE: dict[str, Any] = {
     "axes.edgecolor": INK,
@@ -37,6 +44,16 @@ STYLE: dict[str, Any] = {
 }
 
 
+def check_plot(path: Path | None) -> None:
+    """What would keep --plot from being drawn or written: FlashrefError, before anything is computed."""
+    if path is None:
+        return
+    if path.suffix.lower() not in FORMATS:
+        raise DomainError(f"--plot {path}: ends in none of {', '.join(FORMATS)}; choose one of them")
+    check_new_file("--plot", path)
+    check_plots("--plot")
+
+
 def check_plots(option: str) -> None:
     """FlashrefError, one sentence, if matplotlib is not installed, which this option needs."""
     try:
@@ -50,6 +67,16 @@ def new_plot(width: float, height: float) -> "Plot":
     from matplotlib.figure import Figure as Plot
 
     return Plot(figsize=(width / 72, height / 72), layout="constrained")
+
+
+def save_plot(path: Path, plot: "Plot") -> None:
+    """Write the plot to a new file that appears whole or not at all."""
+    drawn = io.BytesIO()
+    # On white: a file is looked at on its own, on whatever ground.
+    plot.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
+    data = np.frombuffer(drawn.getvalue(), np.uint8)
+    with create_file(path, data.size) as descriptor:
+        write_all(descriptor, data, 0)
 
 
 def svg_text(plot: "Plot", salt: str) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from flashref.cli import options as words
 from flashref.cli import simulate_options as simulated
 from flashref.cli.opening import block_for
+from flashref.cli.plots import check_plot
 from flashref.cli.report import progress
-from flashref.cli.simulate_plot import check_plot, plot
+from flashref.cli.simulate_plot import plot
 from flashref.cli.simulate_report import Inputs, show, show_csv, show_json
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.policies import POLICIES, Study

@@ -1,34 +1,19 @@
 """The figure of `flashref simulate --plot`: times over memory or window, or a bar a configuration."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flashref.cli.options import check_new_file
-from flashref.cli.plots import COLOURS, MARKERS, STYLE, check_plots, new_plot
+from flashref.cli.plots import COLOURS, MARKERS, STYLE, new_plot, save_plot
 from flashref.simulate.sweep import Outcome, irrelevant
-from flashref.storage.files import create_file, write_all
-from flashref.types import DomainError
 
-FORMATS = (".png", ".svg", ".pdf")
 WIDTH, HEIGHT, BAR = 800, 380, 22  # points
 AXES = {"memory": "memory (share of the model's bytes)", "window": "window (tokens)"}
 TIMES = {"io_ms": "I/O", "memory_ms": "memory management", "compute_ms": "compute"}
 
 Choice = Mapping[str, Any]  # the fields of a configuration that make a difference to its policy
-
-
-def check_plot(path: Path | None) -> None:
-    """What would keep the figure from being drawn or written: FlashrefError, before anything is simulated."""
-    if path is None:
-        return
-    if path.suffix.lower() not in FORMATS:
-        raise DomainError(f"--plot {path}: ends in none of {', '.join(FORMATS)}; choose one of them")
-    check_new_file("--plot", path)
-    check_plots("--plot")
 
 
 def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
@@ -37,7 +22,6 @@ def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
 
     choices = [_choice(outcome) for outcome in outcomes]
     x = next((field for field in AXES if len({c[field] for c in choices if field in c}) > 1), None)
-    drawn = io.BytesIO()
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         if x is None:
             figure = new_plot(WIDTH, 120 + BAR * len(outcomes))
@@ -47,11 +31,7 @@ def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
             handles = _draw_lines(figure.subplots(1, 2), outcomes, choices, x)
         figure.suptitle(title)
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
-        # On white: a file is looked at on its own, on whatever ground.
-        figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
-    data = np.frombuffer(drawn.getvalue(), np.uint8)
-    with create_file(path, data.size) as descriptor:
-        write_all(descriptor, data, 0)
+        save_plot(path, figure)
 
 
 def _draw_lines(axes: Any, outcomes: Sequence[Outcome], choices: Sequence[Choice], x: str) -> list[Any]:

@@ -13,8 +13,10 @@ import numpy.typing as npt
 from flashref import __version__
 from flashref.cli import options as words
 from flashref.cli import report, train_report
+from flashref.cli.plots import check_plot
 from flashref.cli.train_inputs import identify, open_text
 from flashref.cli.train_options import add_train_options, check_words
+from flashref.cli.train_plot import plot
 from flashref.cli.train_result import Result, result
 from flashref.predictor import logit_threshold
 from flashref.transformer.budget import LARGEST_WINDOW
@@ -47,8 +49,11 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Fit, or judge what is there; and report."""
     check_words(options)
+    check_plot(options.plot)
     with report.progress(options.quiet) as advance:
         found = _judge(options, advance) if options.judge else _train(options, advance)
+    if options.plot is not None:
+        plot(options.plot, found)
     if options.json:
         print(json.dumps(found._asdict(), indent=2, allow_nan=False))
     else:

@@ -62,6 +62,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--steps", metavar="N", type=words.at_least(1), help="of a fit at most (default: 3000)")
     add("--seed", metavar="S", type=words.at_least(0), help="of the batches (default: 0)")
+    add(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="draw layers and windows as .png, .svg or .pdf; never overwritten",
+    )
     add("--json", action="store_true", help="one JSON object instead of tables")
     add("--quiet", action="store_true", help="no progress on stderr")
 

@@ -43,7 +43,7 @@ def pass_block(
     block, ffn: of one layer, down neuron-major. choose: one module-level function for all layers, or each
     compiles anew; chosen_by: its first argument, a tree of arrays of the same shapes in every layer.
     """
-    widened = fill((block, ffn), lambda stored: jnp.asarray(widen(np.asarray(stored))))
+    widened = fill((block, ffn), _on_device)
     return Passed(*_pass_block(config, *widened, hidden, choose, chosen_by))
 
 
@@ -59,15 +59,20 @@ def pre_activations(ffn: FFN, inputs: jax.Array) -> jax.Array:
     return _affine(inputs, ffn.up, ffn.up_bias)
 
 
-def losses(model: Model, hidden: jax.Array, ids: Array) -> jax.Array:
+def losses(model: Model, hidden: Array | jax.Array, ids: Array) -> jax.Array:
     """−ln p of each following token, (texts, tokens − 1), in nats. hidden: after the last block."""
-    ends = fill(model.ends, lambda stored: jnp.asarray(widen(np.asarray(stored))))
+    ends = fill(model.ends, _on_device)
     return jnp.stack(
         [
             _losses(model.config, ends, text, jnp.asarray(following))
-            for text, following in zip(hidden, ids[:, 1:], strict=True)
+            for text, following in zip(np.asarray(hidden), ids[:, 1:], strict=True)
         ]
     )
+
+
+def _on_device(stored: Any) -> jax.Array:
+    """Weights as float32; those that are there already stay as they are."""
+    return stored if isinstance(stored, jax.Array) else jnp.asarray(widen(stored))
 
 
 @partial(jax.jit, static_argnames=("config", "choose"))
