@@ -201,3 +201,31 @@ def test_the_smallest_amount_that_is_named_works_and_a_step_less_does_not(case, 
     step = Fraction(1, 1 if unit == "B" else 1000)
     with pytest.raises(DomainError, match=f"a memory of .*{unit} is .* must always be resident"):
         solve_budget(demand, Amount(Fraction(found[1]) - step, unit), None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("memory", "what", "available", "smallest"),
+    [
+        (0.5, "0.5 of the model", 17, "1.000"),
+        (Amount(Fraction(20), "B"), "20B", 20, "34B"),
+        (Amount(Fraction("0.02"), "kB"), "0.02kB", 20, "0.034kB"),
+        (Amount(Fraction("33.99"), "B"), "33.99B", 33, "34B"),
+    ],
+)
+def test_a_memory_that_is_too_small_in_words(memory, what, available, smallest):
+    demand = Demand(total=34, resident=29, predictors=0, layers=1, neurons=1, stride=1)  # fixed: 29 + 4 + 1
+    with pytest.raises(DomainError) as caught:
+        solve_budget(demand, memory, None, None, None)
+    assert str(caught.value) == (
+        f"a memory of {what} is {available} bytes, but 34 must always be resident; "
+        f"the smallest that works is {smallest}"
+    )
+
+
+def test_rows_and_bytes_are_exact_where_floats_are_not():
+    demand = Demand(total=10_000, resident=1000, predictors=200, layers=2, neurons=50, stride=64)
+    # 49 rows are shared as 1 to 48; in floats 49 · (1/49) is 0.9999999999999999.
+    assert solve_budget(demand, 0.5, 1, None, np.array([[1], [48]])).capacities == (1, 48)
+    # And 1.001 · 1000 is 1000.9999999999999.
+    small = demand._replace(resident=0, predictors=0, neurons=1)
+    assert solve_budget(small, Amount(Fraction("1.001"), "kB"), 1, None, None).memory == 1001

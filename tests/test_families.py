@@ -14,6 +14,7 @@ from test_checkpoint import write_file
 
 from flashref.simulate.shapes.families import decoder_of_config
 from flashref.simulate.shapes.presets import CONFIGS
+from flashref.transformer import config_values
 from flashref.transformer.checkpoint import load_ffn, open_checkpoint, parse_config, tensor_shapes
 from flashref.transformer.families import FAMILIES
 from flashref.transformer.families.falcon import alibi
@@ -31,7 +32,7 @@ from flashref.transformer.parts import (
     split_heads,
 )
 from flashref.transformer.rotary import rotary_from
-from flashref.types import DomainError, FlashrefError, ImageError, ShapeError
+from flashref.types import DomainError, FlashrefError, ImageError, ShapeError, same
 
 U = 2.0**-24  # unit roundoff of float32
 
@@ -471,6 +472,36 @@ def test_trees_are_filled_leaf_by_leaf():
 
 
 # --- What is refused
+
+
+def test_values_of_a_config_at_their_bounds():
+    count, positive = config_values.count, config_values.positive
+    assert [count({"a": value}, "a") for value in (1, 2**63 - 1)] == [1, 2**63 - 1]
+    for value in (2.0**-126, 1e-5, 2.0**127):
+        assert same(positive({"a": value}, "a"), value)
+    assert same(positive({"a": 2}, "a"), 2.0)
+    for value in (math.nextafter(2.0**-126, 0), math.nextafter(2.0**127, math.inf), math.inf, 0, True, "1"):
+        with pytest.raises(ImageError, match=r"config.json has a .* must be a number above 0 within float32"):
+            positive({"a": value}, "a")
+
+
+def test_a_value_that_is_null_is_left_out_and_the_first_key_that_is_given_counts():
+    count, flag = config_values.count, config_values.flag
+    positive, text = config_values.positive, config_values.text
+    for values in ({}, {"a": None}, {"a": None, "b": None}):
+        assert count(values, "a", "b", default=3) == 3
+        assert flag(values, "a", True) is True and positive(values, "a", 0.5) == 0.5
+        assert text(values, "a", "name") == "name"
+        for read in (count, positive, text):
+            with pytest.raises(ImageError, match=r"config.json lacks a; give the whole"):
+                read(values, "a")
+        with pytest.raises(ImageError, match=r"config.json lacks a or b; give the whole"):
+            count(values, "a", "b")
+    assert count({"a": None, "b": 2}, "a", "b", default=3) == count({"b": 2}, "a", "b") == 2
+    assert count({"a": 1, "b": 2}, "a", "b", default=3) == count({"a": 1, "b": 2}, "a", "b") == 1
+    with pytest.raises(ImageError, match=r"config.json has b 0; it must be a positive integer"):
+        count({"a": None, "b": 0}, "a", "b", default=3)
+    assert flag({"a": False}, "a", True) is False
 
 
 @pytest.mark.parametrize(("family", "key"), [(family, key) for family in NEEDED for key in NEEDED[family]])

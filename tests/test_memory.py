@@ -14,6 +14,7 @@ from flashref.transformer.budget import Budget, Demand
 from flashref.transformer.checkpoint import load_tensor, open_checkpoint
 from flashref.transformer.memory import uncounted
 from flashref.transformer.model import load_model
+from flashref.transformer.parts import Linear
 from flashref.types import Predictor
 
 MEASURING = """
@@ -138,3 +139,50 @@ def test_the_workspace_of_a_gate_of_dense_layers_and_of_the_head_by_hand(models,
     tiny = Predictor(np.zeros((1, D), np.float16), np.zeros((48, 1), np.float16), None, 0.0)
     found = uncounted(model, demand, budget, layout, 0, [], [tiny]).workspace - memory.INTERPRETER
     assert found == 3 * (4 << 20)
+
+
+def zeros(*shape, dtype=np.float16):
+    """Of no memory."""
+    return np.broadcast_to(dtype(0), shape)
+
+
+def test_the_workspace_of_other_shapes_by_hand(models):
+    model, few = models["F32"], 16 << 20
+    assert workspace(model, "F32", (7, 200_000)) == workspace(model, "F32", (200_000, 7))
+    # A matrix of all rows needs no bypass: 10^6 blocks of 4096 bytes are 1953.1 times 2 MiB.
+    found = workspace(model, "F32", (N, N))
+    assert found == (1954 << 21) + 5 * N * 128 + 2 * few + N * memory.ROW_OBJECTS
+
+    def of(neurons, width, capacity, predictors=()):
+        layout = bundle_layout(neurons, width, "F16")
+        demand, budget = Demand(0, 0, 0, LAYERS, neurons, layout.stride), Budget(0, 3, (capacity,) * 2, 0)
+        return uncounted(model, demand, budget, layout, 0, [], predictors).workspace - memory.INTERPRETER
+
+    # Bundles of 16 KiB, more than a block: 1000 are 7.8 times 2 MiB; values 16.4 MB, widened once.
+    values = 1000 * 4096 * 4
+    assert of(1000, 4096, 1000) == (8 << 21) + 5 * 1000 * 16384 + 3 * values + 1000 * memory.ROW_OBJECTS
+    # No layer is dense: a bypass of 6250 rows, 12.2 times 2 MiB, however large a layer is.
+    values = 6250 * 512 * 4
+    assert of(100_000, 512, 0) == (13 << 21) + 4 * 6250 * 2048 + 3 * values + 6250 * memory.ROW_OBJECTS
+    # Where d is larger than n, so is the first map: 256 MB.
+    maps = Predictor(zeros(64, N), zeros(48, 64), None, 0.0)
+    assert of(48, N, 0, [maps]) == 2 * 256 * N + 2 * few + 64 * 48
+
+
+def test_the_workspace_of_other_ends_by_hand(models):
+    layout = bundle_layout(48, 16, "F16")
+    demand, budget = Demand(0, 0, 0, LAYERS, 48, 64), Budget(0, 3, (0, 0), 0)
+    tiny = Predictor(zeros(1, D), zeros(48, 1), None, 0.0)
+
+    def of(dtype, **ends):
+        model = models[dtype]._replace(ends=models[dtype].ends._replace(**ends))
+        return uncounted(model, demand, budget, layout, 0, [], [tiny]).workspace - memory.INTERPRETER
+
+    # Scale and shift of the last norm are 128 bytes, as BF16 64 more on their way.
+    head = Linear(zeros(10**6, 16, dtype=np.uint16), None)
+    assert of("BF16", head=head) == 2 * 4096 * 16 * 4 + 32 * 10**6 + 128 + 64
+    # A head of fewer rows than a piece has.
+    assert of("F16", head=Linear(zeros(1000, 5000), None)) == 2 * 1000 * 5000 * 4 + 32 * 1000 + 128
+    # Projections, beside a head of 256 rows.
+    found = of("F16", project_in=Linear(zeros(2000, 2000), None), project_out=Linear(zeros(1000, 2000), None))
+    assert found == 24_000_000 + 128 + 2 * 256 * 16 * 4 + 32 * 256

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from flashref.cli import main, opening, setup
 from flashref.cli import run as command
-from flashref.cli.report import LABELS
+from flashref.cli.report import LABELS, size
 from flashref.simulate.methods import Method
 from flashref.storage import container, packing
 from flashref.storage.container import read_container
@@ -266,6 +266,21 @@ def test_another_activation_says_what_it_costs(run, report, tmp_path, family, ow
     assert "nothing is sparse" not in run(folder, "--activation", "fatrelu:0.1").out
 
 
+def test_another_tau_is_another_activation(run, report, tmp_path):
+    own = {"activation_name": "fatrelu", "held_out": TEXT}
+    folder = write_family(tmp_path / "own", "llama", hidden_act_param=0.125, **own)
+    other = write_family(tmp_path / "other", "llama", hidden_act_param=0.5, **own)
+    words = ("--perplexity-tokens", "16")
+    as_it_is, changed = report(folder, *words), report(other, *words)
+    given = report(folder, *words, "--activation", "fatrelu:0.5")
+    assert given["activation"] == {"name": "fatrelu", "tau": 0.5, "own": "fatrelu", "own_tau": 0.125}
+    assert given["token_ids"] == changed["token_ids"]
+    assert given["perplexity"] == {**changed["perplexity"], "unchanged": as_it_is["perplexity"]["dense"]}
+    told = " ".join(run(folder, *words, "--activation", "fatrelu:0.5").out.split())
+    assert "the text is the dense model's of fatrelu:0.5, with" in told
+    assert " with fatrelu:0.125 as it is, " in told and " dense with fatrelu:0.5 (" in told
+
+
 def test_tau_reaches_the_model(report, tmp_path):
     folder = write_family(tmp_path, "llama", activation_name="silu")
     few, all_rows = (
@@ -344,6 +359,16 @@ def test_a_layer_without_a_predictor_is_resident_and_counted(report, llama, iden
     assert result["methods"][0] == all_read["methods"][0]
 
 
+def test_only_the_layers_on_flash_are_scaled_to_another_model(report, llama, identity, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "scale_to_opt_6_7b", lambda *arguments: asked.append(arguments) or SCALED)
+    path = write_predictors(llama, tmp_path / "p", (0,), identity)
+    report(llama, "--predictor", "trained", "--predictors", path, "--window", "3")
+    ((trace, window, mean, largest, *_),) = asked
+    assert window == 3 and list(trace.units) == [NEURONS]
+    assert mean.tolist() == largest.tolist() == [[3, 6, 9, 12, 15]]  # of the second layer
+
+
 def test_predictors_of_another_model_or_activation_are_refused(run, llama, identity, tmp_path):
     words = ("--predictor", "trained", "--predictors")
     assert run(llama, *words, write_predictors(llama, tmp_path / "own", fingerprint=identity)).code == 0
@@ -365,6 +390,25 @@ def test_statistics_of_another_model_are_left_out(run, report, llama, tmp_path):
     path = write_predictors(llama, llama / "predictors.safetensors", fingerprint="f" * 64)
     assert report(llama) == without
     assert "was fitted to another model" in sentence(run(llama, "--predictors", path))
+
+
+def test_a_file_of_predictors_that_is_named_must_be_one(run, report, llama, tmp_path):
+    for path in (tmp_path / "named", llama / "predictors.safetensors"):
+        path.write_bytes(b"not one")
+    for predictor in ("exact", "gate", "trained"):
+        text = sentence(run(llama, "--predictor", predictor, "--predictors", tmp_path / "named"))
+        assert f"{tmp_path}/named: " in text
+    assert report(llama, "--predictor", "gate")["verified"]
+
+
+def test_the_held_out_text_has_tokens_of_the_vocabulary_only(run, tmp_path):
+    folder, words = (
+        write_family(tmp_path, "opt", vocab_size=120, held_out=b"wx"),
+        ("--perplexity-tokens", "2"),
+    )
+    assert "no text of two tokens or more in the model's vocabulary of 120" in sentence(run(folder, *words))
+    (folder / "held_out.txt").write_bytes(b"vw")  # token 119 is the last
+    assert run(folder, *words).code == 0
 
 
 # --- without a proof -----------------------------------------------------------------------------
@@ -448,6 +492,50 @@ def test_what_is_allowed_is_the_sum_of_what_is_shown(report, llama):
     assert memory["allowed"] == sum(memory[part] for part in parts)
     # Keys and values: 2 layers of 2 heads of 4 float32 for a context of 64.
     assert memory["kv_cache"] == 2 * LAYERS * 2 * 64 * 4 * 4 and memory["biases"] == 0
+
+
+def test_what_is_allowed_is_worked_out_of_the_run_itself(report, llama, tmp_path, monkeypatch):
+    asked, real = [], command.uncounted
+    monkeypatch.setattr(command, "uncounted", lambda *arguments: asked.append(arguments) or real(*arguments))
+    path = write_predictors(llama, tmp_path / "p")
+    words = ("--predictor", "trained", "--predictors", path, "--no-proof", "--memory", "99999B")
+    result = report(llama, *words)
+    ((_, _, budget, _, _, predicted, predictors),), memory = asked, result["memory"]
+    assert memory["budget"] == 99_999 > memory["counted"] == budget.dram_bytes
+    beside = ("kv_cache", "biases", "id_tables", "workspace")
+    assert memory["allowed"] == 99_999 + sum(memory[part] for part in beside)
+    steps = len(result["token_ids"]) - 1
+    assert [len(layers) for layers in predicted] == [LAYERS] * steps
+    assert [one.b.shape for one in predictors] == [(NEURONS, 6)] * LAYERS
+    # Predictors that are not used take nothing.
+    report(llama, "--predictor", "gate", "--predictors", path, "--no-proof", "--memory", "1")
+    assert asked[1][-1] == ()
+
+
+def test_what_is_shown_of_memory_is_what_json_has(run, report, tmp_path):
+    folder, words = write_family(tmp_path, "llama", mlp_bias=True), ("--predictor", "gate", "--no-proof")
+    words += ("--memory", "0.9")
+    memory = report(folder, *words)["memory"]
+    shown = {part: size(figure) for part, figure in memory.items() if part != "held"}
+    told = " ".join(run(folder, *words).out.split())
+    assert f" of the model, {shown['counted']} used (biases" in told
+    beside = (
+        f"{shown['kv_cache']} of KV cache, {shown['biases']} of biases, {shown['id_tables']} of id tables"
+    )
+    assert f", within {shown['allowed']}: a budget of {shown['budget']}, and beside it {beside}" in told
+    assert f" of id tables, {shown['workspace']} of workspace" in told
+    assert len({*shown.values()} - {shown["allowed"], shown["workspace"]}) == 5  # all others differ
+
+
+def test_steps_of_resident_layers_are_not_counted(run, report, llama, identity, tmp_path):
+    path = write_predictors(llama, tmp_path / "p", (0,), identity, rank=16)
+    words = ("--predictor", "trained", "--predictors", path, "--memory")
+    smallest = re.search(r"works is (0\.\d{3})", sentence(run(llama, *words, "0.01")))[1]
+    result = report(llama, *words, smallest)
+    steps, overflows = len(result["token_ids"]) - 1, result["overflows"]
+    told = " ".join(run(llama, *words, smallest).out.split())
+    assert 0 < overflows <= steps and f"in {overflows} of {steps} steps the rows did not hold" in told
+    assert re.search(r"rows per layer all, \d", told)
 
 
 def test_a_wrong_resident_set_is_found_without_weights_too(run, llama, monkeypatch):

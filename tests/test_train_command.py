@@ -22,7 +22,7 @@ from random_models import CONTEXT, FAMILIES, LAYERS, NEURONS, WIDTH, open_packed
 from safetensors.numpy import load_file
 
 from flashref import same
-from flashref.cli import main, train_plot
+from flashref.cli import main, train_plot, train_result
 from flashref.cli.train import GRID
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
 from flashref.predictor import predict_active
@@ -31,7 +31,7 @@ from flashref.training import fitting, judging, layers, plan, session
 from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
 from flashref.transformer.generate import perplexity
 from flashref.transformer.model import load_model, one_at_a_time
-from flashref.transformer.predictors import Errors, load_predictors
+from flashref.transformer.predictors import Errors, Predictors, load_predictors
 from flashref.transformer.session import measure_perplexities
 from flashref.types import DomainError, Predictor
 
@@ -480,6 +480,40 @@ def test_the_smallest_share_that_is_named_is_the_smallest(small):
     assert plan.total_rank(checkpoint, plan.Plan(share=smallest)) == LAYERS
     with pytest.raises(DomainError, match="the smallest share"):
         plan.check_plan(checkpoint, plan.Plan(share=smallest - 0.0001))
+
+
+def test_ranks_that_a_share_pays_for_and_that_a_layer_can_have(small):
+    checkpoint = open_checkpoint(small)
+    whole = sum(array.nbytes for array in load_file(small / "model.safetensors").values())
+    of_layers = LAYERS * (2 * NEURONS + 4 + 8 * 5)  # bias, threshold, statistics
+    for rank in (3, 7, 31):
+        pays = of_layers + rank * 2 * (WIDTH + NEURONS)
+        for spare, found in ((0.5, rank), (-0.5, rank - 1)):
+            assert plan.total_rank(checkpoint, plan.Plan(share=(pays + spare) / whole)) == found
+    for ranks in ((0, 16), (16, 0), (1, 16)):
+        plan.check_plan(checkpoint, plan.Plan(ranks=ranks))
+    for ranks in ((0, 0), (17, 1), (-1, 1)):
+        with pytest.raises(DomainError, match="ranks must lie in 0 … 16"):
+            plan.check_plan(checkpoint, plan.Plan(ranks=ranks))
+
+
+def test_residency_is_shown_as_shares_of_a_layer_and_their_mean(small):
+    maps = Predictor(np.zeros((2, WIDTH), np.float16), np.zeros((NEURONS, 2), np.float16), None, 0.0)
+    none = np.zeros((LAYERS, 2), np.int64)
+    predictors = Predictors((maps, maps), none.astype(np.float32), none, None)
+    found = [(np.array([48, 96]), np.array([12, 24])), (np.array([96, 192]), np.array([24, 48]))]
+    verdicts = tuple(
+        judging.Verdict(Errors(1, 1, 0, 0), judging.Residency(8, kept, largest, kept))
+        for kept, largest in found
+    )
+    judgement = judging.Judgement(8, verdicts, judging.Perplexities(1.0, 1.0, 1.0, 1.0))
+    told = train_result.result(
+        open_checkpoint(small), small, predictors, judgement, 2, None, None, "text", "text"
+    )
+    assert [row["mean_resident"] for row in told.layers] == [[1 / 8, 1 / 4], [1 / 4, 1 / 2]]
+    assert [row["largest_resident"] for row in told.layers] == [[1 / 4, 1 / 2], [1 / 2, 1]]
+    assert told.total["mean_resident"] == [3 / 16, 3 / 8]
+    assert told.total["largest_resident"] == [3 / 8, 3 / 4]
 
 
 def test_an_existing_file_is_refused_before_any_work(small, train):

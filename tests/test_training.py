@@ -122,6 +122,36 @@ def test_a_held_out_file_of_its_own_is_judged_and_the_texts_of_the_fit_are_refus
             unseen_chunks(ids, seen, apart, 5)
 
 
+def test_a_part_to_judge_on_without_a_chunk_is_refused_and_one_of_two_texts_is_whole():
+    ids = np.arange(100, dtype=np.int32)
+    with pytest.raises(DomainError, match="takes a chunk of 5 tokens"):
+        unseen_chunks(ids, "c", origin(("a", ((0, 50),)), ("b", ((0, 100),)), ("c", ((0, 4),))), 5)
+    # Chosen on another text, whose ranges say nothing of this one.
+    ids[50:55] = ids[95:]
+    apart = origin(("a", ((0, 50),)), ("b", ((50, 95),)), ("a", ((95, 100),)))
+    assert unseen_chunks(ids, "a", apart, 5)[0].tolist() == [[95, 96, 97, 98, 99]]
+
+
+@pytest.mark.parametrize("part", [(), ((0, 0),), ((5, 7),)])
+@pytest.mark.parametrize("which", [1, 2])
+def test_an_origin_that_leaves_a_part_without_a_chunk_is_refused(which, part):
+    parts = [((0, 50),), ((50, 75),), ((75, 100),)]
+    parts[which] = part
+    with pytest.raises(DomainError, match="nothing is left of the part of the text to"):
+        unseen_chunks(np.arange(100, dtype=np.int32), "a", origin(*(("a", part) for part in parts)), 5)
+
+
+def test_a_part_to_fit_on_that_is_shorter_than_a_chunk_repeats_nothing():
+    of_one = origin(("a", ((0, 3),)), ("a", ((50, 75),)), ("a", ((75, 100),)))
+    assert unseen_chunks(np.arange(100, dtype=np.int32), "a", of_one, 5)[0].size == 25
+
+
+def test_a_text_of_one_chunk_again_and_again_is_refused():
+    ids = np.tile(np.arange(5, dtype=np.int32), 3)
+    with pytest.raises(DomainError, match="nothing is left of the part of the text to choose on"):
+        cut_parts(ids, split_ranges(15, 5), 5)
+
+
 def test_the_texts_to_fit_to_choose_and_to_judge_on_share_no_verse():
     # Every verse of this Bible is unique, so a verse in two of the texts would be an overlap.
     books = {"Ge": 2000, "1Sm": 900, "2Sm": 900, "Rev": 1000}

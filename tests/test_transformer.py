@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_models import write_family
 from scipy.special import erf
 from test_checkpoint import CONFIG, CONTEXT, HEADS, VOCABULARY, WIDTH, random_weights, write_checkpoint
 
 import flashref
 from flashref import same
+from flashref.transformer import model as model_module
 from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint, parse_config
 from flashref.transformer.generate import (
     check_ids,
@@ -305,6 +307,86 @@ def test_a_model_from_files_is_the_model_of_their_values(tmp_path, dtype, shards
     got = all_logits(model, IDS, lambda layer, x: flashref.ffn.dense_ffn(x, ffns[layer]))
     expected = whole_text_logits(widened, IDS)
     assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("opt", {}),
+        ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 8}),
+        ("opt", {"word_embed_proj_dim": 8, "tie_word_embeddings": False}),
+        ("falcon", {"alibi": True, "new_decoder_architecture": False, "parallel_attn": False, "bias": True}),
+        ("persimmon", {}),
+        ("phi", {"qk_layernorm": True}),
+        ("llama", {}),
+    ],
+)
+def test_weights_that_stay_as_they_are_stored_give_the_same_logits(
+    tmp_path, monkeypatch, family, config, dtype
+):
+    monkeypatch.setattr(model_module, "HEAD_ROWS", 85)  # of 256: in three pieces, and a row
+    checkpoint = open_checkpoint(write_family(tmp_path, family, dtype, **config))
+    load = partial(load_tensor, checkpoint)
+    feed_forward = plain_ffns([load_ffn(checkpoint, layer) for layer in range(checkpoint.config.layers)])
+    stored, wide = (load_model(checkpoint.config, load, dtype) for dtype in (None, np.float32))
+    assert stored.ends.tokens.dtype == {"F16": np.float16, "BF16": np.uint16}[dtype]
+    ids = [3, 200, 255, 3]
+    expected, rows = all_logits(wide, ids, feed_forward), []
+
+    def widen(array):
+        rows.append(len(array) if array.ndim == 2 else 1)
+        return flashref.types.widen(array)
+
+    monkeypatch.setattr(model_module, "widen", widen)
+    found = all_logits(stored, ids, feed_forward)
+    assert max(rows) == 85  # never a whole head
+    assert found.dtype == np.float32 and found.shape == (4, 256)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("opt", {}),
+        ("opt", {"enable_bias": False}),
+        ("falcon", {"bias": True}),
+        ("persimmon", {}),
+        ("phi", {"activation_name": "gelu_new"}),
+        ("llama", {"mlp_bias": True, "activation_name": "fatrelu", "hidden_act_param": 0.25}),
+    ],
+)
+def test_what_of_an_ffn_is_resident_is_the_checkpoints(tmp_path, family, config):
+    checkpoint = open_checkpoint(write_family(tmp_path, family, "BF16", **config))
+    model = load_model(checkpoint.config, partial(load_tensor, checkpoint))
+    for layer, resident in enumerate(model.ffns):
+        ffn = load_ffn(checkpoint, layer)
+        for part in ("activation", "up_bias", "gate_bias", "down_bias", "tau"):
+            assert same(getattr(resident, part), getattr(ffn, part))
+        assert resident.gate is None and (family != "llama" or resident.gate_bias is not None)
+
+
+def test_heads_in_groups_are_heads_with_repeated_keys_and_values(tmp_path):
+    # Falcon's fused map and ALiBi: 6 heads of 4 in 2 groups, as query, key and value of each head in turn.
+    config = {"hidden_size": 24, "num_attention_heads": 6, "alibi": True}
+    folder = write_family(tmp_path / "2", "falcon", **config)
+    grouped = open_checkpoint(folder)
+    tensors = {name: load_tensor(grouped, name) for name in grouped.tensors}
+    text = json.loads(grouped.config_text) | {"num_kv_heads": 6}
+    repeated = dict(tensors)
+    for name in [name for name in tensors if "query_key_value" in name]:
+        groups = tensors[name].reshape(2, 3 + 2, 4, 24)
+        heads = [np.stack([group[query], *group[3:]]) for group in groups for query in range(3)]
+        repeated[name] = np.concatenate(heads).reshape(-1, 24)
+    feed_forward = plain_ffns([load_ffn(grouped, layer) for layer in range(grouped.config.layers)])
+    found, expected = (
+        all_logits(load_model(config, values.__getitem__, np.float64), [3, 200, 255, 3], feed_forward)
+        for config, values in (
+            (grouped.config, tensors),
+            (parse_config(json.dumps(text)), repeated),
+        )
+    )
+    assert np.abs(found - expected).max() < 1e-12 * np.abs(expected).max()
 
 
 @pytest.mark.skipif(not (TINY / "model.safetensors").exists(), reason="the tiny model is not trained yet")

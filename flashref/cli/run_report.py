@@ -9,12 +9,11 @@ from rich.text import Text
 
 from flashref.cli.report import LABELS, Output, milliseconds, size
 from flashref.cli.result import Result
+from flashref.ffn import SPARSE_ACTIVATIONS
 from flashref.simulate.methods import Method
 from flashref.simulate.scaled import FFN_BYTES, PAPER_IO_MS
 from flashref.transformer.proof import Proof
 from flashref.types import Layout
-
-EVERYWHERE = ("silu", "gelu_erf", "gelu_tanh")  # activations that are zero for no neuron
 
 
 def show(
@@ -72,7 +71,7 @@ def _proof_lines(result: Result, proof: Proof) -> Iterator[str]:
         missed = (result.predictor["false_negative_rate"] or 0) > 0
         depends = result.semantics == "resident" and missed
         yield f"{dense}, with {result.semantics} semantics{'; it may depend on the memory given' * depends}"
-    if result.activation.name in EVERYWHERE:
+    if result.activation.name not in SPARSE_ACTIVATIONS:
         yield (
             f"nothing is sparse: with {result.activation.name} every neuron is active; "
             "--activation fatrelu:T runs the model with another"

@@ -51,7 +51,7 @@ def split_ranges(tokens: int, length: int) -> Ranges:
 
 def cut_chunks(ids: Tokens, ranges: Sequence[Range], length: int) -> Tokens:
     """Non-overlapping chunks of these pieces one after the other; a shorter rest is dropped."""
-    piece = np.concatenate([ids[first:end] for first, end in ranges])
+    piece = np.concatenate([ids[:0], *(ids[first:end] for first, end in ranges)])
     count = len(piece) // length
     return piece[: count * length].reshape(count, length)
 
@@ -69,8 +69,8 @@ def cut_parts(ids: Tokens, ranges: Ranges, length: int) -> Parts:
     for part, name in ((choose, "choose"), (judge, "judge")):
         if not len(part):
             raise DomainError(
-                f"every passage of the part of the text to {name} on is in an earlier part too; "
-                "give a text that does not repeat itself"
+                f"nothing is left of the part of the text to {name} on: every passage is in an earlier part "
+                "too, or there is none; give a longer text that does not repeat itself"
             )
     return Parts(fit, choose, judge)
 
@@ -112,9 +112,10 @@ def _some(chunks: Tokens) -> Tokens:
 def _without(chunks: Tokens, pieces: Sequence[Tokens]) -> Tokens:
     """The chunks that occur nowhere in these pieces."""
     length = chunks.shape[1]
-    known = np.concatenate([np.unique(_hashes(piece, length)) for piece in pieces if len(piece) >= length])
-    own = np.concatenate([_hashes(chunk, length) for chunk in chunks])
-    return chunks[~np.isin(own, known)]
+    known = [_hashes(piece, length) for piece in pieces if len(piece) >= length]
+    own = [_hashes(chunk, length) for chunk in chunks]
+    nothing = np.empty(0, np.uint64)
+    return chunks[~np.isin(np.concatenate([nothing, *own]), np.concatenate([nothing, *known]))]
 
 
 def _hashes(ids: Tokens, length: int) -> npt.NDArray[np.uint64]:
