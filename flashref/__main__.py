@@ -1,8 +1,6 @@
 """`python -m flashref`: the command line."""
 
-import sys
-
-from flashref.cli import main
+from flashref.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -132,7 +132,7 @@ def report(run):
 def without_peak(out):
     """What --json printed, but for what no two runs have alike."""
     result = json.loads(out)
-    assert result["memory"].pop("peak") >= 0
+    assert result["memory"].pop("peak") >= 0 and result["memory"].pop("before") > 0
     return result
 
 
@@ -156,7 +156,10 @@ def sentence(outcome):
         (["--memory", "1.5"], "at most 1, not 1.5"),
         (["--memory", "-1"], "--memory"),
         (["--memory", "nan"], "at most 1, not nan"),
-        (["--memory", "half"], "--memory: 'half' is not a number such as 0.5"),
+        (
+            ["--memory", "half"],
+            "--memory: 'half' is not a share such as 0.5, nor bytes with a unit, such as 6GB",
+        ),
         (["--window", "0"], "--window: must be at least 1, not 0"),
         (["--window", "2.5"], "--window: '2.5' is not a whole number"),
         (["--tokens", "0"], "--tokens: must be at least 1, not 0"),
@@ -308,7 +311,7 @@ def test_predictors_of_another_model(run, model, tmp_path):
     save_file(wide, tmp_path / "wide")
     text = sentence(run("--predictors", tmp_path / "wide"))
     assert f"{tmp_path}/wide: has a predictor for layer 0 of shapes (6, 16) and (96, 6)" in text
-    assert "give predictors of this model with --predictors FILE, or use --predictor exact" in text
+    assert "give predictors of this model with --predictors FILE; or use --predictor exact" in text
     save_file({name: a for name, a in tensors.items() if "layers.0" in name}, tmp_path / "few")
     assert "lacks the tensor 'layers.1.a'" in sentence(run("--predictors", tmp_path / "few"))
     assert "lacks the tensor" in sentence(run("--predictors", model / "model.safetensors"))

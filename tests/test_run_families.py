@@ -60,7 +60,7 @@ def report(run):
         outcome = run(folder, "--json", *words)
         assert (outcome.code, outcome.err) == (0, ""), outcome
         result = json.loads(outcome.out)
-        assert result["memory"].pop("peak") > 0
+        assert result["memory"].pop("peak") > 0 and result["memory"].pop("before") > 0
         return result
 
     return report
@@ -429,7 +429,9 @@ def test_without_a_proof_the_text_is_the_same_and_nothing_claims_more(run, repor
     assert result["overflows"] > 0
     told = " ".join(run(llama, *words, "--no-proof").out.split())
     assert "not verified: --no-proof" in told and "dense" not in told.split("bytes, reads and I/O")[0]
-    assert re.search(r"peak of the process's memory: [\d.]+ \w+, within [\d.]+ MB: a budget of ", told)
+    assert re.search(
+        r"peak of memory: [\d.]+ \w+ above the [\d.]+ \w+ of Python before the model, within ", told
+    )
     told = " ".join(run(llama, *words).out.split())
     assert "with the weights that the proof has in memory; --no-proof holds it to the budget" in told
 
@@ -527,6 +529,30 @@ def test_what_is_shown_of_memory_is_what_json_has(run, report, tmp_path):
     assert len({*shown.values()} - {shown["allowed"], shown["workspace"]}) == 5  # all others differ
 
 
+def test_without_a_proof_no_rows_are_packed_and_the_peak_is_the_last_that_is_read(
+    run, llama, tmp_path, monkeypatch
+):
+    order, measured, replayed = [], command.peak_bytes, command.replay_methods
+    monkeypatch.setattr(command, "peak_bytes", lambda: order.append("peak") or measured())
+    monkeypatch.setattr(command, "replay_methods", lambda *words: order.append("replay") or replayed(*words))
+    words = ("--predictor", "gate", "--no-proof", "--reader", "direct", "--image", tmp_path / "image")
+    assert run(llama, *words).code == 0 and order == ["replay", "peak"]
+    assert [path.name for path in tmp_path.glob("image*")] == ["image"]
+
+
+def test_a_wrong_image_is_refused_before_its_rows_are_packed(run, llama, tmp_path):
+    (tmp_path / "image").write_bytes(b"no image")
+    assert sentence(run(llama, "--reader", "direct", "--image", tmp_path / "image"))
+    assert [path.name for path in tmp_path.glob("image*")] == ["image"]
+
+
+def test_more_memory_than_the_model_and_a_window_longer_than_the_context(run, llama):
+    assert " memory: 6.00 GB, more than the model, " in " ".join(run(llama, "--memory", "6GB").out.split())
+    context = open_checkpoint(llama).config.context
+    assert run(llama, "--window", str(context)).code == 0
+    assert "is longer than the context of" in sentence(run(llama, "--window", str(context + 1)))
+
+
 def test_steps_of_resident_layers_are_not_counted(run, report, llama, identity, tmp_path):
     path = write_predictors(llama, tmp_path / "p", (0,), identity, rank=16)
     words = ("--predictor", "trained", "--predictors", path, "--memory")
@@ -596,10 +622,10 @@ def test_a_memory_that_is_too_small_names_the_smallest_in_its_unit(run, llama, u
     ("word", "told"),
     [
         ("6G", "'6G' has none of the units B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
-        ("6", "a share of the model must be more than 0 and at most 1, not 6"),
-        ("GB", "is not a number such as 0.5"),
+        ("6", "at most 1, not 6; bytes need a unit, such as 6GB"),
+        ("GB", "is not a share such as 0.5, nor bytes with a unit"),
         ("-1GB", "--memory"),
-        ("1e3MB", "is not a number such as 0.5"),
+        ("1e3MB", "is not a share such as 0.5, nor bytes with a unit"),
     ],
 )
 def test_a_memory_that_is_no_amount(run, tmp_path, word, told):

@@ -19,7 +19,7 @@ pytest.importorskip("optax", reason="fitting predictors needs the extra `train`"
 
 import jax
 from random_models import CONTEXT, FAMILIES, LAYERS, NEURONS, WIDTH, open_packed, write_family
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from flashref import same
 from flashref.cli import main, train_plot, train_result
@@ -608,6 +608,28 @@ def test_one_threshold_for_all_layers_is_the_logit_of_the_probability(small, tra
     assert train(small, "--text", small / "text", *QUICK, "--threshold", "0.7").code == 0
     expected = float(np.float32(np.log(0.7 / 0.3)))
     assert [one.threshold for one in loaded(small).layers] == pytest.approx([expected] * LAYERS, rel=2**-23)
+
+
+def test_tokens_for_ten_chunks_are_the_fewest(small, train):
+    ended = train(small, "--text", small / "text", *QUICK, "--tokens", str(10 * CONTEXT - 1))
+    assert ended.code == 2 and f"fitting takes ten chunks of {CONTEXT}, so {10 * CONTEXT}" in ended.err
+    assert train(small, "--text", small / "text", *QUICK, "--tokens", str(10 * CONTEXT)).code == 0
+
+
+def test_judging_without_a_text_says_how_to_give_one(small, train):
+    ended = train(small, "--judge")
+    told = f"flashref train: {small}: has no held_out.txt to judge on; give a text with --text FILE\n"
+    assert (ended.code, ended.err) == (2, told)
+
+
+def test_a_model_that_is_not_finite_leaves_no_work(small, train):
+    tensors = load_file(small / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "layers.1" in name and "fc1.weight" in name)
+    tensors[name][0, 0] = np.nan
+    save_file(tensors, small / "model.safetensors")
+    ended = train(small, "--text", small / "text", *QUICK)
+    assert ended.code == 2 and name in ended.err and "get it again" in ended.err
+    assert not list(small.glob(".predictors*"))
 
 
 # --- the figure

@@ -81,6 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def command() -> NoReturn:
+    """`flashref …` as a process of its own."""
+    code = main()
+    if code > 128 and "jax" in sys.modules:  # its threads still compute, and crash an interpreter that ends
+        os._exit(code)
+    sys.exit(code)
+
+
 @contextmanager
 def _leaving_nothing_when_ended() -> Iterator[None]:
     """SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files go."""

@@ -50,23 +50,25 @@ def open_storage(
     if path is None:
         path = Path(resources.enter_context(TemporaryDirectory(prefix="flashref-"))) / "image"
     wanted = {path: True}
-    if options.reader == "direct":
+    if options.reader == "direct" and not options.no_proof:  # the other methods read more than is in memory
         wanted[path.with_name(path.name + ".unbundled")] = False
     layers = bundled_layers(checkpoint, options.predictor == "gate")
     identity = fingerprint(
         checkpoint.tensors, checkpoint.config_text, partial(advance, "reading the checkpoint")
     )
-    for file, bundled in wanted.items():
+    opened = []
+    for file, bundled in wanted.items():  # a wrong image is refused before another is packed
         _pack_missing(file, checkpoint, layers, device, bundled, advance)
-    reset_peak()
-    image, *rows = (
-        _open(file, identity, layers, device, bundled, advance) for file, bundled in wanted.items()
-    )
+        reset_peak()
+        opened.append(_open(file, identity, layers, device, bundled, advance))
+    image, *rows = opened
     _require_same_residents(image, checkpoint)
     if options.reader == "memory":
         return Storage(image, _simulated(image, device, options.no_proof, resources))
     readers = _direct_readers([image, *rows], device, resources)
     direct = all(reader.direct for reader in readers)
+    if not rows:
+        return Storage(image, readers[0].read, direct=direct)
     return Storage(image, readers[0].read, tuple(rows[0].layouts.values()), readers[1].read, direct)
 
 

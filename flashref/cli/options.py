@@ -98,12 +98,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--perplexity-tokens",
         metavar="N",
         type=at_least(0),
-        help=f"at most so many of the held-out text (default: {PERPLEXITY_TOKENS}; 0: none)",
+        help="at most so many of the held-out text, with two passes each "
+        f"(default: {PERPLEXITY_TOKENS}; 0: none)",
     )
     add(
         "--no-proof",
         action="store_true",
-        help="no weights in memory to judge by; the peak of memory is held to --memory instead",
+        help="no weights in memory to judge by, and no measured column; the peak of memory is held to "
+        "--memory instead",
     )
     add(
         "--save-trace",
@@ -126,12 +128,10 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def fraction(word: str) -> float:
-    """A share of the model's bytes: more than 0, at most 1."""
+    """A share: more than 0, at most 1."""
     value = _number(word, float, "a number such as 0.5")
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(
-            f"a share of the model must be more than 0 and at most 1, not {word}"
-        )
+        raise argparse.ArgumentTypeError(f"a share must be more than 0 and at most 1, not {word}")
     return value
 
 
@@ -140,7 +140,13 @@ def memory(word: str) -> float | Amount:
     units = {unit.lower(): unit for unit in UNITS}
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]+)", word.lower())
     if not found:
-        return fraction(word)
+        value = _number(word, float, "a share such as 0.5, nor bytes with a unit, such as 6GB")
+        if not 0 < value <= 1:
+            raise argparse.ArgumentTypeError(
+                f"a share of the model must be more than 0 and at most 1, not {word}; bytes need a unit, "
+                "such as 6GB"
+            )
+        return value
     if found[2] not in units:
         raise argparse.ArgumentTypeError(f"{word!r} has none of the units {', '.join(UNITS)}")
     return Amount(Fraction(found[1]), units[found[2]])

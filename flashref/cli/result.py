@@ -23,7 +23,9 @@ class Activation(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes: the budget, what is counted of it, the measured peak, and what that may be.
+    """Bytes: the budget, what is counted of it, the measured peak above `before`, and what that may be.
+
+    before: what the process had in memory before anything of the model was, Python and its packages.
 
     allowed is the budget and what decision 8 does not count: flashref.transformer.memory.Uncounted.
     held: None with the proof, whose weights in memory are nobody's budget.
@@ -31,6 +33,7 @@ class Memory(NamedTuple):
 
     budget: int
     counted: int
+    before: int
     peak: int
     allowed: int
     kv_cache: int

@@ -46,11 +46,11 @@ def run(options: argparse.Namespace) -> int:
             decoder, wish.prompt_ids, options.tokens, wish.choose(), options.cold, ffns, setup.proof, advance
         )
         perplexities = _perplexities(wish, setup, advance)
-        memory = _memory(wish, setup, decoded)  # before the dense text, and the tables, which read more
         dense_ids = None
         if ffns is not None:
             dense_ids = decode_dense(decoder.model, wish.prompt_ids, options.tokens, wish.choose(), ffns)
         methods, scaled = _replay(wish, setup, decoded)
+        memory = _memory(wish, setup, decoded)  # last: what the tables take counts, too
     if options.save_trace is not None:
         _save_trace(wish, decoded)
     result = _result(wish, setup, decoded, dense_ids, perplexities, memory, methods, scaled)
@@ -87,7 +87,15 @@ def _memory(wish: Wish, setup: Setup, decoded: Decoded) -> Memory:
     peak = max(0, peak_bytes() - wish.before)
     allowed = setup.budget.memory + sum(beside)
     held = peak <= allowed if wish.options.no_proof else None
-    return Memory(setup.budget.memory, setup.budget.dram_bytes, peak, allowed, **beside._asdict(), held=held)
+    return Memory(
+        setup.budget.memory,
+        setup.budget.dram_bytes,
+        wish.before,
+        peak,
+        allowed,
+        **beside._asdict(),
+        held=held,
+    )
 
 
 def _replay(wish: Wish, setup: Setup, decoded: Decoded) -> tuple[Sequence[Method], Sequence[Method]]:

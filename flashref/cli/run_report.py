@@ -81,8 +81,11 @@ def _proof_lines(result: Result, proof: Proof) -> Iterator[str]:
 def _memory_lines(result: Result) -> Iterator[str]:
     memory = result.memory
     rows = ", ".join("all" if rows is None else str(rows) for rows in result.rows)
+    share = f"{result.memory_fraction:.4g} of the model"
+    if result.memory_fraction > 1:
+        share = f"{size(memory.budget)}, more than the model"
     yield (
-        f"memory: {result.memory_fraction:.4g} of the model, {size(memory.counted)} used (biases and the "
+        f"memory: {share}, {size(memory.counted)} used (biases and the "
         f"KV cache not counted), a window of {result.window}, rows per layer {rows}"
     )
     if result.overflows:
@@ -92,7 +95,7 @@ def _memory_lines(result: Result) -> Iterator[str]:
             f"did not hold a whole window of {result.window}: tokens left early, or neurons were read and "
             "not kept; every predicted neuron was summed all the same, for more reads"
         )
-    peak = f"peak of the process's memory: {size(memory.peak)}"
+    peak = f"peak of memory: {size(memory.peak)} above the {size(memory.before)} of Python before the model"
     beside = (
         f"a budget of {size(memory.budget)}, and beside it {size(memory.kv_cache)} of KV cache, "
         f"{size(memory.biases)} of biases, {size(memory.id_tables)} of id tables, "

@@ -79,6 +79,10 @@ def _train(options: argparse.Namespace, advance: Advance) -> Result:
     ranges = texts.split_ranges(len(text.ids), length)
     parts = texts.cut_parts(text.ids, ranges, length)
     most = _tenth(options, config.width, length)
+    if not most:
+        raise DomainError(
+            f"--tokens {options.tokens} are too few; fitting takes ten chunks of {length}, so {10 * length}"
+        )
     parts = texts.Parts(
         texts.some_chunks(parts.fit, 8 * most, 0),
         texts.some_chunks(parts.choose, most, 0),
@@ -112,6 +116,9 @@ def _train(options: argparse.Namespace, advance: Advance) -> Result:
     except KeyboardInterrupt:
         _say(options, f"what is done is kept in {begun.folder}; the same command goes on from there")
         raise
+    except DomainError:  # of the model: the same command would end there again
+        work.close_work(begun)
+        raise
     origin = Origin(identity, config.activation, config.tau, *(Source(text.sha256, part) for part in ranges))
     predictors = session.with_statistics(outcome, judgement, config.neurons, origin)
     save_predictors(path, predictors)
@@ -133,6 +140,8 @@ def _judge(options: argparse.Namespace, advance: Advance) -> Result:
     model = options.model or words.TINY
     path, text_path = options.predictors or model / FILE_NAME, options.text or model / words.HELD_OUT
     checkpoint = open_checkpoint(model)
+    if options.text is None and not text_path.is_file():
+        raise DomainError(f"{model}: has no {words.HELD_OUT} to judge on; give a text with --text FILE")
     config = checkpoint.config
     identity = identify(checkpoint, advance)
     predictors = load_predictors(path, config.layers, config.neurons, config.width, identity)

@@ -47,8 +47,8 @@ def _layers_table(result: Result) -> Table:
             end_section=name == len(result.layers) - 1,
         )
     table.caption = (
-        "missed: false negatives, of the active; for nothing: false positives, of the inactive; "
-        f"resident: of the last {result.window} tokens"
+        "threshold: of the logit; missed: false negatives, of the active; for nothing: false positives, of\n"
+        f"the inactive; resident: the mean with a window of {result.window} tokens; at most: the most of any"
     )
     return table
 

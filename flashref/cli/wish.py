@@ -73,6 +73,10 @@ def read_wish(options: argparse.Namespace) -> Wish:
     if prompt_ids is None:
         assert tokenizer is not None
         prompt_ids = tokenizer.encode(options.prompt)
+    if options.window is not None and options.window > config.context:
+        raise DomainError(
+            f"--window {options.window} is longer than the context of {config.context} tokens; shorten it"
+        )
     text.check_request(prompt_ids, options.tokens, config.context, config.vocabulary)
     held_out = _read_held_out(options, tokenizer, config.vocabulary)
     before = resident_bytes()
@@ -128,9 +132,9 @@ def _check_predictor(options: argparse.Namespace, checkpoint: Checkpoint) -> Non
 def _read_tokenizer(options: argparse.Namespace, vocabulary: int) -> Tokenizer | None:
     try:
         return open_tokenizer(options.model, vocabulary)
-    except DomainError:
+    except DomainError as error:
         if options.prompt_ids is None or options.held_out is not None:
-            raise
+            raise DomainError(f"{error}; or give token ids with --prompt-ids") from None
         return None  # the ids are shown as they are
 
 
@@ -169,9 +173,9 @@ def _read_predictors(options: argparse.Namespace, checkpoint: Checkpoint) -> Pre
                 return found._replace(layers=())
             _require_fitting(options, found, config.activation, config.tau)
             return found
-    except ImageError:
+    except ImageError as error:
         if trained or options.predictors:
-            raise
+            raise ImageError(f"{error}; or use --predictor exact") from None
     if trained:
         raise ImageError(
             f"{path}: there are no trained predictors; fit them with `flashref train`, "

@@ -152,7 +152,7 @@ def require_finite(container: Container, name: str, piece: Array) -> None:
         ):
             raise DomainError(
                 f"{container.path}: the tensor {name!r} holds a value that is not finite; "
-                "a model with a NaN or an infinity has no defined output"
+                "a model with a NaN or an infinity has no defined output, so get it again"
             )
 
 

@@ -76,6 +76,11 @@ def parse_config(text: str) -> Config:
         raise DomainError(
             f"config.json has model_type {family!r}, which is not supported; use one of {', '.join(FAMILIES)}"
         )
+    if values.get("quantization_config") is not None:
+        raise DomainError(
+            "config.json has a quantization_config, and quantised weights are not read; "
+            "give the checkpoint that they were made of"
+        )
     return FAMILIES[family].config_from(values)
 
 

@@ -187,7 +187,4 @@ def _statistic(
 
 
 def _foreign(container: Container, what: str) -> ImageError:
-    return ImageError(
-        f"{Path(container.path)}: {what}; give predictors of this model with --predictors FILE, "
-        "or use --predictor exact"
-    )
+    return ImageError(f"{Path(container.path)}: {what}; give predictors of this model with --predictors FILE")

@@ -31,7 +31,7 @@ def open_tokenizer(folder: str | os.PathLike[str], vocabulary: int) -> Tokenizer
     if vocabulary > BYTES:
         raise DomainError(
             f"{folder}: has a vocabulary of {vocabulary} and no {TOKENIZER}; add it (in transformers: "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)), or give token ids with --prompt-ids"
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))"
         )
     return Tokenizer(encode_bytes, decode_bytes)
 
@@ -57,8 +57,7 @@ def _from_json(path: Path, vocabulary: int) -> Tokenizer:
         import tokenizers
     except ImportError:
         raise DomainError(
-            f"{path}: needs the package tokenizers; install it with pip install 'flashref[hf]', "
-            "or give token ids with --prompt-ids"
+            f"{path}: needs the package tokenizers; install it with pip install 'flashref[hf]'"
         ) from None
     text = read_text(path)
     try:
