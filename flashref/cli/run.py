@@ -99,7 +99,10 @@ def _memory(wish: Wish, setup: Setup, decoded: Decoded) -> Memory:
 
 
 def _replay(wish: Wish, setup: Setup, decoded: Decoded) -> tuple[Sequence[Method], Sequence[Method]]:
-    """The five methods on what is read, really read if there is a disk, and at OPT 6.7B's shape."""
+    """The five methods on what is read, and at OPT 6.7B's shape; really read if there is a disk.
+
+    Without a proof neither is really read nor at another shape: that takes more memory than the run.
+    """
     storage, sparse = setup.storage, list(wish.sparse)
     costs = [simulated_cost(wish.device)]
     if storage.read_rows is not None:
@@ -117,10 +120,13 @@ def _replay(wish: Wish, setup: Setup, decoded: Decoded) -> tuple[Sequence[Method
     budget = setup.budget._replace(capacities=tuple(setup.budget.capacities[layer] for layer in sparse))
     statistics = [None if known is None else known[sparse] for known in wish.statistics()]
     trace, count_moves = _trace(wish, decoded), words.MOVES[wish.options.placement]
-    return (
-        replay_methods(trace, flash, demand, budget, count_moves, costs),
-        scale_to_opt_6_7b(trace, wish.options.window, statistics[0], statistics[1], count_moves, wish.device),
+    methods = replay_methods(trace, flash, demand, budget, count_moves, costs)
+    if wish.options.no_proof:  # the other model's tables would take more memory than this one
+        return methods, ()
+    scaled = scale_to_opt_6_7b(
+        trace, wish.options.window, statistics[0], statistics[1], count_moves, wish.device
     )
+    return methods, scaled
 
 
 def _save_trace(wish: Wish, decoded: Decoded) -> None:

@@ -35,6 +35,8 @@ def show(
     out.print(Text(title, "bold"), soft_wrap=True)
     out.print(_table(methods, measured, paper=False))
     out.print(_size_sentence(methods, layout))
+    if not scaled:
+        return
     out.print()
     title = f"simulated: the same trace at OPT 6.7B's shape in fp16, half in memory, on {result.device}"
     out.print(Text(title, "bold"), soft_wrap=True)

@@ -1,6 +1,6 @@
 """What `flashref pack` costs beside copying: an F16 checkpoint of OPT-1.3B's shape, 2.6 GB of random weights.
 
-    python tests/bench/pack.py [--rounds N] [--folder DIR] [--cold]
+    PYTHONPATH=. python tests/bench/pack.py [--rounds N] [--folder DIR] [--cold]
 
 A round times, in random order, `cp` with the copy synced, and the whole process of `flashref pack`. The
 target: at most 2.5 times as long, and at most 400 MB of resident memory. Memory is what the command says of
