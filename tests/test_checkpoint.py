@@ -246,6 +246,15 @@ def test_a_config_with_an_impossible_value(tmp_path, value):
     assert "hidden_size 6, which num_attention_heads 4 does not divide" in refusal(folder)
 
 
+def test_quantised_weights_are_refused():
+    config = json.dumps(CONFIG | {"quantization_config": {"bits": 4}})
+    with pytest.raises(DomainError, match="has a quantization_config, and quantised weights are not read"):
+        parse_config(config)
+    assert parse_config(json.dumps(CONFIG | {"quantization_config": None})) == parse_config(
+        json.dumps(CONFIG)
+    )
+
+
 def test_models_and_activations_that_are_not_supported(tmp_path):
     def text(**config):
         return refusal(write_checkpoint(tmp_path, random_weights(), **config), DomainError)

@@ -966,3 +966,19 @@ def test_a_terminal_that_is_not_unicode_gets_question_marks(model):
     process = started("", *few(model), stdout=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
     out, _ = process.communicate()
     assert process.returncode == 0 and out.isascii() and "?" in out
+
+
+@pytest.mark.parametrize(
+    ("code", "jax", "abrupt"), [(130, True, True), (143, True, True), (2, True, False), (130, False, False)]
+)
+def test_a_process_that_is_ended_while_jax_computes_ends_without_teardown(monkeypatch, code, jax, abrupt):
+    # Its threads crash an interpreter that is torn down meanwhile: 3 of 18 interrupts of `train` did.
+    monkeypatch.setattr(flashref.cli, "main", lambda: code)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    if jax:
+        monkeypatch.setitem(sys.modules, "jax", object())
+    ends = []
+    monkeypatch.setattr("os._exit", ends.append)
+    with pytest.raises(SystemExit) as ended:
+        flashref.cli.command()
+    assert ended.value.code == code and ends == ([code] if abrupt else [])

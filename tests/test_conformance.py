@@ -10,6 +10,7 @@ import pytest
 from mutants import correct  # noqa: F401
 from mutants.planted import BY_NAME, MUTANTS
 from mutants.registry import OF_CALLS, VARIANTS, caught, checks_of, quickly, verdict_on
+from random_models import LAYERS, NEURONS, WIDTH, random_weights, write_model
 
 from flashref.conformance import reference, runner
 from flashref.conformance.adapter import OPERATIONS
@@ -18,6 +19,8 @@ from flashref.conformance.requirements import requirements
 from flashref.conformance.stdio import Command
 from flashref.conformance.subject import InProcess
 from flashref.numerics import predictor_bound
+from flashref.transformer.origin import Origin, Source
+from flashref.transformer.predictors import FILE_NAME, load_predictors, save_predictors
 from flashref.types import widen
 
 PROFILE = os.getenv("HYPOTHESIS_PROFILE", "ci" if os.getenv("CI") else "dev")
@@ -29,6 +32,20 @@ def subject_of(requirement):
     if requirement in {check.requirement for check in stdio.CHECKS}:
         return Command([sys.executable, "-m", "flashref.conformance", "flashref.conformance.reference"])
     return nullcontext(InProcess(reference))
+
+
+def test_a_layer_without_a_predictor_is_dense_in_the_reference_and_in_what_judges_it(tmp_path):
+    folder = write_model(tmp_path, random_weights(), predictors=False)
+    trained = load_predictors(write_model(tmp_path, random_weights()) / FILE_NAME, LAYERS, NEURONS, WIDTH)
+    (tmp_path / FILE_NAME).unlink()
+    nowhere = Source("0" * 64, ())
+    origin = Origin("0" * 64, "relu", 0.0, nowhere, nowhere, nowhere)
+    save_predictors(tmp_path / FILE_NAME, trained._replace(layers=(None, trained.layers[1]), origin=origin))
+    ids = np.arange(5)
+    found, counters = reference.logits(str(folder), ids, "trained")
+    exact, own = logits.exact_and_own(str(folder), ids, "trained")
+    assert np.abs(found - exact).max() <= logits.TIMES * np.abs(own - exact).max()
+    assert (counters["loaded"] + counters["bypassed"])[0, 0] == NEURONS
 
 
 @pytest.mark.parametrize("requirement", EVERY_CHECK)
