@@ -257,7 +257,7 @@ def test_yarn_stretches_by_the_index_of_the_pair(size, base, context, fast, slow
 )  # fmt: skip
 def test_yarn_scales_sine_and_cosine(scaling, expected):
     values = {"rope_parameters": {"rope_type": "yarn"} | scaling}
-    assert rotary_from(values, 8, 32).scale == pytest.approx(expected, rel=1e-15)
+    assert rotary_from(values, 8, 32).scale == pytest.approx(expected, rel=1e-15)  # a few roundings
     assert rotary_from({}, 8, 32).scale == 1
 
 
@@ -420,8 +420,9 @@ def test_tensors_have_as_many_values_as_the_shape_counts(name):
     decoder, note = decoder_of_config(values)
     assert note == ""
     assert sum(math.prod(tensor.shape) for tensor in tensors) == decoder.parameters
-    billions = {"falcon-40b": 41.3, "falcon-rw-1b": 1.31}
-    assert decoder.parameters / 1e9 == pytest.approx(billions.get(name, decoder.parameters / 1e9), rel=0.005)
+    published = {"falcon-40b": 41.3, "falcon-rw-1b": 1.31}  # billions, to three digits
+    if name in published:
+        assert float(f"{decoder.parameters / 1e9:.3g}") == published[name]
 
 
 @pytest.mark.parametrize("tied", [True, False])

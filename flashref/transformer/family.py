@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from flashref.transformer.config_values import Values
+from flashref.transformer.config_values import Values, activation, count, flag
 from flashref.transformer.parts import Linear, Norm, Place
 from flashref.types import FFN, Array, ImageError
 
@@ -30,6 +30,29 @@ class Config(NamedTuple):
     tau: float
     tied: bool
     own: Any
+
+
+def usual_config(family: str, values: Values) -> Config:
+    """What Llama, Persimmon and Phi say under the same keys; own is left to the family. Raises ImageError."""
+    width, heads = count(values, "hidden_size"), count(values, "num_attention_heads")
+    key_heads = count(values, "num_key_value_heads", default=heads)
+    divided("num_attention_heads", heads, "num_key_value_heads", key_heads)
+    name, tau = activation(values, "hidden_act")
+    return Config(
+        family=family,
+        layers=count(values, "num_hidden_layers"),
+        width=width,
+        neurons=count(values, "intermediate_size"),
+        heads=heads,
+        key_heads=key_heads,
+        head_size=divided("hidden_size", width, "num_attention_heads", heads),
+        context=count(values, "max_position_embeddings"),
+        vocabulary=count(values, "vocab_size"),
+        activation=name,
+        tau=tau,
+        tied=flag(values, "tie_word_embeddings", False),
+        own=None,
+    )
 
 
 class Tensor(NamedTuple):

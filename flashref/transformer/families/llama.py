@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from flashref.transformer.config_values import Values, activation, count, flag, positive
-from flashref.transformer.family import Config, Ends, Family, divided, linear, norm, plain_ends
+from flashref.transformer.config_values import Values, count, flag, positive
+from flashref.transformer.family import Config, Ends, Family, linear, norm, plain_ends, usual_config
 from flashref.transformer.parts import (
     Heads,
     Linear,
@@ -41,34 +41,18 @@ class Block(NamedTuple):
 
 def config_from(values: Values) -> Config:
     """The config of a Llama out of a parsed config.json. Raises ImageError, DomainError."""
-    width, heads = count(values, "hidden_size"), count(values, "num_attention_heads")
-    key_heads = count(values, "num_key_value_heads", default=heads)
-    divided("num_attention_heads", heads, "num_key_value_heads", key_heads)
-    head_size = count(values, "head_dim", default=divided("hidden_size", width, "num_attention_heads", heads))
-    context = count(values, "max_position_embeddings")
-    name, tau = activation(values, "hidden_act")
-    rotary = rotary_from(values, head_size, context)
-    if 2 * len(rotary.frequencies) != head_size:
+    config = usual_config("llama", values)
+    config = config._replace(head_size=count(values, "head_dim", default=config.head_size))
+    rotary = rotary_from(values, config.head_size, config.context)
+    if 2 * len(rotary.frequencies) != config.head_size:
         raise DomainError("config.json turns a part of a head only, which no Llama does; remove the key")
-    return Config(
-        family="llama",
-        layers=count(values, "num_hidden_layers"),
-        width=width,
-        neurons=count(values, "intermediate_size"),
-        heads=heads,
-        key_heads=key_heads,
-        head_size=head_size,
-        context=context,
-        vocabulary=count(values, "vocab_size"),
-        activation=name,
-        tau=tau,
-        tied=flag(values, "tie_word_embeddings", False),
+    return config._replace(
         own=Own(
             epsilon=positive(values, "rms_norm_eps", 1e-6),
             rotary=rotary,
             biases=flag(values, "attention_bias", False),
             ffn_biases=flag(values, "mlp_bias", False),
-        ),
+        )
     )
 
 

@@ -2,8 +2,17 @@
 
 from typing import NamedTuple
 
-from flashref.transformer.config_values import Values, activation, count, flag, positive
-from flashref.transformer.family import Config, Ends, Family, divided, linear, norm, plain_ends, plain_ffn
+from flashref.transformer.config_values import Values, flag, positive
+from flashref.transformer.family import (
+    Config,
+    Ends,
+    Family,
+    linear,
+    norm,
+    plain_ends,
+    plain_ffn,
+    usual_config,
+)
 from flashref.transformer.parts import (
     Heads,
     Linear,
@@ -41,30 +50,13 @@ class Block(NamedTuple):
 
 def config_from(values: Values) -> Config:
     """The config of a Phi out of a parsed config.json. Raises ImageError, DomainError."""
-    width, heads = count(values, "hidden_size"), count(values, "num_attention_heads")
-    key_heads = count(values, "num_key_value_heads", default=heads)
-    divided("num_attention_heads", heads, "num_key_value_heads", key_heads)
-    head_size = divided("hidden_size", width, "num_attention_heads", heads)
-    context = count(values, "max_position_embeddings")
-    name, tau = activation(values, "hidden_act")
-    return Config(
-        family="phi",
-        layers=count(values, "num_hidden_layers"),
-        width=width,
-        neurons=count(values, "intermediate_size"),
-        heads=heads,
-        key_heads=key_heads,
-        head_size=head_size,
-        context=context,
-        vocabulary=count(values, "vocab_size"),
-        activation=name,
-        tau=tau,
-        tied=flag(values, "tie_word_embeddings", False),
+    config = usual_config("phi", values)
+    return config._replace(
         own=Own(
             epsilon=positive(values, "layer_norm_eps", 1e-5),
-            rotary=rotary_from(values, head_size, context, 0.5),
+            rotary=rotary_from(values, config.head_size, config.context, 0.5),
             head_norms=flag(values, "qk_layernorm", False),
-        ),
+        )
     )
 
 
