@@ -636,3 +636,10 @@ def test_a_damaged_config_opens_or_is_refused_in_one_sentence(values):
         assert rotary is None or np.isfinite([*rotary.frequencies, rotary.scale]).all()
     else:
         assert refusal.startswith("config.json") and "\n" not in refusal
+
+
+def test_a_persimmon_has_a_key_head_for_each_head_whatever_else_is_said():
+    values = next(values for values in PUBLISHED.values() if values["model_type"] == "persimmon")
+    plain = parse_config(json.dumps(values))
+    assert plain.key_heads == plain.heads > 2
+    assert parse_config(json.dumps(values | {"num_key_value_heads": 2})) == plain
