@@ -1,6 +1,7 @@
 """The command line: words become functions, errors one sentence, and Ctrl-C leaves nothing half-written."""
 
 import argparse
+import gc
 import io
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from flashref import SPEC_VERSION, __version__
@@ -91,20 +93,36 @@ def command() -> NoReturn:
 
 @contextmanager
 def _leaving_nothing_when_ended() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files go."""
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files go; one ignored (nohup) stays so."""
 
-    def end(number: int, _: object) -> NoReturn:
-        raise Ended(number)
+    def end(number: int, frame: FrameType | None) -> None:
+        if _in_garbage_collection(frame):  # Python drops what is raised there: come again a moment later
+            threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise Ended(number)
 
-    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
-        ending = []  # signals are the main thread's affair
-    before = {number: signal.signal(number, end) for number in ending}
+        numbers = []  # signals are the main thread's affair
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in heard:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in heard.items():
             signal.signal(number, handler)
+
+
+def _in_garbage_collection(frame: FrameType | None) -> bool:
+    """Whether a callback of the garbage collector (JAX has one) is running."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None and frame.f_code not in callbacks:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _mistake(prog: str, sentence: str) -> int:
