@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Their asserts say as much as a test's own.
+pytest.register_assert_rewrite(
+    "command_line", "family_runs", "image_edits", "opt_runs", "pack_runs", "simulated_disk", "vector_folders"
+)
+
 settings.register_profile("dev", max_examples=30, deadline=None)
 settings.register_profile(
     "ci", max_examples=100, deadline=None, derandomize=True, database=None, print_blob=True

@@ -39,7 +39,11 @@ ROOT = Path(__file__).parents[1]
 TABLE, REASONS = (Path(__file__).with_suffix(suffix) for suffix in (".md", ".toml"))
 MODULES = ["types", "numerics", "ffn", "predictor", "window", "bundle", "slots", "gather", "decode"]
 MODULES += ["storage/device", "storage/plan", "storage/image", "storage/readers"]
-MORE_TESTS = {"decode": ["tests/test_machine.py"]}  # besides the module's own file
+MORE_TESTS = {  # besides the module's own file
+    "decode": ["tests/test_machine.py"],
+    "storage/image": ["tests/test_packing.py", "tests/test_pack_image.py"],
+    "storage/readers": ["tests/test_direct_reader.py", "tests/test_page_cache.py"],
+}
 SLOW_IMPORTS = ("hypothesis.extra.numpy", "hypothesis.stateful", "mpmath", "safetensors.numpy")
 EXAMPLES = (10, 100)  # of a property: most mutants fall to the first ten, the others must outlive those of CI
 ENOUGH = 0.98

@@ -1,88 +1,32 @@
-"""Calibration: it finds a simulated disk again; on a real one it leaves nothing behind, whatever happens."""
+"""Calibrating: a simulated disk is found again; of a real one nothing is left behind, whatever happens."""
 
 import collections
-import datetime
 import errno
 import itertools
-import json
 import os
 import signal
-import statistics
 import threading
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simulated_disk
+from simulated_disk import CONDITIONS, DISK, FILE_BYTES, MIB, NOW, TRACES, measured_on
 
-from flashref.cli import calibrate as command
 from flashref.cli import main
-from flashref.cli.options import device as device_word
 from flashref.storage import calibrate as calibrating
 from flashref.storage import readers, scratch
-from flashref.storage.calibrate import (
-    Measured,
-    calibrate,
-    conclude,
-    measure,
-    random_extents,
-)
-from flashref.storage.calibration import (
-    CalibrationError,
-    Conditions,
-    calibration_from_json,
-    calibration_to_json,
-    device_of,
-)
-from flashref.storage.device import device_to_json, read_time
-from flashref.storage.fit import Errors, Point, point_errors
-from flashref.storage.scratch import file_system, scratch_file
-from flashref.storage.verification import Trace, holds, mixed_traces, verify
-from flashref.types import Device, DomainError, Extent, Read
+from flashref.storage.calibrate import Measured, calibrate, conclude, random_extents
+from flashref.storage.calibration import CalibrationError, calibration_from_json, calibration_to_json
+from flashref.storage.fit import Point, point_errors
+from flashref.storage.scratch import file_system
+from flashref.storage.verification import Trace
+from flashref.types import Device, Extent
 
-MIB = 2**20
-FILE_BYTES = 16 * MIB
-NOW = datetime.datetime(2026, 11, 22, 7, 30, tzinfo=datetime.UTC)
-DISK = Device(
-    60_000,
-    70_000,
-    2_500_000_000,
-    stream_bandwidth=5_000_000_000,
-    dispatch_ns=20_000,
-    knee=1.5,
-    queue_depth=32,
-)
-CONDITIONS = Conditions(
-    "2026-11-22", "Linux 6.1", 0.5, "3.11", "threads", "huge pages", True, "/disk", "ext4", FILE_BYTES, 4, 0
-)
-TRACES = mixed_traces(np.random.default_rng(4))
+calibration = simulated_disk.calibration
 
 
-def simulated_readers(device, log=None):
-    """Readers of a disk that is this device; log: what they were asked for."""
-
-    def reader(depth):
-        def read(extents):
-            assert all(offset % 4096 == 0 and 0 <= offset <= FILE_BYTES - size for offset, size in extents)
-            sizes = [extent.length for extent in extents]
-            if log is not None:
-                log.append((depth, extents))
-            return Read((), read_time(device._replace(queue_depth=depth), sizes))
-
-        return read
-
-    return {depth: reader(depth) for depth in (1, 4, 8, 16, 32)}
-
-
-def measured_on(device, rounds=4, traces=(), **options):
-    generator = np.random.default_rng(1)
-    return measure(simulated_readers(device, **options), FILE_BYTES, rounds, generator, traces)
-
-
-@pytest.fixture(scope="module")
-def calibration():
-    """Of the simulated disk, verified."""
-    return conclude(measured_on(DISK, traces=TRACES), CONDITIONS, TRACES)
+# --- a simulated disk ----------------------------------------------------------------------------
 
 
 def test_a_simulated_disk_is_found_again(calibration):
@@ -138,12 +82,12 @@ def test_every_round_has_everything_once_in_an_order_of_its_own_at_new_places():
         [(depth, tuple(extent.length for extent in extents)) for depth, extents in part] for part in rounds
     ]
     assert collections.Counter(shapes[0]) == collections.Counter(shapes[1]) == collections.Counter(shapes[2])
-    assert shapes[0] != shapes[1] != shapes[2]
+    assert shapes[0] != shapes[1] != shapes[2] != shapes[0]
     [first, second, third] = (
         [extents for depth, extents in part if len(extents) == len(TRACES[0].sizes) and depth == 1]
         for part in rounds
     )
-    assert first != second != third
+    assert first != second != third != first
 
 
 def test_random_reads_reach_every_block_where_they_fit():
@@ -164,6 +108,9 @@ def test_an_unsteady_disk_is_refused():
         for i, point in enumerate(points)
     )
     assert conclude(Measured(half, half, ()), CONDITIONS).noise.p90 > 0.15
+
+
+# --- a real one ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -215,24 +162,6 @@ def test_a_real_file_is_measured_and_removed(disk):
     assert calibration_from_json(calibration_to_json(result)) == result
 
 
-def test_the_file_is_random_and_really_there(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    with scratch_file(tmp_path, 3 * MIB, np.random.default_rng(5)) as path:
-        data = path.read_bytes()
-        assert path.parent == tmp_path and len(data) == 3 * MIB and synced == [3 * MIB]
-        assert len(zlib.compress(data, 1)) > 0.99 * len(data)  # neither zeros nor one piece again and again
-        assert path.stat().st_blocks * 512 >= len(data)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_pieces_of_the_file_differ(tmp_path, monkeypatch):
-    monkeypatch.setattr(scratch, "PIECE", 8192)
-    with scratch_file(tmp_path, 20_480, np.random.default_rng(5)) as path:
-        data = path.read_bytes()
-    assert len(data) == 20_480 and len(zlib.compress(data)) > len(data)
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of order")])
 def test_nothing_is_left_when_measuring_is_interrupted(disk, monkeypatch, error):
     def measure(*_):
@@ -245,7 +174,7 @@ def test_nothing_is_left_when_measuring_is_interrupted(disk, monkeypatch, error)
     assert list(disk.iterdir()) == []
 
 
-def test_nothing_is_left_when_it_is_ended(disk, monkeypatch, capsys):
+def test_nothing_is_left_when_it_is_ended(disk, monkeypatch):
     def measure(*_):
         assert len(list(disk.iterdir())) == 1
         os.kill(os.getpid(), signal.SIGTERM)
@@ -267,33 +196,6 @@ def test_a_disk_that_fills_up_is_said_and_nothing_is_left(disk, monkeypatch):
     assert list(disk.iterdir()) == []
 
 
-def test_too_little_space_is_seen_before_anything_is_written(tmp_path, monkeypatch):
-    usage = collections.namedtuple("usage", "free")
-    generator = np.random.default_rng(0)
-    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: usage(2**28 + 8191))
-    with (
-        pytest.raises(CalibrationError, match=f"{2**28 + 8192} bytes are needed .* {2**28 + 8191} are free"),
-        scratch_file(tmp_path, 8192, generator),
-    ):
-        pass
-    assert list(tmp_path.iterdir()) == []
-    told = []
-    with pytest.raises(CalibrationError, match=f"{2**28 + 2**32} bytes are needed"):
-        calibrate(tmp_path, now=NOW, file_bytes=2**32, rounds=2, announce=told.append)
-    assert told == []
-    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: usage(2**28 + 8192))
-    with scratch_file(tmp_path, 8192, generator) as path:
-        assert path.stat().st_size == 8192
-
-
-@pytest.mark.parametrize("name", ["absent", "file"])
-def test_a_folder_that_cannot_be_written_is_said(tmp_path, name, capsys):
-    (tmp_path / "file").write_bytes(b"")
-    assert main(["calibrate", str(tmp_path / name), "--quiet"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and f"{name}: cannot be written (N" in err
-
-
 def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_open_direct", lambda path, block: None)
     threads = threading.active_count()
@@ -312,252 +214,3 @@ def test_memory_is_no_disk(monkeypatch):
     with pytest.raises(CalibrationError, match=r"file system \(tmpfs\).*choose a folder on a disk"):
         calibrate(folder, now=NOW, file_bytes=FILE_BYTES, rounds=2)
     assert not {path for path in set(folder.iterdir()) - before if "flashref" in path.name}
-
-
-def test_the_file_system_is_the_innermost_mount(tmp_path):
-    mounts = tmp_path / "mounts"
-    inner = tmp_path / "a disk"
-    inner.mkdir()
-    escaped = str(inner).replace(" ", "\\040")
-    mounts.write_text(
-        f"a / ext4 rw 0 0\nb {tmp_path} xfs rw 0 0\nc {escaped} btrfs rw 0 0\nd {tmp_path}2 nfs rw\n"
-    )
-    assert file_system(tmp_path, mounts) == "xfs"
-    assert file_system(inner, mounts) == "btrfs"
-    assert file_system(inner / "deeper", mounts) == "btrfs"
-    assert file_system(Path("/"), mounts) == "ext4"
-    assert file_system(tmp_path, tmp_path / "absent") == "unknown"
-
-
-def test_mixed_traces_are_what_they_are_called():
-    assert len(TRACES) == 20
-    assert {(trace.kind, trace.depth) for trace in TRACES} == set(
-        itertools.product(("neuron", "small", "log-uniform", "bimodal"), (1, 4, 8, 16, 32))
-    )
-    for kind, _, sizes in TRACES:
-        assert 200 <= len(sizes) <= 2000 and all(type(size) is int for size in sizes)
-        if kind == "neuron":
-            assert all(size % 16_384 == 0 for size in sizes)
-            assert 0.7 < sizes.count(16_384) / len(sizes) < 0.9
-        elif kind == "small":
-            assert set(sizes) == {4096, 8192, 12_288, 16_384, 32_768}
-        elif kind == "bimodal":
-            assert set(sizes) == {8192, MIB} and 0.04 < sizes.count(MIB) / len(sizes) < 0.18
-        else:
-            assert all(size % 4096 == 0 and 4096 <= size <= MIB for size in sizes)
-            below = sum(size < 65_536 for size in sizes) / len(sizes)  # half of eight doublings
-            assert 0.4 < below < 0.6 and max(sizes) > 900_000
-    assert mixed_traces(np.random.default_rng(4)) == TRACES != mixed_traces(np.random.default_rng(5))
-
-
-def test_a_verification_is_of_each_traces_own_depth_and_median():
-    device = Device(100_000, 0, 0, queue_depth=32)  # a read alone takes 100 µs, and q share that
-    traces = [Trace("a", 1, (4096,) * 4), Trace("b", 4, (4096, 8192) * 2)]
-    found = verify(device, traces, [(400_000, 500_000, 600_000), (100_000, 100_000, 1)])
-    assert [trace.predicted_ns for trace in found.traces] == [400_000, 100_000]
-    assert [trace.bytes for trace in found.traces] == [16_384, 24_576]
-    assert found.error == pytest.approx((0.1, 0.18, 0.2))  # 400 for 500, and exact
-    assert found.noise.max == pytest.approx(0.5, rel=0.01)  # 50,000.5 against 100,000
-
-
-@pytest.mark.parametrize(
-    ("median", "p90", "good"), [(0.08, 0.15, True), (0.0801, 0.1, False), (0.01, 0.1501, False)]
-)
-def test_a_device_is_verified_within_8_and_15_percent(calibration, median, p90, good):
-    found = calibration.verification._replace(error=Errors(median, p90, 1.0))
-    assert holds(found) is good
-
-
-@pytest.mark.parametrize("verified", [True, False])
-def test_a_calibration_survives_its_file(calibration, verified):
-    wanted = calibration if verified else calibration._replace(verification=None)
-    text = calibration_to_json(wanted)
-    fields = json.loads(text)
-    assert list(fields) == [*("device", "error", "noise", "conditions", "points", "batches", "verification")]
-    assert list(fields["error"]) == ["median", "p90", "max"]
-    assert fields["device"] == json.loads(device_to_json(calibration.device))
-    assert fields["points"][0]["nanoseconds"] == list(calibration.points[0].nanoseconds)
-    assert calibration_from_json(text) == calibration_from_json(text.encode()) == wanted
-    assert device_of(text) == wanted.device
-
-
-def changed(calibration, path, value):
-    fields = json.loads(calibration_to_json(calibration))
-    inner = fields
-    for key in path[:-1]:
-        inner = inner[key]
-    if value is None:
-        del inner[path[-1]]
-    else:
-        inner[path[-1]] = value
-    return json.dumps(fields)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (["error"], None, r"calibration\.error is missing"),
-        (["extra"], 1, r"calibration\.extra is not known"),
-        (["error", "p90"], "much", r"calibration\.error\.p90 must be of type float, not 'much'"),
-        (["error", "p90"], True, r"calibration\.error\.p90 must be of type float, not True"),
-        (["conditions", "direct"], 1, r"conditions\.direct must be of type bool, not 1"),
-        (["conditions", "rounds"], 8.0, r"conditions\.rounds must be of type int, not 8\.0"),
-        (["points", 2, "nanoseconds"], 7, r"points\[2\]\.nanoseconds must be of type list"),
-        (["points", 2, "nanoseconds", 1], "x", r"points\[2\]\.nanoseconds\[1\] must be of type int, not 'x'"),
-        (["points"], {}, r"calibration\.points must be of type list"),
-        (["device", "latency_ns"], -1, "latency_ns must be an integer of at least 0, not -1"),
-        (["device", "knee"], None, "field 'knee' is missing"),
-        (["device"], 3, r"calibration\.device must be of type Device, not 3"),
-        (["error", "p90"], -1.0, "errors must be shares of at least 0"),
-        (["verification", "noise", "max"], -0.1, "errors must be shares of at least 0"),
-        (["verification"], [], r"calibration\.verification must be of type Verification"),
-    ],
-)
-def test_a_damaged_file_is_said_in_one_sentence(calibration, path, value, message, tmp_path):
-    text = changed(calibration, path, value)
-    with pytest.raises(DomainError, match=message) as caught:
-        calibration_from_json(text)
-    assert "\n" not in str(caught.value)
-    file = tmp_path / "device.json"
-    file.write_text(text)
-    with pytest.raises(DomainError, match=f"^{file}: .*{message}.*; correct the file, or use a preset$"):
-        device_word(str(file))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, '{"device": NaN}', '{"device": 1, "device": 1}', b"\xff", "3"]
-)
-def test_what_is_no_json_object_is_refused(text):
-    for read in (calibration_from_json, device_of):
-        with pytest.raises(DomainError):
-            read(text)
-
-
-def test_what_json_does_not_have_is_refused(calibration):
-    with pytest.raises(DomainError, match="it has NaN for a number"):
-        calibration_from_json(changed(calibration, ["error", "p90"], float("nan")))
-    twice = calibration_to_json(calibration).replace('"seed": 0', '"seed": 1, "seed": 0')
-    with pytest.raises(DomainError, match="it names a field twice"):
-        calibration_from_json(twice)
-
-
-def test_an_error_may_be_a_whole_number(calibration):
-    assert calibration_from_json(changed(calibration, ["error", "p90"], 1)).error.p90 == 1.0
-
-
-def test_a_device_option_takes_both_kinds_of_file(calibration, tmp_path):
-    (tmp_path / "calibration").write_text(calibration_to_json(calibration))
-    (tmp_path / "device").write_text(device_to_json(calibration.device))
-    for name in ("calibration", "device"):
-        assert device_word(str(tmp_path / name)) == calibration.device
-
-
-@pytest.fixture
-def asked(calibration, monkeypatch):
-    """The command with a measurement of the simulated disk; the list of what it was asked for."""
-    calls = []
-
-    def stand_in(folder, *, traces, announce, **options):
-        calls.append((folder, traces, options))
-        announce("writes as told")
-        return calibration if traces else calibration._replace(verification=None)
-
-    monkeypatch.setattr(command, "calibrate", stand_in)
-    return calls
-
-
-def test_the_command_shows_keeps_and_says_what_it_writes(asked, calibration, tmp_path, capsys):
-    out_file = tmp_path / "disk.json"
-    assert main(["calibrate", str(tmp_path), "--out", str(out_file)]) == 0
-    out, err = capsys.readouterr()
-    [(folder, traces, options)] = asked
-    assert (folder, traces, options["file_bytes"], options["seed"]) == (tmp_path, (), 4 * 2**30, 0)
-    assert options["rounds"] == 8
-    assert err == "flashref calibrate: writes as told\n"
-    kept = calibration._replace(verification=None)
-    assert out_file.read_text() == calibration_to_json(kept)
-    device = calibration.device
-    assert f"{device.latency_ns / 1000:.4g} " in out and f"{device.max_bandwidth / 1e9:.4g} " in out
-    assert "GB/s" in out and "µs" in out
-    # A row a point: measured, modelled, error in time.
-    point = calibration.points[0]
-    rate = point.size * point.reads / statistics.median(point.nanoseconds)
-    [row] = [line for line in out.splitlines() if line.split()[:3] == ["4", "KiB", str(point.depth)]]
-    assert f"{rate:.3f}" in row and row.rstrip().endswith("%")
-    assert f"median {kept.error.median:.1%}, 90th percentile {kept.error.p90:.1%}" in out
-    assert "own noise" in out and "median 0.0%" in out
-    assert "Linux 6.1, load average 0.5, Python 3.11; threads, huge pages; /disk (ext4)" in out
-    assert f"--device {out_file}" in out.replace("\n", "") and "mixed" not in out
-    assert list(tmp_path.iterdir()) == [out_file]
-
-
-def test_the_command_verifies(asked, calibration, monkeypatch, capsys):
-    assert main(["calibrate", "--verify", "--seed", "4", "--size", "0.5", "--quiet"]) == 0
-    out, err = capsys.readouterr()
-    [(folder, traces, options)] = asked
-    assert (folder, traces, options["file_bytes"], options["seed"]) == (Path(), TRACES, 2**29, 4)
-    assert options["rounds"] == 16 and err == ""
-    assert "verified: error median" in out and "allowed: median 8%, 90th percentile 15%" in out
-    trace = calibration.verification.traces[3]
-    [row] = [line for line in out.splitlines() if line.split()[:2] == [trace.kind, str(trace.depth)]]
-    assert f"{trace.reads:,}" in row and f"{trace.predicted_ns / 1e6:.1f}" in row
-    assert "not kept" in out
-
-    slow = Device(0, 0, 10**9)  # a nanosecond a byte
-    late = trace._replace(predicted_ns=2 * trace.nanoseconds[0])
-    bad = calibration.verification._replace(error=Errors(0.09, 0.16, 0.3), traces=(late,))
-    poor = calibration._replace(device=slow, verification=bad)
-    monkeypatch.setattr(command, "calibrate", lambda *_, **__: poor)
-    assert main(["calibrate", "--verify", "--quiet"]) == 1
-    out, _ = capsys.readouterr()
-    assert [line.split()[-1] for line in out.splitlines() if line.split()[:1] == [trace.kind]] == ["+100.0%"]
-    point = calibration.points[0]
-    error = point.size * point.reads / point.nanoseconds[0] - 1
-    assert [line for line in out.splitlines() if line.split()[:3:2] == ["4", "1"] and f"{error:+.1%}" in line]
-    assert "NOT verified: error median 9.0%, 90th percentile 16.0%, largest 30.0%" in out
-    assert main(["calibrate", "--verify", "--quiet", "--json"]) == 1
-
-
-def test_the_command_prints_json(asked, calibration, capsys):
-    assert main(["calibrate", "--json", "--verify", "--quiet"]) == 0
-    out, err = capsys.readouterr()
-    assert out == calibration_to_json(calibration) and err == ""
-
-
-def test_an_unsteady_disk_ends_the_command_and_keeps_nothing(monkeypatch, tmp_path, capsys):
-    def unsteady(*_, **__):
-        raise CalibrationError("too unsteady")
-
-    monkeypatch.setattr(command, "calibrate", unsteady)
-    assert main(["calibrate", "--quiet", "--out", str(tmp_path / "disk.json")]) == 2
-    assert capsys.readouterr().err == "flashref calibrate: too unsteady\n"
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--size", "big"], "'big' is not a number of GiB, such as 4"),
-        (["--size", "nan"], "'nan' is not a number of GiB"),
-        (["--size", "inf"], "'inf' is not a number of GiB"),
-        (["--size", "0.01"], "must be at least 0.015625 GiB, not 0.01"),
-        (["--size", "-4"], "must be at least 0.015625 GiB, not -4"),
-        (["--seed", "-1"], "must be at least 0, not -1"),
-        (["--out", "taken"], "--out taken: exists, and files are never overwritten"),
-        (["--out", "absent/disk.json"], "--out absent/disk.json: absent is no folder that can be written"),
-        (["--fast"], "--fast"),
-    ],
-)
-def test_mistakes_are_answered_before_anything_is_measured(
-    asked, tmp_path, monkeypatch, capsys, words, message
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "taken").write_text("mine")
-    try:
-        code = main(["calibrate", *words])
-    except SystemExit as end:
-        code = end.code
-    out, err = capsys.readouterr()
-    assert code == 2 and out == "" and err.count("\n") == 1 and message in err
-    assert asked == [] and (tmp_path / "taken").read_text() == "mine"
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

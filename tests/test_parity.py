@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from test_families import NEEDED
+from family_configs import NEEDED
 from test_transformer import TINY, plain_ffns
 
 from flashref.ffn import dense_ffn

@@ -1,11 +1,6 @@
-"""`flashref train`: what is recorded, fitted, kept, judged and refused, for every family."""
+"""`flashref train`: what is recorded and fitted of every family, on which text, and what is shown."""
 
-import importlib.util
 import json
-import signal
-import subprocess
-import sys
-from collections import namedtuple
 from functools import partial
 from hashlib import sha256
 from itertools import pairwise
@@ -14,83 +9,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-pytest.importorskip("optax", reason="fitting predictors needs the extra `train`")
-
-import jax
-from random_models import CONTEXT, FAMILIES, LAYERS, NEURONS, WIDTH, open_packed, write_family
-from safetensors.numpy import load_file, save_file
+import train_runs
+from random_models import CONTEXT, FAMILIES, LAYERS, NEURONS, WIDTH, write_family
+from train_runs import QUICK, TEXT, loaded
 
 from flashref import same
-from flashref.cli import main, train_plot, train_result
+from flashref.cli import train_plot, train_result
 from flashref.cli.train import GRID
-from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
-from flashref.predictor import predict_active
+from flashref.ffn import dense_ffn
 from flashref.storage.image import fingerprint
-from flashref.training import fitting, judging, layers, plan, session
+from flashref.training import fitting, judging, layers, session
 from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
-from flashref.transformer.generate import perplexity
 from flashref.transformer.model import load_model, one_at_a_time
 from flashref.transformer.predictors import Errors, Predictors, load_predictors
-from flashref.transformer.session import measure_perplexities
-from flashref.types import DomainError, Predictor
+from flashref.types import Predictor
 
 pytestmark = pytest.mark.xdist_group("training")
-
-Outcome = namedtuple("Outcome", "code out err")
-LINES = [
-    f"{i} and {i * i % 97} are in line {i * 7 % 31}, said the queen, not king {i % 3}.\n" for i in range(60)
-]
-TEXT = "".join(LINES)[: 40 * CONTEXT]
-QUICK = ("--steps", "3", "--ranks", "4", "--quiet")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def clean():
-    """Programs compiled in a hurry, for they run once, and none of them after these tests."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
-
-
-@pytest.fixture
-def train(capsys, monkeypatch):
-    """`flashref train` in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-    def train(*words):
-        capsys.readouterr()
-        try:
-            code = main(["train", *map(str, words)])
-        except SystemExit as end:
-            code = end.code
-        return Outcome(code, *capsys.readouterr())
-
-    return train
-
-
-def hurry(change):
-    """Small batches and few steps; change(object, attribute, value)."""
-    fits = (6, 256, 3e-3, 0, 3, 10)
-    change(fitting.Fit.__new__, "__defaults__", fits)
-    change(plan.Plan.__new__, "__defaults__", (None, 0.06, 0.048, None, 5, fitting.Fit(2), fitting.Fit()))
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """A directory with a text and a small OPT; batches are small, too."""
-    hurry(monkeypatch.setattr)
-    write_family(tmp_path, "opt")
-    (tmp_path / "text").write_text(TEXT)
-    return tmp_path
-
-
-def loaded(folder, name="predictors.safetensors"):
-    checkpoint = open_checkpoint(folder)
-    identity = fingerprint(checkpoint.tensors, checkpoint.config_text)
-    return load_predictors(folder / name, LAYERS, NEURONS, WIDTH, identity)
+clean = train_runs.clean
+train = train_runs.train
+small = train_runs.small
 
 
 # --- every family
@@ -219,282 +156,7 @@ def test_the_shipped_predictors_name_the_shipped_held_out_text_as_unseen():
     assert (origin.activation, origin.tau) == ("relu", 0.0)
 
 
-# --- judging
-
-
-def slow_sets(checkpoint, predictors, chunk):
-    """Along the dense model: (active, predicted) sets of ids, [layer][token]."""
-    ffns = [load_ffn(checkpoint, layer) for layer in range(LAYERS)]
-    model, seen = load_model(checkpoint.config, partial(load_tensor, checkpoint)), [[] for _ in ffns]
-
-    def dense(layer, x):
-        seen[layer].append(
-            (set(active_neurons(x, ffns[layer]).tolist()), set(predict_active(x, predictors[layer]).tolist()))
-        )
-        return dense_ffn(x, ffns[layer])
-
-    forward = one_at_a_time(model, dense)
-    for token in chunk:
-        forward(token)
-    return seen
-
-
-def slow_perplexity(checkpoint, ids, length, chosen):
-    """Of the NumPy model whose FFN sums chosen(layer, x, history) only; history: of this chunk and layer."""
-    ffns = [load_ffn(checkpoint, layer) for layer in range(LAYERS)]
-    model = load_model(checkpoint.config, partial(load_tensor, checkpoint))
-
-    def fresh():
-        history = [[] for _ in ffns]
-
-        def feed_forward(layer, x):
-            return sparse_ffn(x, ffns[layer], sorted(chosen(layer, x, history[layer])))
-
-        return one_at_a_time(model, feed_forward)
-
-    return perplexity(ids, length, fresh).perplexity
-
-
-@pytest.mark.parametrize("dense_layer", [None, 1])
-def test_errors_windows_and_all_four_perplexities_are_those_of_plain_sets(tmp_path, dense_layer):
-    checkpoint = open_checkpoint(write_family(tmp_path, "llama"))
-    random = np.random.default_rng(5)
-    predictors = [
-        Predictor(
-            random.normal(size=(3 + layer, WIDTH)).astype(np.float16),
-            random.normal(size=(NEURONS, 3 + layer)).astype(np.float16),
-            random.normal(size=NEURONS).astype(np.float16),
-            1.5,
-        )
-        for layer in range(LAYERS)
-    ]
-    given = [None if layer == dense_layer else one for layer, one in enumerate(predictors)]
-    chunks = random.integers(0, 256, (3, 12)).astype(np.int32)
-    k, advanced = 3, []
-    found = judging.judge(checkpoint, given, chunks, k, 4, advanced.append)
-    assert advanced == [1, 2] and found.tokens == 36
-
-    everything = set(range(NEURONS))
-    ffns = [load_ffn(checkpoint, layer) for layer in range(LAYERS)]
-
-    def p(layer, x):
-        return everything if given[layer] is None else set(predict_active(x, given[layer]).tolist())
-
-    def windowed(layer, x, history):
-        history.append(p(layer, x))
-        return set().union(*history[-k:])
-
-    ways = {
-        "dense": lambda layer, x, history: everything,
-        "exact": lambda layer, x, history: set(active_neurons(x, ffns[layer]).tolist()),
-        "predicted": lambda layer, x, history: p(layer, x),
-        "resident": windowed,
-    }
-    for name, chosen in ways.items():
-        expected = slow_perplexity(checkpoint, chunks.reshape(-1).tolist(), 12, chosen)
-        assert getattr(found.perplexities, name) == pytest.approx(expected, rel=1e-4), name
-    assert found.perplexities.exact == found.perplexities.dense
-    assert len({round(value, 3) for value in found.perplexities}) == 3  # the others differ
-
-    seen = [slow_sets(checkpoint, predictors, chunk.tolist()) for chunk in chunks]
-    for layer, verdict in enumerate(found.verdicts):
-        pairs = [pair for chunk in seen for pair in chunk[layer]]
-        active = sum(len(a) for a, _ in pairs)
-        if layer == dense_layer:
-            assert verdict == (Errors(active, 36 * NEURONS - active, 0, 36 * NEURONS - active), None)
-            continue
-        missed, extra = sum(len(a - s) for a, s in pairs), sum(len(s - a) for a, s in pairs)
-        assert verdict.errors == (active, 36 * NEURONS - active, missed, extra)
-        sizes = [
-            len(set().union(*(s for _, s in chunk[layer][max(0, t - k + 1) : t + 1])))
-            for chunk in seen
-            for t in range(12)
-        ]
-        assert (verdict.residency.kept[k - 1], verdict.residency.largest[k - 1]) == (sum(sizes), max(sizes))
-        assert len(verdict.residency.kept) == 4 and verdict.residency.tokens == 36
-    total = judging.total_errors(given, found.verdicts)
-    assert total.active == sum(v.errors.active for i, v in enumerate(found.verdicts) if i != dense_layer)
-
-    (one,) = judging.sweep(checkpoint, given, chunks, k, [1.5])
-    kept = [v.residency.kept[k - 1] for v in found.verdicts if v.residency]
-    assert one.errors == total and one.threshold == 1.5
-    assert one.resident_share == pytest.approx(sum(kept) / len(kept) / 36 / NEURONS)
-
-
-def test_the_perplexities_are_those_of_a_run_from_flash_with_memory_for_all(small, train):
-    """`flashref run` measures them token by token in NumPy; with every row in memory they are the same."""
-    text = TEXT[: 2 * CONTEXT].encode()
-    folder = small / "model"
-    write_family(folder, "opt", "F16")
-    assert train(folder, "--text", small / "text", *QUICK, "--threshold", "0.6").code == 0
-    predictors = load_predictors(folder / "predictors.safetensors", LAYERS, NEURONS, WIDTH)
-    opened = open_packed(folder, capacities=(NEURONS, NEURONS), window=3)
-    flash = measure_perplexities(list(text), opened.decoder, opened.ffns, lambda *_: None)
-    chunks = np.frombuffer(text, np.uint8).astype(np.int32).reshape(2, CONTEXT)
-    found = judging.judge(open_checkpoint(folder), predictors.layers, chunks, 3, 5).perplexities
-    assert (found.dense, found.resident) == pytest.approx((flash.dense, flash.flash), rel=1e-4)
-    assert found.dense != found.resident != found.predicted
-
-
-# --- what is kept
-
-
-def stopping(monkeypatch, after):
-    """Interrupts before the fit after so many; gives the list of ranks that were fitted."""
-    fit_low_rank, ranks = fitting.fit_low_rank, []
-
-    def fit(ffn, inputs, held_out, rank, *rest):
-        if len(ranks) == after:
-            raise KeyboardInterrupt
-        ranks.append(rank)
-        return fit_low_rank(ffn, inputs, held_out, rank, *rest)
-
-    monkeypatch.setattr(session, "fit_low_rank", fit)
-    return ranks
-
-
-@pytest.mark.parametrize("sizes", [("--ranks", "4,5"), ("--share", "0.4", "--false-negatives", "0.9")])
-def test_an_interrupted_fit_goes_on_at_the_next_layer_to_the_same_bits(small, train, monkeypatch, sizes):
-    words = (small, "--text", small / "text", "--steps", "4", *sizes, "--out")
-    with monkeypatch.context() as patched:
-        in_one_go = stopping(patched, None)
-        assert train(*words, small / "whole").code == 0
-    each = 1 if "--ranks" in sizes else len(in_one_go) // LAYERS - 1  # fits that are kept together
-    pieces, outcome = [], Outcome(130, "", "")
-    while outcome.code == 130 and len(pieces) < 9:
-        with monkeypatch.context() as patched:
-            pieces.append(stopping(patched, each))
-            outcome = train(*words, small / "parts")
-        if outcome.code == 130:
-            assert not (small / "parts").exists()
-            assert f"kept in {small / '.parts.partial'}; the same command goes on" in outcome.err
-    assert outcome.code == 0 and len(pieces) > 1
-    assert [rank for piece in pieces for rank in piece] == in_one_go  # none was fitted twice, or never
-    assert (small / "parts").read_bytes() == (small / "whole").read_bytes()
-    assert not [path for path in small.iterdir() if path.name.startswith(".")]
-
-
-def test_what_was_begun_with_something_else_is_refused_and_stays(small, train, monkeypatch):
-    with monkeypatch.context() as patched:
-        stopping(patched, 1)
-        assert train(small, "--text", small / "text", *QUICK).code == 130
-    folder = small / ".predictors.safetensors.partial"
-    before = sorted(path.name for path in folder.iterdir())
-    assert before == ["layer-0.safetensors", "made_of.json"]
-    (small / "other").write_text(TEXT[::-1])
-    for words, what in (
-        (("--text", small / "other"), "text"),
-        (("--ranks", "5"), "ranks"),
-        (("--steps", "4"), "fit"),
-        (("--tokens", "1300"), "tokens"),
-        (("--activation", "fatrelu:0.1"), "activation"),
-    ):
-        outcome = train(small, "--text", small / "text", *QUICK, *words)
-        assert outcome.code == 2 and f"was begun with another model, text or options ({what})" in outcome.err
-        assert "remove the folder" in outcome.err and sorted(path.name for path in folder.iterdir()) == before
-    (folder / "layer-0.safetensors").write_bytes(b"damaged")
-    outcome = train(small, "--text", small / "text", *QUICK)
-    assert outcome.code == 2 and f"or remove {folder} and begin again" in outcome.err
-    (folder / "made_of.json").unlink()
-    assert "was begun with another" in train(small, "--text", small / "text", *QUICK).err
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, "tests")
-import test_train_command
-from flashref.cli import main, train_plot
-from flashref.training import session
-test_train_command.hurry(setattr)
-keep = session.keep
-def keep_and_die(work, name, arrays):
-    keep(work, name, arrays)
-    os.kill(os.getpid(), signal.SIGKILL)
-session.keep = keep_and_die
-main(sys.argv[1:])
-"""
-CHECKOUT = Path(__file__).parents[1]
-
-
-def test_a_killed_fit_goes_on_too(small, train, monkeypatch):
-    words = [str(word) for word in (small, "--text", small / "text", *QUICK)]
-    killed = subprocess.run([sys.executable, "-c", KILLED, "train", *words], cwd=CHECKOUT)
-    assert killed.returncode == -signal.SIGKILL and not (small / "predictors.safetensors").exists()
-    folder = small / ".predictors.safetensors.partial"
-    assert [path.name for path in sorted(folder.iterdir())] == ["layer-0.safetensors", "made_of.json"]
-    ranks = stopping(monkeypatch, None)
-    assert train(*words).code == 0 and ranks == [4] and not folder.exists()
-    assert [len(one.a) for one in loaded(small).layers] == [4, 4]
-
-
-# --- refusals, each one sentence, before any work
-
-
-REFUSALS = {
-    "no model": (("--judge-not",), "unknown words"),
-    "no text": (("MODEL",), "to fit takes --text FILE; or judge what is there with --judge"),
-    "nothing": ((), "to fit takes MODEL"),
-    "no such model": (("MODEL/x", "--text", "TEXT"), "there is no such directory"),
-    "empty": (("MODEL", "--text", "MODEL/empty"), "is empty"),
-    "not UTF-8": (("MODEL", "--text", "MODEL/latin"), "is not UTF-8 at byte 1"),
-    "short": (("MODEL", "--text", "MODEL/short"), "a text of 191 tokens is too short"),
-    "ranks": (
-        ("MODEL", "--text", "TEXT", "--ranks", "4,4,4"),
-        "3 ranks were given, but the model has 2 layers",
-    ),
-    "rank": (("MODEL", "--text", "TEXT", "--ranks", "17"), "ranks must lie in 0 … 16 in a model of width 16"),
-    "no rank": (("MODEL", "--text", "TEXT", "--ranks", "0"), "one must be above 0"),
-    "negative": (("MODEL", "--text", "TEXT", "--ranks=-1"), "ranks must be at least 0, not -1"),
-    "share": (("MODEL", "--text", "TEXT", "--share", "0.001"), "the smallest share that does is 0.0"),
-    "threshold": (("MODEL", "--text", "TEXT", "--threshold", "1"), "no probability between 0 and 1"),
-    "out": (("MODEL", "--text", "TEXT", "--out", "TEXT"), "exists, and files are never overwritten"),
-    "folder": (("MODEL", "--text", "TEXT", "--out", "MODEL/no/x"), "is no folder that can be written"),
-    "fit and judge": (("MODEL", "--judge", "--ranks", "3"), "--ranks is for fitting"),
-    "predictors": (("MODEL", "--text", "TEXT", "--predictors", "TEXT"), "say --judge too"),
-    "none to judge": (("MODEL", "--judge", "--text", "TEXT"), "predictors.safetensors: cannot be read"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_a_mistake_is_one_sentence_and_leaves_nothing(small, train, case):
-    (small / "empty").write_bytes(b"")
-    (small / "latin").write_bytes(b"K\xf6nig")
-    (small / "short").write_text("x" * 191)
-    before = sorted(small.rglob("*"))
-    words, sentence = REFUSALS[case]
-    given = [word.replace("MODEL", str(small)).replace("TEXT", str(small / "text")) for word in words]
-    outcome = train(*given)
-    assert outcome.code == 2 and outcome.out == ""
-    assert sentence in outcome.err and outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
-    assert sorted(small.rglob("*")) == before
-
-
-def test_the_smallest_share_that_is_named_is_the_smallest(small):
-    checkpoint = open_checkpoint(small)
-    with pytest.raises(DomainError) as caught:
-        plan.check_plan(checkpoint, plan.Plan(share=0.001))
-    smallest = float(str(caught.value).split("the smallest share that does is ")[1])
-    whole = sum(array.nbytes for array in load_file(small / "model.safetensors").values())
-    of_layer = 2 * (WIDTH + NEURONS) + 2 * NEURONS + 4 + 8 * 5  # rank 1, bias, threshold, statistics
-    assert smallest == pytest.approx(LAYERS * of_layer / whole, abs=0.0001)
-    assert plan.total_rank(checkpoint, plan.Plan(share=smallest)) == LAYERS
-    with pytest.raises(DomainError, match="the smallest share"):
-        plan.check_plan(checkpoint, plan.Plan(share=smallest - 0.0001))
-
-
-def test_ranks_that_a_share_pays_for_and_that_a_layer_can_have(small):
-    checkpoint = open_checkpoint(small)
-    whole = sum(array.nbytes for array in load_file(small / "model.safetensors").values())
-    of_layers = LAYERS * (2 * NEURONS + 4 + 8 * 5)  # bias, threshold, statistics
-    for rank in (3, 7, 31):
-        pays = of_layers + rank * 2 * (WIDTH + NEURONS)
-        for spare, found in ((0.5, rank), (-0.5, rank - 1)):
-            assert plan.total_rank(checkpoint, plan.Plan(share=(pays + spare) / whole)) == found
-    for ranks in ((0, 16), (16, 0), (1, 16)):
-        plan.check_plan(checkpoint, plan.Plan(ranks=ranks))
-    for ranks in ((0, 0), (17, 1), (-1, 1)):
-        with pytest.raises(DomainError, match="ranks must lie in 0 … 16"):
-            plan.check_plan(checkpoint, plan.Plan(ranks=ranks))
+# --- what is shown
 
 
 def test_residency_is_shown_as_shares_of_a_layer_and_their_mean(small):
@@ -514,52 +176,6 @@ def test_residency_is_shown_as_shares_of_a_layer_and_their_mean(small):
     assert [row["largest_resident"] for row in told.layers] == [[1 / 4, 1 / 2], [1 / 2, 1]]
     assert told.total["mean_resident"] == [3 / 16, 3 / 8]
     assert told.total["largest_resident"] == [3 / 8, 3 / 4]
-
-
-def test_an_existing_file_is_refused_before_any_work(small, train):
-    (small / "predictors.safetensors").write_bytes(b"somebody's")
-    outcome = train(small, "--text", small / "absent")
-    assert outcome.code == 2 and "exists, and files are never overwritten" in outcome.err
-    assert (small / "predictors.safetensors").read_bytes() == b"somebody's"
-
-
-def test_a_silu_model_needs_another_activation(small, train):
-    folder = write_family(small / "silu", "llama", activation_name="silu")
-    outcome = train(folder, "--text", small / "text")
-    assert outcome.code == 2 and "every neuron of a silu model is active" in outcome.err
-    assert "--activation relu or fatrelu:T" in outcome.err
-
-
-def test_without_the_extra_the_sentence_says_what_to_install(small, train, monkeypatch):
-    found = importlib.util.find_spec
-
-    def without(name, *of):
-        return None if name == "optax" else found(name, *of)
-
-    monkeypatch.setattr("importlib.util.find_spec", without)
-    outcome = train(small, "--text", small / "text")
-    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "pip install 'flashref[train]'" in outcome.err
-
-
-def test_other_commands_need_neither_jax_nor_optax():
-    seen = "import sys; from flashref.cli import train; print({'jax', 'optax'} & set(sys.modules))"
-    outcome = subprocess.run([sys.executable, "-c", seen], cwd=CHECKOUT, capture_output=True, text=True)
-    assert outcome.stdout == "set()\n"
-
-
-def test_predictors_of_other_weights_or_another_activation_are_not_judged(small, train):
-    assert train(small, "--text", small / "text", *QUICK).code == 0
-    other = write_family(small / "other", "opt", seed=1)
-    outcome = train(
-        other, "--judge", "--predictors", small / "predictors.safetensors", "--text", small / "text"
-    )
-    assert outcome.code == 2 and "was fitted to another model, or to other weights" in outcome.err
-    outcome = train(small, "--judge", "--activation", "fatrelu:0.5", "--text", small / "text")
-    assert outcome.code == 2 and "was fitted to relu, tau 0; leave --activation out" in outcome.err
-
-
-# --- what is shown
 
 
 def test_the_tables_hold_what_json_says(small, train):
@@ -610,28 +226,6 @@ def test_one_threshold_for_all_layers_is_the_logit_of_the_probability(small, tra
     assert [one.threshold for one in loaded(small).layers] == pytest.approx([expected] * LAYERS, rel=2**-23)
 
 
-def test_tokens_for_ten_chunks_are_the_fewest(small, train):
-    ended = train(small, "--text", small / "text", *QUICK, "--tokens", str(10 * CONTEXT - 1))
-    assert ended.code == 2 and f"fitting takes ten chunks of {CONTEXT}, so {10 * CONTEXT}" in ended.err
-    assert train(small, "--text", small / "text", *QUICK, "--tokens", str(10 * CONTEXT)).code == 0
-
-
-def test_judging_without_a_text_says_how_to_give_one(small, train):
-    ended = train(small, "--judge")
-    told = f"flashref train: {small}: has no held_out.txt to judge on; give a text with --text FILE\n"
-    assert (ended.code, ended.err) == (2, told)
-
-
-def test_a_model_that_is_not_finite_leaves_no_work(small, train):
-    tensors = load_file(small / "model.safetensors")
-    name = next(name for name in sorted(tensors) if "layers.1" in name and "fc1.weight" in name)
-    tensors[name][0, 0] = np.nan
-    save_file(tensors, small / "model.safetensors")
-    ended = train(small, "--text", small / "text", *QUICK)
-    assert ended.code == 2 and name in ended.err and "get it again" in ended.err
-    assert not list(small.glob(".predictors*"))
-
-
 # --- the figure
 
 
@@ -664,11 +258,3 @@ def test_lines_of_six_layers_are_drawn_from_the_first_to_the_last():
     axes = train_plot.new_plot(100, 100).subplots()
     train_plot._draw_windows(axes, SimpleNamespace(layers=rows))
     assert [line.get_label() for line in axes.lines] == [f"layer {n}" for n in (0, 4, 9, 13, 18, 23)]
-
-
-def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(small, train, monkeypatch):
-    monkeypatch.setattr(session, "fit_predictors", lambda *_: pytest.fail("fitted before it was refused"))
-    (small / "here.png").touch()
-    for name, sentence in (("a.jpg", ".png, .svg, .pdf"), ("here.png", "exists"), ("no/a.png", "no folder")):
-        ended = train(small, "--text", small / "text", *QUICK, "--plot", small / name)
-        assert ended.code == 2 and sentence in ended.err and ended.err.count("\n") == 1
