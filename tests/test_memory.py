@@ -102,20 +102,20 @@ def test_the_workspace_of_reading_and_summing_by_hand(models, dtype, bundle, blo
     rows = 200_000 + 62_500  # of the matrix, and a sixteenth
     buffers = 513 << 21  # 262 500 blocks of 4096 bytes are 512.7 times 2 MiB
     copies = 200_000 * bundle + 4 * rows * bundle + widened * rows * 16 * 4
-    products = 2 * (16 << 20)  # of 16.8 MB
+    products = 2 * 4 * N  # a row of them is more than a piece
     found = workspace(models[dtype], dtype, (200_000, 7))
     assert found == block + buffers + copies + products + rows * memory.ROW_OBJECTS
 
 
 def test_the_workspace_of_predicting_by_hand(models):
-    model, few = models["F32"], 16 << 20
+    model, few = models["F32"], 4 * N
     # The larger map as float32, 256 MB, once more on its way, products, and some ids of n neurons.
     maps = Predictor(np.zeros((64, D), np.float16), np.zeros((N, 64), np.float16), None, 0.0)
     assert workspace(model, predictors=[None, maps]) == 2 * 256_000_000 + 2 * few + 64 * N
     small = Predictor(np.zeros((2, D), np.float16), np.zeros((N, 2), np.float16), None, 0.0)
     buffers = 123 << 21  # reading the bypass alone: 62 500 blocks
     bypass = buffers + 4 * 62_500 * 64 + 3 * 62_500 * 64 + 62_500 * memory.ROW_OBJECTS
-    assert workspace(model, predictors=[small]) == bypass > 2 * 8_000_000 + 2 * 8_000_000 + 64 * N
+    assert workspace(model, predictors=[small]) == bypass > 2 * 8_000_000 + 2 * few + 64 * N
 
 
 def test_the_workspace_of_a_gate_of_dense_layers_and_of_the_head_by_hand(models, monkeypatch):
@@ -123,13 +123,14 @@ def test_the_workspace_of_a_gate_of_dense_layers_and_of_the_head_by_hand(models,
     wide = bundle_layout(100_000, 512, "F16")
     demand, budget = Demand(0, 0, 0, LAYERS, 100_000, 2048, (1,)), Budget(0, 3, (0, 0), 0)
     found = uncounted(models["F32"], demand, budget, wide, 0, [], ()).workspace - memory.INTERPRETER
-    assert found == 2 * 100_000 * 512 * 4 + 2 * (16 << 20)  # one matrix as float32, twice, and products
+    assert found == 2 * 100_000 * 512 * 4 + 2 * (1 << 20)  # one matrix as float32, twice, and products
     monkeypatch.setattr(memory, "ROW_OBJECTS", 0)
     layout = bundle_layout(48, 16, "F16")
     demand, budget = Demand(0, 0, 0, LAYERS, 48, 64), Budget(0, 3, (0, 0), 0)
-    # A gate in pieces of 4 MiB, twice, and its products.
-    found = uncounted(model, demand, budget, layout, 0, [], ()).workspace - memory.INTERPRETER
-    assert found == BLOCK + 4 * (4 << 20) + 64 * 48
+    # A gate in pieces of 4 MiB, twice, its products, and some ids of n neurons.
+    many = bundle_layout(100_000, 16, "F16")
+    found = uncounted(model, demand, budget, many, 0, [], ()).workspace - memory.INTERPRETER
+    assert found == BLOCK + 2 * (4 << 20) + 2 * (1 << 20) + 64 * 100_000
     # 4096 rows of a head as float32, twice; eight times the logits; the last norm.
     head = model.ends.head._replace(weight=np.broadcast_to(np.float16(0), (10**6, 16)))
     large = model._replace(ends=model.ends._replace(head=head))
@@ -147,7 +148,7 @@ def zeros(*shape, dtype=np.float16):
 
 
 def test_the_workspace_of_other_shapes_by_hand(models):
-    model, few = models["F32"], 16 << 20
+    model, few = models["F32"], 4 * N
     assert workspace(model, "F32", (7, 200_000)) == workspace(model, "F32", (200_000, 7))
     # A matrix of all rows needs no bypass: 10^6 blocks of 4096 bytes are 1953.1 times 2 MiB.
     found = workspace(model, "F32", (N, N))
@@ -158,12 +159,13 @@ def test_the_workspace_of_other_shapes_by_hand(models):
         demand, budget = Demand(0, 0, 0, LAYERS, neurons, layout.stride), Budget(0, 3, (capacity,) * 2, 0)
         return uncounted(model, demand, budget, layout, 0, [], predictors).workspace - memory.INTERPRETER
 
+    pieces = 2 << 20  # of products
     # Bundles of 16 KiB, more than a block: 1000 are 7.8 times 2 MiB; values 16.4 MB, widened once.
     values = 1000 * 4096 * 4
-    assert of(1000, 4096, 1000) == (8 << 21) + 5 * 1000 * 16384 + 3 * values + 1000 * memory.ROW_OBJECTS
+    assert of(1000, 4096, 1000) == (8 << 21) + 5 * 1000 * 16384 + values + pieces + 1000 * memory.ROW_OBJECTS
     # No layer is dense: a bypass of 6250 rows, 12.2 times 2 MiB, however large a layer is.
     values = 6250 * 512 * 4
-    assert of(100_000, 512, 0) == (13 << 21) + 4 * 6250 * 2048 + 3 * values + 6250 * memory.ROW_OBJECTS
+    assert of(100_000, 512, 0) == (13 << 21) + 4 * 6250 * 2048 + values + pieces + 6250 * memory.ROW_OBJECTS
     # Where d is larger than n, so is the first map: 256 MB.
     maps = Predictor(zeros(64, N), zeros(48, 64), None, 0.0)
     assert of(48, N, 0, [maps]) == 2 * 256 * N + 2 * few + 64 * 48

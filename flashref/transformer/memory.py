@@ -115,25 +115,26 @@ def _gathered(budget: Budget, demand: Demand, layout: Layout) -> int:
     copies = 4 * rows * layout.bundle_bytes  # gathered, these of the batch before, with the matrix, chosen
     values = 4 * rows * layout.d
     widened = (2 if layout.dtype == "BF16" else 1) * values if layout.dtype != "F32" else 0
-    return buffers + matrix + copies + widened + _products(values) + rows * ROW_OBJECTS
+    return buffers + matrix + copies + widened + _products(values, layout) + rows * ROW_OBJECTS
 
 
 def _predicted(layout: Layout, predictors: Sequence[Predictor | None]) -> int:
     """Predicting a layer: the larger map widened, or a piece of a resident gate."""
     maps = [array for one in predictors if one is not None for array in (one.a, one.b)]
     largest = max((4 * array.size for array in maps), default=GATE_BYTES)
-    return 2 * largest + _products(largest) + 8 * 8 * layout.n
+    return 2 * largest + _products(largest, layout) + 8 * 8 * layout.n
 
 
 def _dense(layout: Layout) -> int:
     """A layer that is resident whole: one matrix widened."""
     values = 4 * layout.n * layout.d
-    return 2 * values + _products(values)
+    return 2 * values + _products(values, layout)
 
 
-def _products(values: int) -> int:
+def _products(values: int, layout: Layout) -> int:
     """ascending_sum of so many bytes: a piece of products, while the piece before it is still there."""
-    return 2 * min(values, PIECE_BYTES)
+    row = 4 * max(layout.n, layout.d)
+    return 2 * min(values, max(PIECE_BYTES, row))
 
 
 def _widened(tree: Any) -> int:
