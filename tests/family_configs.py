@@ -2,7 +2,7 @@
 
 import json
 
-from flashref.transformer.checkpoint import parse_config
+from flashref.transformer.config import parse_config
 from flashref.transformer.family import Config
 
 # Every key that a family needs, and no other.

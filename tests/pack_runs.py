@@ -5,8 +5,8 @@ import os
 from functools import partial
 
 import pytest
+from checkpoint_files import random_weights, write_checkpoint
 from command_line import called, sentence_of
-from test_checkpoint import random_weights, write_checkpoint
 
 from flashref.storage.image import pack_image
 from flashref.transformer.checkpoint import open_checkpoint

@@ -5,8 +5,8 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from checkpoint_files import to_dtype, write_checkpoint, write_file
 from safetensors.numpy import save_file
-from test_checkpoint import to_dtype, write_checkpoint, write_file
 
 from flashref.decode import sum_resident
 from flashref.ffn import active_neurons
@@ -16,7 +16,8 @@ from flashref.storage.device import PRESETS
 from flashref.storage.image import Image, image_tensor, open_image, pack_image
 from flashref.storage.readers import memory_reader
 from flashref.transformer.budget import Budget, Demand, demand_of
-from flashref.transformer.checkpoint import load_ffn, open_checkpoint, parse_config, tensor_shapes
+from flashref.transformer.checkpoint import load_ffn, open_checkpoint, tensor_shapes
+from flashref.transformer.config import parse_config
 from flashref.transformer.flash import Decoder, empty_layers
 from flashref.transformer.model import load_model
 from flashref.transformer.predictors import load_predictors

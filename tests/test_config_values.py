@@ -24,7 +24,7 @@ def test_a_value_that_is_null_is_left_out_and_the_first_key_that_is_given_counts
     positive, text = config_values.positive, config_values.text
     for values in ({}, {"a": None}, {"a": None, "b": None}):
         assert count(values, "a", "b", default=3) == 3
-        assert flag(values, "a", True) is True and positive(values, "a", 0.5) == 0.5
+        assert flag(values, "a", False) is False and positive(values, "a", 0.5) == 0.5
         assert text(values, "a", "name") == "name"
         for read in (count, positive, text):
             with pytest.raises(ImageError, match=r"config.json lacks a; give the whole"):
@@ -35,4 +35,11 @@ def test_a_value_that_is_null_is_left_out_and_the_first_key_that_is_given_counts
     assert count({"a": 1, "b": 2}, "a", "b", default=3) == count({"a": 1, "b": 2}, "a", "b") == 1
     with pytest.raises(ImageError, match=r"config.json has b 0; it must be a positive integer"):
         count({"a": None, "b": 0}, "a", "b", default=3)
-    assert flag({"a": False}, "a", True) is False
+    assert flag({"a": False}, "a", True) is False and flag({"a": True}, "a", False) is True
+    assert flag({}, "a", True) is True
+
+
+def test_null_is_no_flag_that_is_true_unless_it_is_given():
+    # transformers takes null for false there, and it could as well be meant as left out.
+    with pytest.raises(ImageError, match=r"config.json has a None; it must be true or false"):
+        config_values.flag({"a": None}, "a", True)

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from checkpoint_files import write_file
 from family_configs import NEEDED, OPTIONAL, ROPE, config_of
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_checkpoint import write_file
 
 from flashref.simulate.shapes.families import decoder_of_config
 from flashref.simulate.shapes.presets import CONFIGS
-from flashref.transformer.checkpoint import load_ffn, open_checkpoint, parse_config, tensor_shapes
+from flashref.transformer.checkpoint import load_ffn, open_checkpoint, tensor_shapes
+from flashref.transformer.config import parse_config
 from flashref.transformer.families import FAMILIES
 from flashref.transformer.family import Tensor, fill, leaves
 from flashref.transformer.model import load_model
@@ -168,6 +169,8 @@ LLAMA3 = {"type": "llama3", "factor": 2, "low_freq_factor": 1, "high_freq_factor
         ("llama", {"num_key_value_heads": 2}, ImageError, "heads 3, which num_key_value_heads 2"),
         ("llama", {"head_dim": 5}, ImageError, "turns 5 of a head's 5 values"),
         ("llama", {"partial_rotary_factor": 0.5}, DomainError, "a part of a head only, which no Llama does"),
+        ("falcon", {"partial_rotary_factor": 0.5}, DomainError, "of a head only, which no Falcon does"),
+        ("falcon", {"rope_parameters": {"partial_rotary_factor": 0.5}}, DomainError, "which no Falcon does"),
         ("phi", {"partial_rotary_factor": 0.25}, ImageError, "turns 1 of a head's 4 values"),
         ("phi", {"partial_rotary_factor": 0.1}, ImageError, "turns 0 of a head's 4 values"),
         ("phi", {"partial_rotary_factor": 1.5}, ImageError, "turns 6 of a head's 4 values"),

@@ -80,15 +80,15 @@ def workspace(model, dtype="F16", capacities=(0, 0), dense=(), predictors=()):
     """Without the interpreter's part."""
     layout = bundle_layout(N, D, dtype)
     demand, budget = Demand(0, 0, 0, LAYERS, N, layout.stride, dense), Budget(0, 3, capacities, 0)
-    return uncounted(model, demand, budget, layout, 0, [], predictors).workspace - memory.INTERPRETER
+    return uncounted(model, demand, budget, layout, 0, [], predictors, 1).workspace - memory.INTERPRETER
 
 
 def test_cache_biases_and_tables_by_hand(models):
     layout = bundle_layout(NEURONS, WIDTH, "F16")
     demand, budget = Demand(0, 0, 0, LAYERS, NEURONS, layout.stride), Budget(0, 3, (20, 10), 0)
     predicted = [[np.arange(5), np.arange(3)], [np.arange(2), np.arange(0)]]
-    found = uncounted(models["F16"], demand, budget, layout, 1234, predicted, ())
-    assert found.kv_cache == 2 * LAYERS * 4 * 64 * 4 * 4  # keys and values of 4 heads of 4 float32
+    found = uncounted(models["F16"], demand, budget, layout, 1234, predicted, (), 10)
+    assert found.kv_cache == 2 * LAYERS * 4 * 10 * 4 * 4  # 10 keys and values of 4 heads of 4 float32
     assert found.biases == 1234
     # n of Window.last, the slots twice and three kept sets a layer; 10 recorded ids; a checksum a row.
     assert found.id_tables == 8 * (48 + 5 * 20 + 48 + 5 * 10) + 8 * 10 + 4 * 2 * 48 * 2
@@ -122,23 +122,23 @@ def test_the_workspace_of_a_gate_of_dense_layers_and_of_the_head_by_hand(models,
     model = models["F16"]
     wide = bundle_layout(100_000, 512, "F16")
     demand, budget = Demand(0, 0, 0, LAYERS, 100_000, 2048, (1,)), Budget(0, 3, (0, 0), 0)
-    found = uncounted(models["F32"], demand, budget, wide, 0, [], ()).workspace - memory.INTERPRETER
+    found = uncounted(models["F32"], demand, budget, wide, 0, [], (), 1).workspace - memory.INTERPRETER
     assert found == 2 * 100_000 * 512 * 4 + 2 * (1 << 20)  # one matrix as float32, twice, and products
     monkeypatch.setattr(memory, "ROW_OBJECTS", 0)
     layout = bundle_layout(48, 16, "F16")
     demand, budget = Demand(0, 0, 0, LAYERS, 48, 64), Budget(0, 3, (0, 0), 0)
     # A gate in pieces of 4 MiB, twice, its products, and some ids of n neurons.
     many = bundle_layout(100_000, 16, "F16")
-    found = uncounted(model, demand, budget, many, 0, [], ()).workspace - memory.INTERPRETER
+    found = uncounted(model, demand, budget, many, 0, [], (), 1).workspace - memory.INTERPRETER
     assert found == BLOCK + 2 * (4 << 20) + 2 * (1 << 20) + 64 * 100_000
     # 4096 rows of a head as float32, twice; eight times the logits; the last norm.
     head = model.ends.head._replace(weight=np.broadcast_to(np.float16(0), (10**6, 16)))
     large = model._replace(ends=model.ends._replace(head=head))
-    found = uncounted(large, demand, budget, layout, 0, [], ()).workspace - memory.INTERPRETER
+    found = uncounted(large, demand, budget, layout, 0, [], (), 1).workspace - memory.INTERPRETER
     assert found == 2 * 4096 * 16 * 4 + 32 * 10**6 + 4 * 32
     # Nothing is smaller than the pieces in which an image is opened.
     tiny = Predictor(np.zeros((1, D), np.float16), np.zeros((48, 1), np.float16), None, 0.0)
-    found = uncounted(model, demand, budget, layout, 0, [], [tiny]).workspace - memory.INTERPRETER
+    found = uncounted(model, demand, budget, layout, 0, [], [tiny], 1).workspace - memory.INTERPRETER
     assert found == 3 * (4 << 20)
 
 
@@ -157,7 +157,7 @@ def test_the_workspace_of_other_shapes_by_hand(models):
     def of(neurons, width, capacity, predictors=()):
         layout = bundle_layout(neurons, width, "F16")
         demand, budget = Demand(0, 0, 0, LAYERS, neurons, layout.stride), Budget(0, 3, (capacity,) * 2, 0)
-        return uncounted(model, demand, budget, layout, 0, [], predictors).workspace - memory.INTERPRETER
+        return uncounted(model, demand, budget, layout, 0, [], predictors, 1).workspace - memory.INTERPRETER
 
     pieces = 2 << 20  # of products
     # Bundles of 16 KiB, more than a block: 1000 are 7.8 times 2 MiB; values 16.4 MB, widened once.
@@ -178,7 +178,7 @@ def test_the_workspace_of_other_ends_by_hand(models):
 
     def of(dtype, **ends):
         model = models[dtype]._replace(ends=models[dtype].ends._replace(**ends))
-        return uncounted(model, demand, budget, layout, 0, [], [tiny]).workspace - memory.INTERPRETER
+        return uncounted(model, demand, budget, layout, 0, [], [tiny], 1).workspace - memory.INTERPRETER
 
     # Scale and shift of the last norm are 128 bytes, as BF16 64 more on their way.
     head = Linear(zeros(10**6, 16, dtype=np.uint16), None)

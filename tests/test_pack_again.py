@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pack_runs
 import pytest
+from checkpoint_files import NEURONS, random_weights, write_checkpoint
 from pack_runs import KEYS, contents, failing, sentence
-from test_checkpoint import NEURONS, random_weights, write_checkpoint
 
 from flashref.storage.device import PRESETS, device_to_json
 from flashref.storage.image import open_image, pack_image

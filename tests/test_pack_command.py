@@ -10,9 +10,9 @@ import numpy as np
 import pack_runs
 import pytest
 import safetensors.numpy
+from checkpoint_files import NEURONS, WIDTH, random_weights, write_checkpoint
 from pack_runs import KEYS, contents
 from rich.progress import DownloadColumn, TransferSpeedColumn
-from test_checkpoint import NEURONS, WIDTH, random_weights, write_checkpoint
 
 from flashref.cli import pack
 from flashref.cli import report as bars

@@ -9,8 +9,8 @@ import signal
 import numpy as np
 import pack_runs
 import pytest
+from checkpoint_files import random_weights, write_checkpoint
 from pack_runs import failing, sentence
-from test_checkpoint import random_weights, write_checkpoint
 
 no_waiting_for_the_disk = pack_runs.no_waiting_for_the_disk
 model = pack_runs.model

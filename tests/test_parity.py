@@ -15,7 +15,8 @@ from family_configs import NEEDED
 from test_transformer import TINY, plain_ffns
 
 from flashref.ffn import dense_ffn
-from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint, parse_config
+from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
+from flashref.transformer.config import parse_config
 from flashref.transformer.generate import generate
 from flashref.transformer.model import load_model, one_at_a_time
 from flashref.types import ImageError

@@ -137,8 +137,40 @@ def test_what_is_allowed_is_the_sum_of_what_is_shown(report, llama):
     memory = report(llama, "--predictor", "gate", "--no-proof", "--memory", "1")["memory"]
     parts = ("budget", "kv_cache", "biases", "id_tables", "workspace")
     assert memory["allowed"] == sum(memory[part] for part in parts)
-    # Keys and values: 2 layers of 2 heads of 4 float32 for a context of 64.
-    assert memory["kv_cache"] == 2 * LAYERS * 2 * 64 * 4 * 4 and memory["biases"] == 0
+    # Keys and values: 2 layers of 2 heads of 4 float32; a prompt of 6 tokens and all but the last of 4 new.
+    assert memory["kv_cache"] == 2 * LAYERS * 2 * 9 * 4 * 4 and memory["biases"] == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "asked", "passes"), [(11, 99, 10), (10, 99, 9), (90, 12, 11), (90, 80, 63)]
+)
+def test_the_cache_is_that_of_the_longest_text(report, tmp_path, length, asked, passes):
+    folder = write_family(tmp_path / "model", "llama", held_out=TEXT[:length].ljust(length))
+    words = ("--predictor", "gate", "--no-proof", "--memory", "1", "--perplexity-tokens", asked)
+    memory = report(folder, *words)["memory"]
+    assert memory["kv_cache"] == 2 * LAYERS * 2 * passes * 4 * 4  # a context of 64
+
+
+def test_a_context_that_no_memory_holds_is_no_hindrance(report, tmp_path):
+    plain, long = (
+        write_family(tmp_path / f"{context}", "llama", held_out=TEXT, max_position_embeddings=context)
+        for context in (64, 2**62)
+    )
+    found, expected = (report(folder, "--perplexity-tokens", "20") for folder in (long, plain))
+    assert [found[key] for key in ("token_ids", "perplexity")] == [
+        expected[key] for key in ("token_ids", "perplexity")
+    ]
+
+
+def test_too_little_memory_is_one_sentence(run, llama, monkeypatch):
+    def refused(*_):
+        raise MemoryError(*why)
+
+    monkeypatch.setattr(command, "replay_methods", refused)
+    why = ["Unable to allocate 9 GiB"]
+    assert sentence(run(llama)) == "not enough memory (Unable to allocate 9 GiB); free some, or ask for less"
+    why = []
+    assert sentence(run(llama)) == "not enough memory; free some, or ask for less"
 
 
 def test_what_is_allowed_is_worked_out_of_the_run_itself(report, llama, tmp_path, monkeypatch):
@@ -147,7 +179,7 @@ def test_what_is_allowed_is_worked_out_of_the_run_itself(report, llama, tmp_path
     path = write_predictors(llama, tmp_path / "p")
     words = ("--predictor", "trained", "--predictors", path, "--no-proof", "--memory", "99999B")
     result = report(llama, *words)
-    ((_, _, budget, _, _, predicted, predictors),), memory = asked, result["memory"]
+    ((_, _, budget, _, _, predicted, predictors, _),), memory = asked, result["memory"]
     assert memory["budget"] == 99_999 > memory["counted"] == budget.dram_bytes
     beside = ("kv_cache", "biases", "id_tables", "workspace")
     assert memory["allowed"] == 99_999 + sum(memory[part] for part in beside)
@@ -156,7 +188,7 @@ def test_what_is_allowed_is_worked_out_of_the_run_itself(report, llama, tmp_path
     assert [one.b.shape for one in predictors] == [(NEURONS, 6)] * LAYERS
     # Predictors that are not used take nothing.
     report(llama, "--predictor", "gate", "--predictors", path, "--no-proof", "--memory", "1")
-    assert asked[1][-1] == ()
+    assert asked[1][-2] == ()
 
 
 def test_what_is_shown_of_memory_is_what_json_has(run, report, tmp_path):

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint_files import CONFIG, CONTEXT, HEADS, VOCABULARY, WIDTH, random_weights, write_checkpoint
 from random_models import write_family
 from scipy.special import erf
-from test_checkpoint import CONFIG, CONTEXT, HEADS, VOCABULARY, WIDTH, random_weights, write_checkpoint
 
 import flashref
 from flashref import same
 from flashref.transformer import model as model_module
-from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint, parse_config
+from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
+from flashref.transformer.config import parse_config
 from flashref.transformer.generate import (
     check_ids,
     decode_bytes,
@@ -229,8 +230,27 @@ def test_the_cache_grows_by_one_and_runs_repeat_bit_for_bit():
         assert cache.length == step
         _, cache = forward(model, cache, token_id, feed_forward)
         assert np.all(cache.keys[:, :, : step + 1].any(axis=3)) and not cache.keys[:, :, step + 1 :].any()
-    with pytest.raises(DomainError, match=f"the context of {CONTEXT} tokens is full"):
+    with pytest.raises(DomainError, match=f"room for {CONTEXT} tokens of a context of {CONTEXT};"):
         forward(model, cache, 0, feed_forward)
+
+
+def test_a_cache_has_room_for_what_was_asked_and_no_more_than_the_context():
+    tensors = random_weights(seed=3)
+    model, feed_forward = model_of(tensors), plain_ffn(tensors)
+    whole, few = empty_cache(model), empty_cache(model, 2)
+    shapes = [cache.keys.shape[2] for cache in (whole, few, empty_cache(model, CONTEXT + 1))]
+    assert shapes == [CONTEXT, 2, CONTEXT] and few.values.shape == few.keys.shape
+    for token_id in IDS[:2]:
+        (expected, whole), (found, few) = (
+            forward(model, cache, token_id, feed_forward) for cache in (whole, few)
+        )
+        assert same(expected, found)
+    with pytest.raises(DomainError, match=f"it has room for 2 tokens of a context of {CONTEXT}; begin again"):
+        forward(model, few, 0, feed_forward)
+    forward_one = one_at_a_time(model, feed_forward, 1)
+    forward_one(IDS[0])
+    with pytest.raises(DomainError, match="it has room for 1 tokens"):
+        forward_one(IDS[0])
 
 
 def test_a_spent_cache_is_refused_but_a_failed_token_may_be_tried_again():

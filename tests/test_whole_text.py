@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_files import to_dtype
 from scipy.special import logsumexp
-from test_checkpoint import to_dtype
 from test_transformer import plain_ffns
 
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn, take_neurons
 from flashref.transformer import model as numpy_model
 from flashref.transformer import whole_text
-from flashref.transformer.checkpoint import parse_config, tensor_shapes
+from flashref.transformer.checkpoint import tensor_shapes
+from flashref.transformer.config import parse_config
 from flashref.transformer.families import FAMILIES
 from flashref.transformer.family import fill
 from flashref.transformer.model import Model, load_model, one_at_a_time

@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except FlashrefError as error:
         return _mistake(prog, str(error))
+    except MemoryError as error:
+        what = f"not enough memory ({error})" if str(error) else "not enough memory"
+        return _mistake(prog, f"{what}; free some, or ask for less")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell shows SIGPIPE

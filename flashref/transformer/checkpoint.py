@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flashref.storage.container import Container, read_container, require_finite, tensor_array
-from flashref.transformer import config_values
+from flashref.storage.container import Container, read_container, require_finite, tensor_array, tensor_pieces
+from flashref.transformer.config import parse_config, parse_object
 from flashref.transformer.families import FAMILIES
 from flashref.transformer.family import Config, Tensor, fill, leaves
 from flashref.types import FFN, STORED_DTYPES, Array, DomainError, FlashrefError, ImageError, ShapeError
@@ -43,9 +43,10 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in a directory, its headers checked against its config; no weight is read yet.
+    """The checkpoint in a directory, its headers checked against its config.
 
-    Raises ImageError, DomainError (a model that is not supported), ShapeError (a tensor that does not fit).
+    No weight is read yet, but for an output head that is tied and there all the same. Raises ImageError,
+    DomainError (a model that is not supported), ShapeError (a tensor that does not fit).
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -60,28 +61,9 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         raise type(error)(f"{folder}: {error}") from None
     tensors = dict(_locate_tensors(folder))
     _check_tensors(folder, config, tensors)
+    _check_tied_head(folder, config, tensors)
     layers = tuple(_ffn_matrices(config, layer) for layer in range(config.layers))
     return Checkpoint(folder, config, config_text, tensors, layers)
-
-
-def parse_config(text: str) -> Config:
-    """The config in the text of a config.json: of a directory, or of an image's metadata.
-
-    Raises ImageError, DomainError for a model_type or a variant that is not supported.
-    """
-    # A lone surrogate passes here, so that it is refused with the rest of what is not UTF-8.
-    values = _parse_object(text.encode("utf-8", "surrogatepass"), "config.json")
-    family = config_values.text(values, "model_type")
-    if family not in FAMILIES:
-        raise DomainError(
-            f"config.json has model_type {family!r}, which is not supported; use one of {', '.join(FAMILIES)}"
-        )
-    if values.get("quantization_config") is not None:
-        raise DomainError(
-            "config.json has a quantization_config, and quantised weights are not read; "
-            "give the checkpoint that they were made of"
-        )
-    return FAMILIES[family].config_from(values)
 
 
 def tensor_shapes(config: Config) -> Iterator[Tensor]:
@@ -126,27 +108,12 @@ def _ffn_matrices(config: Config, layer: int) -> dict[str, str]:
     return {field: getattr(ffn, field).name for field in MATRICES if getattr(ffn, field) is not None}
 
 
-def _parse_object(text: bytes, source: str) -> dict[str, Any]:
-    """A JSON object in UTF-8 without NaN or Infinity, or ImageError naming the source."""
-
-    def refused(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    try:
-        values = json.loads(text.decode(), parse_constant=refused)
-    except (ValueError, RecursionError) as error:
-        raise ImageError(f"{source}: is not JSON in UTF-8 ({error}); get the file again") from None
-    if not isinstance(values, dict):
-        raise ImageError(f"{source}: is JSON, but not an object; get the file again")
-    return values
-
-
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    return _parse_object(text, str(path))
+    return parse_object(text, str(path))
 
 
 def _locate_tensors(folder: Path) -> Iterator[tuple[str, Container]]:
@@ -185,6 +152,21 @@ def _locate_shards(folder: Path) -> Iterator[tuple[str, Container]]:
                 f"{folder / file}: lacks the tensor {name}, which {INDEX} puts there; get it again"
             )
         yield name, shards[file]
+
+
+def _check_tied_head(folder: Path, config: Config, tensors: Mapping[str, Container]) -> None:
+    """DomainError if the files have a head of their own, though the config ties it to the embeddings."""
+    ends: Any = FAMILIES[config.family].ends(config._replace(tied=False))
+    tied, own = (tensors.get(leaf.name) for leaf in (ends.tokens, ends.head.weight))
+    if not config.tied or tied is None or own is None:
+        return
+    first, second = tied.tensors[ends.tokens.name], own.tensors[ends.head.weight.name]
+    pairs = zip(tensor_pieces(tied, ends.tokens.name), tensor_pieces(own, ends.head.weight.name), strict=True)
+    if first[:2] != second[:2] or not all(np.array_equal(*pair) for pair in pairs):
+        raise DomainError(
+            f"{folder}: its config.json ties the output head to the embeddings, but {ends.head.weight.name} "
+            f"is not {ends.tokens.name}; set tie_word_embeddings to false, or remove that tensor"
+        )
 
 
 def _check_tensors(folder: Path, config: Config, tensors: Mapping[str, Container]) -> None:

@@ -1,4 +1,8 @@
-"""The values of a config.json, read and checked one by one. A key that is null counts as left out."""
+"""The values of a config.json, read and checked one by one.
+
+A key that is null counts as left out, but not a flag that is true unless it is given: transformers takes null
+for false there, so it is refused.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +45,9 @@ def count(values: Values, *keys: str, default: int | None = None) -> int:
 
 def flag(values: Values, key: str, default: bool) -> bool:
     """True or false, or the default. Raises ImageError."""
-    _, value = _given(values, (key,), default)
+    value = values.get(key, default)
+    if value is None and not default:
+        return False
     if not isinstance(value, bool):
         raise ImageError(f"config.json has {key} {value!r}; it must be true or false")
     return value

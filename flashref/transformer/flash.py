@@ -126,9 +126,8 @@ def decode_text(
 
     before_pass: called with the number of each forward pass; if it answers True, windows are emptied first.
     """
+    config, passes = decoder.model.config, 0
     feed_forward = flash_ffn(decoder, observe)
-    forward_one = one_at_a_time(decoder.model, lambda layer, x: feed_forward(layer, x))
-    passes = 0
 
     def next_pass(token_id: int) -> Array:
         nonlocal feed_forward, passes
@@ -137,8 +136,9 @@ def decode_text(
         passes += 1
         return forward_one(token_id)
 
-    config = decoder.model.config
-    tokens = generate(
+    tokens = generate(  # which looks at what was asked for before there is a cache of that size
         next_pass, prompt_ids, count, choose, context=config.context, vocabulary=config.vocabulary
     )
+    room = len(prompt_ids) + count - 1
+    forward_one = one_at_a_time(decoder.model, lambda layer, x: feed_forward(layer, x), room)
     return [token_id for token_id, _ in tokens]

@@ -29,7 +29,7 @@ INTERPRETER = 16 << 20  # modules that are loaded on the way, stacks of the read
 class Uncounted(NamedTuple):
     """Bytes that a run takes beside its budget (decision 8), each derived from the model and the budget.
 
-    kv_cache: of the whole context; biases: as they are stored; id_tables: windows, slots, the record of what
+    kv_cache: of the longest text; biases: as they are stored; id_tables: windows, slots, the record of what
     was predicted, checksums of an image without bundling; workspace: what computing and reading one layer
     takes at most, and the interpreter's own.
     """
@@ -70,14 +70,18 @@ def uncounted(
     bias_bytes: int,
     predicted: Sequence[Sequence[Ids]],
     predictors: Sequence[Predictor | None],
+    tokens: int,
 ) -> Uncounted:
-    """What a run takes beside its budget. layout: of any layer; bias_bytes: of all of the checkpoint's."""
+    """What a run takes beside its budget.
+
+    layout: of any layer; bias_bytes: of all of the checkpoint's; tokens: passes of the longest text.
+    """
     config = model.config
     record = sum(ids.nbytes for layers in predicted for ids in layers)
     # Of a layer: Window.last, Slots.ids and the next, and the kept set of each token in the window.
     tables = sum(demand.neurons + (2 + budget.window) * held for held in budget.capacities)
     return Uncounted(
-        kv_cache=2 * 4 * config.layers * config.key_heads * config.context * config.head_size,
+        kv_cache=2 * 4 * config.layers * config.key_heads * tokens * config.head_size,
         biases=bias_bytes,
         id_tables=8 * tables + record + 4 * demand.layers * demand.neurons * len(layout.fields),
         workspace=_workspace(model, demand, budget, layout, predictors) + INTERPRETER,

@@ -71,10 +71,11 @@ def load_model(config: Config, load: Load, dtype: npt.DTypeLike | None = np.floa
     )
 
 
-def empty_cache(model: Model) -> Cache:
-    """The cache before the first token. Memory is taken as tokens come, not at once."""
+def empty_cache(model: Model, tokens: int | None = None) -> Cache:
+    """The cache before the first token, with room for so many, by default for the whole context."""
     config = model.config
-    shape = (config.layers, config.key_heads, config.context, config.head_size)
+    room = config.context if tokens is None else min(tokens, config.context)
+    shape = (config.layers, config.key_heads, room, config.head_size)
     dtype = np.float64 if model.ends.tokens.dtype == np.float64 else np.float32
     return Cache(np.zeros(shape, dtype), np.zeros(shape, dtype), 0, np.zeros(1, np.int64))
 
@@ -84,13 +85,16 @@ def forward(model: Model, cache: Cache, token_id: int, feed_forward: FeedForward
 
     feed_forward gets the very vector that the up projection receives (decision 5), a new array each time, in
     the arithmetic's dtype. The cache that was passed is spent, unless this raises: then the token may be
-    tried again. Raises DomainError for an id outside the vocabulary, a full context, or a spent cache.
+    tried again. Raises DomainError for an id outside the vocabulary, a full cache, or a spent one.
     """
-    config, position = model.config, cache.length
+    config, position, room = model.config, cache.length, cache.keys.shape[2]
     if not 0 <= token_id < config.vocabulary:
         raise DomainError(f"token id {token_id} is outside the vocabulary 0 … {config.vocabulary - 1}")
-    if position >= config.context:
-        raise DomainError(f"the context of {config.context} tokens is full; begin again with an empty cache")
+    if position >= room:
+        raise DomainError(
+            f"the cache is full: it has room for {room} tokens of a context of {config.context}; "
+            "begin again with an empty one"
+        )
     if position != cache.filled[0]:
         raise DomainError("this cache was passed on already; use the one that forward returned")
 
@@ -110,9 +114,14 @@ def forward(model: Model, cache: Cache, token_id: int, feed_forward: FeedForward
     return _logits(model, x), cache._replace(length=position + 1)
 
 
-def one_at_a_time(model: Model, feed_forward: FeedForward) -> Callable[[int], Array]:
-    """`forward` with a cache of its own, empty at first: token id to logits, for `generate`."""
-    cache = empty_cache(model)
+def one_at_a_time(
+    model: Model, feed_forward: FeedForward, tokens: int | None = None
+) -> Callable[[int], Array]:
+    """`forward` with a cache of its own, empty at first: token id to logits, for `generate`.
+
+    tokens: how many may come; by default a whole context.
+    """
+    cache = empty_cache(model, tokens)
 
     def forward_one(token_id: int) -> Array:
         nonlocal cache

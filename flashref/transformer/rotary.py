@@ -46,6 +46,17 @@ def rotary_from(values: Values, head_size: int, context: int, share: float = 1.0
     raise DomainError(f"config.json scales rotary positions by {kind!r}; use one of {', '.join(KINDS)}")
 
 
+def whole_rotary_from(values: Values, head_size: int, context: int) -> Rotary:
+    """The same for a family that turns whole heads: a part of one is refused."""
+    rotary = rotary_from(values, head_size, context)
+    if 2 * len(rotary.frequencies) != head_size:
+        raise DomainError(
+            "config.json turns a part of a head only, which no "
+            f"{text(values, 'model_type').capitalize()} does; remove partial_rotary_factor"
+        )
+    return rotary
+
+
 def _parameters(values: Values) -> dict[str, Any]:
     """rope_parameters of today, or rope_scaling of older files, with what stands beside it."""
     key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"

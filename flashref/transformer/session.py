@@ -76,7 +76,8 @@ def decode_dense(
     model: Model, prompt_ids: Sequence[int], count: int, choose: Choose, ffns: Sequence[FFN]
 ) -> list[int]:
     """The same text by the dense model, from weights in memory."""
-    forward_one = one_at_a_time(model, lambda layer, x: dense_ffn(x, ffns[layer]))
+    room = len(prompt_ids) + count - 1
+    forward_one = one_at_a_time(model, lambda layer, x: dense_ffn(x, ffns[layer]), room)
     context, vocabulary = model.config.context, model.config.vocabulary
     tokens = generate(forward_one, prompt_ids, count, choose, context=context, vocabulary=vocabulary)
     return [token_id for token_id, _ in tokens]
@@ -113,6 +114,7 @@ def measure_perplexities(
     the start of each chunk from flash, gives who sees its steps.
     """
     model, passes = decoder.model, 0
+    context = min(model.config.context, len(text_ids))
     texts = 1 + (ffns is not None) + (unchanged is not None)
 
     def counted(forward_one: ForwardOne) -> ForwardOne:
@@ -125,7 +127,7 @@ def measure_perplexities(
         return forward
 
     def measured(fresh_ffn: Callable[[], FeedForward]) -> float:
-        found = perplexity(text_ids, model.config.context, lambda: counted(one_at_a_time(model, fresh_ffn())))
+        found = perplexity(text_ids, context, lambda: counted(one_at_a_time(model, fresh_ffn(), context - 1)))
         return found.perplexity
 
     def dense(weights: Sequence[FFN] | None) -> float | None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from flashref.storage.container import encode_header
-from flashref.transformer.checkpoint import parse_config, tensor_shapes
+from flashref.transformer.checkpoint import tensor_shapes
+from flashref.transformer.config import parse_config
 
 PIECE = 1 << 20  # values
 

@@ -24,7 +24,7 @@ from flashref.transformer.parts import (
     rotate,
     split_fused,
 )
-from flashref.transformer.rotary import rotary_from
+from flashref.transformer.rotary import whole_rotary_from
 from flashref.types import FFN, Array, DomainError
 
 TOP = "transformer"  # every tensor's name begins so, but for an output head's
@@ -51,12 +51,10 @@ class Block(NamedTuple):
 
 def config_from(values: Values) -> Config:
     """The config of a Falcon out of a parsed config.json. Raises ImageError, DomainError."""
-    width, heads = count(values, "hidden_size", "n_embed"), count(values, "num_attention_heads", "n_head")
+    width, heads = count(values, "hidden_size", "n_embed"), count(values, "num_attention_heads")
     head_size = divided("hidden_size", width, "num_attention_heads", heads)
-    new_decoder, parallel = (
-        flag(values, "new_decoder_architecture", False),
-        flag(values, "parallel_attn", True),
-    )
+    new_decoder = flag(values, "new_decoder_architecture", False)
+    parallel = flag(values, "parallel_attn", True)
     most = 2 if new_decoder else 1
     norms = count(values, "num_ln_in_parallel_attn", default=most)
     if (parallel and norms > most) or (new_decoder and not parallel):
@@ -72,7 +70,7 @@ def config_from(values: Values) -> Config:
     name, tau = activation(values, "activation", "gelu")
     return Config(
         family="falcon",
-        layers=count(values, "num_hidden_layers", "n_layer"),
+        layers=count(values, "num_hidden_layers"),
         width=width,
         neurons=count(values, "ffn_hidden_size", default=4 * width),
         heads=heads,
@@ -85,7 +83,7 @@ def config_from(values: Values) -> Config:
         tied=flag(values, "tie_word_embeddings", True),
         own=Own(
             epsilon=positive(values, "layer_norm_epsilon", 1e-5),
-            rotary=None if flag(values, "alibi", False) else rotary_from(values, head_size, context),
+            rotary=None if flag(values, "alibi", False) else whole_rotary_from(values, head_size, context),
             parallel=parallel,
             two_norms=new_decoder and norms == 2,
             biases=flag(values, "bias", False),

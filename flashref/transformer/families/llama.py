@@ -15,8 +15,8 @@ from flashref.transformer.parts import (
     rotate,
     split_heads,
 )
-from flashref.transformer.rotary import rotary_from
-from flashref.types import FFN, Array, DomainError
+from flashref.transformer.rotary import whole_rotary_from
+from flashref.types import FFN, Array
 
 
 class Own(NamedTuple):
@@ -43,13 +43,10 @@ def config_from(values: Values) -> Config:
     """The config of a Llama out of a parsed config.json. Raises ImageError, DomainError."""
     config = usual_config("llama", values)
     config = config._replace(head_size=count(values, "head_dim", default=config.head_size))
-    rotary = rotary_from(values, config.head_size, config.context)
-    if 2 * len(rotary.frequencies) != config.head_size:
-        raise DomainError("config.json turns a part of a head only, which no Llama does; remove the key")
     return config._replace(
         own=Own(
             epsilon=positive(values, "rms_norm_eps", 1e-6),
-            rotary=rotary,
+            rotary=whole_rotary_from(values, config.head_size, config.context),
             biases=flag(values, "attention_bias", False),
             ffn_biases=flag(values, "mlp_bias", False),
         )
