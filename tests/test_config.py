@@ -55,6 +55,13 @@ def test_layers_that_attend_in_other_ways_are_refused(family):
             config_of(family, layer_types=kinds)
 
 
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_layers_that_differ_are_refused(family):
+    assert config_of(family, per_layer_config={}) == config_of(family)
+    with pytest.raises(DomainError, match="has a per_layer_config, and layers that differ"):
+        config_of(family, per_layer_config={"0": {"sliding_window": 4}})
+
+
 @pytest.mark.parametrize("key", ["parallel_attn", "multi_query", "tie_word_embeddings"])
 def test_a_flag_that_is_null_and_would_be_true_is_refused(key):
     with pytest.raises(ImageError, match=f"config.json has {key} None; it must be true or false"):

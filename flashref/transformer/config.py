@@ -48,7 +48,7 @@ def parse_object(raw: bytes, source: str) -> dict[str, Any]:
 
 
 def _check_attention(values: Mapping[str, Any], context: int) -> None:
-    """DomainError for attention that is not to every earlier token, and to no later one."""
+    """DomainError for attention that is not, in every layer, to all earlier tokens and to no later one."""
     if not values.get("is_causal", True):
         raise DomainError(
             "config.json has is_causal false, and a token that attends to later ones cannot be decoded; "
@@ -61,6 +61,10 @@ def _check_attention(values: Mapping[str, Any], context: int) -> None:
                 f"config.json has {key} {size!r} and a context of {context}, and attention to a part of it "
                 "is not supported; lower max_position_embeddings to that, or take the key out"
             )
+    if values.get("per_layer_config"):
+        raise DomainError(
+            "config.json has a per_layer_config, and layers that differ are unsupported; give another model"
+        )
     kinds = values.get("layer_types") or ["full_attention"]
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise DomainError(
