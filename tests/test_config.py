@@ -58,7 +58,7 @@ def test_layers_that_attend_in_other_ways_are_refused(family):
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_layers_that_differ_are_refused(family):
     assert config_of(family, per_layer_config={}) == config_of(family)
-    with pytest.raises(DomainError, match="has a per_layer_config, and layers that differ"):
+    with pytest.raises(DomainError, match="has a per_layer_config, which is not read; give"):
         config_of(family, per_layer_config={"0": {"sliding_window": 4}})
 
 

@@ -107,6 +107,15 @@ def test_the_workspace_of_reading_and_summing_by_hand(models, dtype, bundle, blo
     assert found == block + buffers + copies + products + rows * memory.ROW_OBJECTS
 
 
+@pytest.mark.parametrize("gated", [0, 1])
+def test_rows_of_a_resident_gate_are_copied_for_the_neurons_of_a_batch(models, gated):
+    without, gates = models["F16"], [None, None]
+    gates[gated] = zeros(N, D)
+    ffns = tuple(ffn._replace(gate=gate) for ffn, gate in zip(without.ffns, gates, strict=True))
+    found = workspace(without._replace(ffns=ffns), "F16", (200_000, 7))
+    assert found == workspace(without, "F16", (200_000, 7)) + (200_000 + 62_500) * D * 2
+
+
 def test_the_workspace_of_predicting_by_hand(models):
     model, few = models["F32"], 4 * N
     # The larger map as float32, 256 MB, once more on its way, products, and some ids of n neurons.

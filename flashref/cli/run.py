@@ -74,7 +74,8 @@ def _perplexities(wish: Wish, setup: Setup, advance: Advance) -> Perplexities | 
 def _memory(wish: Wish, setup: Setup, decoded: Decoded) -> Memory:
     """The peak until now beside what it may be."""
     tensors = wish.checkpoint.tensors
-    predictors, text = wish.predictors.layers if wish.predictors else (), wish.held_out or ()
+    predictors, config = wish.predictors.layers if wish.predictors else (), wish.checkpoint.config
+    measured = min(len(wish.held_out or ()), config.context)
     beside = uncounted(
         setup.decoder.model,
         setup.demand,
@@ -83,7 +84,7 @@ def _memory(wish: Wish, setup: Setup, decoded: Decoded) -> Memory:
         sum(tensors[name].tensors[name].length for name in tensors if name.endswith(".bias")),
         decoded.predicted,
         predictors,
-        max(len(wish.prompt_ids) + wish.options.tokens, min(wish.checkpoint.config.context, len(text))) - 1,
+        max(len(wish.prompt_ids) + wish.options.tokens, measured) - 1,
     )
     peak = max(0, peak_bytes() - wish.before)
     allowed = setup.budget.memory + sum(beside)

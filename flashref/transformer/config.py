@@ -63,10 +63,10 @@ def _check_attention(values: Mapping[str, Any], context: int) -> None:
             )
     if values.get("per_layer_config"):
         raise DomainError(
-            "config.json has a per_layer_config, and layers that differ are unsupported; give another model"
+            "config.json has a per_layer_config, which is not read; give a model whose layers are alike"
         )
     kinds = values.get("layer_types") or ["full_attention"]
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise DomainError(
-            "config.json has layer_types that are not full_attention, unsupported; give another model"
+            "config.json has layer_types that are not full_attention; give a model that attends to all tokens"
         )

@@ -23,7 +23,9 @@ RESET_PEAK = "5"  # what clear_refs takes for it (proc(5))
 
 # Bytes of Python's objects for one row of a batch: its extents, its read, its buffer and the views of them.
 ROW_OBJECTS = 1024
-INTERPRETER = 16 << 20  # modules that are loaded on the way, stacks of the reader's threads, free lists
+# Modules that are loaded on the way, stacks of the reader's threads, what malloc keeps. Judged, not derived:
+# over 14 shapes and budgets 13 MB at most were seen beyond what is derived (tests/bench/run_memory.py).
+INTERPRETER = 24 << 20
 
 
 class Uncounted(NamedTuple):
@@ -102,7 +104,7 @@ def _workspace(
     block = max(_widened(block) for block in model.blocks)
     ends_bytes = _widened((ends.norm, ends.project_in, ends.project_out))
     layer: int = block + max(
-        _gathered(budget, demand, layout),
+        _gathered(budget, demand, layout, any(ffn.gate is not None for ffn in model.ffns)),
         _predicted(layout, predictors),
         _dense(layout) if demand.dense else 0,
     )
@@ -110,13 +112,14 @@ def _workspace(
     return max(layer, widened_head + logits + ends_bytes, 3 * READ_BYTES)
 
 
-def _gathered(budget: Budget, demand: Demand, layout: Layout) -> int:
+def _gathered(budget: Budget, demand: Demand, layout: Layout, resident_gate: bool) -> int:
     """Reading a batch and summing it: decode_layer holds these at once."""
     capacity = max(budget.capacities)
     rows = min(capacity + demand.bypass_rows, layout.n)
     buffers = -(-rows * max(layout.stride, layout.block) // HUGE_PAGE) * HUGE_PAGE
     matrix = capacity * layout.bundle_bytes  # the layer's next one, before the last is dropped
     copies = 4 * rows * layout.bundle_bytes  # gathered, these of the batch before, with the matrix, chosen
+    copies += rows * layout.bundle_bytes // len(layout.fields) if resident_gate else 0
     values = 4 * rows * layout.d
     widened = (2 if layout.dtype == "BF16" else 1) * values if layout.dtype != "F32" else 0
     return buffers + matrix + copies + widened + _products(values, layout) + rows * ROW_OBJECTS
