@@ -167,6 +167,8 @@ LLAMA3 = {"type": "llama3", "factor": 2, "low_freq_factor": 1, "high_freq_factor
         ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, ImageError, "which num_kv_heads 2"),
         ("phi", {"num_key_value_heads": 2}, ImageError, "heads 3, which num_key_value_heads 2"),
         ("llama", {"num_key_value_heads": 2}, ImageError, "heads 3, which num_key_value_heads 2"),
+        *((family, {"head_dim": 6}, DomainError, "6, but a .*'s heads share the width, 4 each; remove")
+          for family in ("phi", "persimmon")),
         ("llama", {"head_dim": 5}, ImageError, "turns 5 of a head's 5 values"),
         ("llama", {"partial_rotary_factor": 0.5}, DomainError, "a part of a head only, which no Llama does"),
         ("falcon", {"partial_rotary_factor": 0.5}, DomainError, "of a head only, which no Falcon does"),
@@ -209,6 +211,11 @@ def test_what_no_model_of_the_family_has(family, changes, error, text):
     with pytest.raises(error, match=text) as caught:
         config_of(family, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["phi", "persimmon"])
+def test_a_head_size_that_is_the_width_s_share_may_be_said(family):
+    assert config_of(family, head_dim=4) == config_of(family)
 
 
 numbers = st.integers() | st.sampled_from([0, 1, 2**31, 2**63 - 1, 2**63, 10**400]) | st.floats()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from flashref.transformer.config_values import Values, activation, count, flag
 from flashref.transformer.parts import Linear, Norm, Place
-from flashref.types import FFN, Array, ImageError
+from flashref.types import FFN, Array, DomainError, ImageError
 
 T = TypeVar("T")
 
@@ -53,6 +53,16 @@ def usual_config(family: str, values: Values) -> Config:
         tied=flag(values, "tie_word_embeddings", False),
         own=None,
     )
+
+
+def with_even_heads(config: Config, values: Values) -> Config:
+    """The config of a model whose heads share the width; DomainError if its head_dim says otherwise."""
+    if values.get("head_dim") not in (None, config.head_size):
+        raise DomainError(
+            f"config.json has head_dim {values['head_dim']!r}, but a {config.family.capitalize()}'s heads "
+            f"share the width, {config.head_size} each; remove the key"
+        )
+    return config
 
 
 class Tensor(NamedTuple):

@@ -12,6 +12,7 @@ from flashref.transformer.family import (
     plain_ends,
     plain_ffn,
     usual_config,
+    with_even_heads,
 )
 from flashref.transformer.parts import (
     Heads,
@@ -50,6 +51,7 @@ class Block(NamedTuple):
 def config_from(values: Values) -> Config:
     """The config of a Persimmon out of a parsed config.json. Raises ImageError, DomainError."""
     config = usual_config("persimmon", {**values, "num_key_value_heads": None})  # it has no groups
+    config = with_even_heads(config, values)
     return config._replace(
         own=Own(
             epsilon=positive(values, "layer_norm_eps", 1e-5),

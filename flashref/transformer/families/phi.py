@@ -12,6 +12,7 @@ from flashref.transformer.family import (
     plain_ends,
     plain_ffn,
     usual_config,
+    with_even_heads,
 )
 from flashref.transformer.parts import (
     Heads,
@@ -50,7 +51,7 @@ class Block(NamedTuple):
 
 def config_from(values: Values) -> Config:
     """The config of a Phi out of a parsed config.json. Raises ImageError, DomainError."""
-    config = usual_config("phi", values)
+    config = with_even_heads(usual_config("phi", values), values)
     return config._replace(
         own=Own(
             epsilon=positive(values, "layer_norm_eps", 1e-5),
