@@ -1,12 +1,9 @@
 """The fitting of predictors: the split of a text, labels, the early stop, ranks, thresholds and windows."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-
-pytest.importorskip("optax", reason="fitting predictors needs the extra `train`")
-
-import jax
-import jax.numpy as jnp
+import train_runs
 
 from flashref.data import train_tiny
 from flashref.ffn import active_neurons
@@ -38,16 +35,7 @@ from flashref.types import FFN, DomainError, Predictor
 pytestmark = pytest.mark.xdist_group("training")
 
 ROUNDINGS = 16 * 2.0**-24  # of float32, more than the few operations of a hand-worked loss
-
-
-@pytest.fixture(autouse=True, scope="module")
-def clean():
-    """Programs compiled in a hurry, for they run once, and none of them after these tests."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
+clean = train_runs.clean
 
 
 # --- the text
