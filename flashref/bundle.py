@@ -4,7 +4,9 @@ Satisfies: BND-1 to BND-9.
 """
 
 import operator
+import zlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +17,38 @@ from flashref.types import (
     DomainError,
     Extent,
     Ids,
-    Layout,
     LayoutError,
     ShapeError,
     ascending_ids,
     stored_dtype,
     widen,
 )
+
+
+class Layout(NamedTuple):
+    """Where the bundles of one layer lie on flash; bytes as Python ints (decision 25).
+
+    Neuron order[p] (p, if order is None) occupies [start + p·stride, start + p·stride + bundle_bytes).
+    """
+
+    n: int
+    d: int
+    dtype: str
+    fields: tuple[str, ...]
+    block: int
+    start: int
+    stride: int
+    order: Ids | None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of one field."""
+        return self.d * STORED_DTYPES[self.dtype].itemsize
+
+    @property
+    def bundle_bytes(self) -> int:
+        """Bytes of one neuron's rows, without padding."""
+        return len(self.fields) * self.row_bytes
 
 
 def bundle_layout(
@@ -33,10 +60,20 @@ def bundle_layout(
     start: int = 0,
     order: npt.ArrayLike | None = None,
 ) -> Layout:
-    """The layout of n bundles, each with one row of d values a field (paper §3.2, Fig. 5).
+    """The layout of n bundles, each with one row of d values for each field (paper §3.2, Fig. 5).
 
-    block, start: bytes, start a multiple of block, block a power of two; order: (n,), the neuron
-    at each position, None for ascending. Raises LayoutError. Requirements: BND-1, BND-2, BND-3.
+    Args:
+        n, d: neurons, and values in a row.
+        dtype: F32, F16 or BF16.
+        fields: the rows of a bundle, in their order.
+        block: bytes, a power of two.
+        start: byte of the first bundle, a multiple of block.
+        order: (n,), the neuron at each position; ascending if None.
+
+    Raises:
+        LayoutError: there is no such layout.
+
+    Requirements: BND-1, BND-2, BND-3.
     """
     n, d, block, start = (operator.index(size) for size in (n, d, block, start))  # Python ints, any size
     if n < 1 or d < 1 or not fields or isinstance(fields, str) or len(set(fields)) != len(fields):
@@ -55,10 +92,20 @@ def bundle_layout(
 
 
 def pack_bundles(layout: Layout, matrices: Mapping[str, Array]) -> npt.NDArray[np.uint8]:
-    """The bytes of all bundles, zero-filled to the stride: (n · stride,) uint8.
+    """The bytes of all bundles, zero-filled to the stride.
 
-    matrices: field → (n, d) finite, in the layout's stored dtype. Raises ShapeError for a missing or
-    misshapen field, DomainError for a value that is not finite. Requirements: BND-4, BND-5, BND-6.
+    Args:
+        layout: of the bundles.
+        matrices: field → (n, d), finite, in the layout's stored dtype.
+
+    Returns:
+        (n · stride,) uint8.
+
+    Raises:
+        ShapeError: a field is missing, or has another shape or dtype.
+        DomainError: a value is not finite.
+
+    Requirements: BND-4, BND-5, BND-6.
     """
     packed = np.zeros((layout.n, layout.stride), np.uint8)
     for j, field in enumerate(layout.fields):
@@ -70,9 +117,19 @@ def pack_bundles(layout: Layout, matrices: Mapping[str, Array]) -> npt.NDArray[n
 
 
 def unpack_bundles(layout: Layout, packed: npt.NDArray[np.uint8]) -> dict[str, Array]:
-    """The matrices that were packed: field → (n, d) in the stored dtype, neuron-major, as copies.
+    """The matrices that were packed, as copies.
 
-    packed: (n · stride,) uint8. Raises ShapeError. Requirements: BND-4, BND-5.
+    Args:
+        layout: of the bundles.
+        packed: (n · stride,) uint8.
+
+    Returns:
+        field → (n, d) in the stored dtype, neuron-major.
+
+    Raises:
+        ShapeError: there are more bytes, or fewer.
+
+    Requirements: BND-4, BND-5.
     """
     if packed.dtype != np.uint8 or packed.shape != (layout.n * layout.stride,):
         raise ShapeError(
@@ -91,9 +148,19 @@ def unpack_bundles(layout: Layout, packed: npt.NDArray[np.uint8]) -> dict[str, A
 
 
 def bundle_extents(layout: Layout, ids: npt.ArrayLike) -> tuple[Extent, ...]:
-    """The bytes of each neuron's bundle, without padding, one extent an id, in the ids' order.
+    """Where each neuron's bundle lies, without its padding.
 
-    ids: (m,) strictly ascending, else IdsError. Offsets are Python ints. Requirements: BND-7 to BND-9.
+    Args:
+        layout: of the bundles.
+        ids: (m,) strictly ascending.
+
+    Returns:
+        One extent for each id, in the ids' order; offsets are Python ints.
+
+    Raises:
+        IdsError: the ids are out of range or not strictly ascending.
+
+    Requirements: BND-7 to BND-9.
     """
     checked = ascending_ids(ids, layout.n)
     positions = checked if layout.order is None else np.argsort(layout.order)[checked]
@@ -101,6 +168,17 @@ def bundle_extents(layout: Layout, ids: npt.ArrayLike) -> tuple[Extent, ...]:
         Extent(layout.start + position * layout.stride, layout.bundle_bytes)
         for position in positions.tolist()
     )
+
+
+def bundle_crc32(padded: npt.NDArray[np.uint8]) -> int:
+    """The CRC-32 of one padded bundle, as zlib computes it.
+
+    Args:
+        padded: (stride,) uint8.
+
+    Chapter 54 keeps one for each bundle of an image: IMG-8.
+    """
+    return zlib.crc32(padded.data)
 
 
 def _permutation(order: npt.ArrayLike | None, n: int) -> Ids | None:

@@ -1,39 +1,86 @@
-"""One token through one layer: predict → window → slots → gather → ffn. Chapter: specs/80-decode.md.
+"""One token through one layer: predict, window, place, read, sum. Chapter: specs/80-decode.md.
 
 Satisfies: DEC-1 to DEC-11.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from flashref.bundle import Layout
 from flashref.ffn import add_neurons
-from flashref.gather import gather_rows
-from flashref.slots import apply_moves, empty_slots
+from flashref.gather import Gathered, gather_rows
+from flashref.slots import Moves, Slots, apply_moves, empty_slots
 from flashref.types import (
     FFN,
     IO,
     STORED_DTYPES,
     Array,
-    Delta,
     DomainError,
     Ids,
-    LayerState,
-    Layout,
-    Moves,
     Reader,
-    ResidentFFN,
-    Slots,
-    Step,
     Vector,
     ascending_ids,
     widen,
 )
-from flashref.window import empty_window, resident_neurons, window_update
+from flashref.window import Delta, Window, empty_window, resident_neurons, window_update
 
-Predict = Callable[[Vector], Ids]
-Place = Callable[[Slots, Delta], tuple[Slots, Moves]]
-Semantics = Callable[[Ids, Ids], Ids]
+Predict = Callable[[Vector], Ids]  # what the up projection receives to the neurons that will fire
+Place = Callable[[Slots, Delta], tuple[Slots, Moves]]  # swap_with_last or fill_holes (chapter 70)
+Semantics = Callable[[Ids, Ids], Ids]  # predicted ids and ids in DRAM to the ids that are summed
+
+
+class ResidentFFN(NamedTuple):
+    """What of an FFN never leaves DRAM: all but the bundles (paper §3.3: "pointers and scalars").
+
+    gate: (n, d), only where the bundles hold no gate row (decision 13); biases as in FFN.
+    """
+
+    activation: str
+    gate: Array | None = None
+    up_bias: Array | None = None
+    gate_bias: Array | None = None
+    down_bias: Array | None = None
+    tau: float = 0.0
+
+
+class LayerState(NamedTuple):
+    """One layer between two tokens (paper §3.3, Fig. 6).
+
+    layout: its bundles on flash; checksums: CRC-32 of each padded bundle by neuron, (n,) uint32, or None;
+    matrix: (capacity, fields, d) in the stored dtype; bypass_rows: rows of the bypass buffer;
+    max_gap: bytes that a read may run over.
+    """
+
+    layout: Layout
+    resident: ResidentFFN
+    checksums: Array | None
+    window: Window
+    slots: Slots
+    matrix: Array
+    bypass_rows: int
+    max_gap: int
+
+
+class Step(NamedTuple):
+    """Everything one token did in one layer: sets, cost, moves, and the nanoseconds of each batch."""
+
+    predicted: Ids
+    load: Ids
+    evict: Ids
+    bypass: Ids
+    resident: Ids
+    io: IO
+    moves: Moves
+    times: tuple[int, ...]
+
+
+class Rows(NamedTuple):
+    """Rows in DRAM, and whose they are: ids (m,) in any order, bundles (m, fields, d)."""
+
+    ids: Ids
+    bundles: Array
 
 
 def sum_resident(predicted: Ids, in_dram: Ids) -> Ids:
@@ -55,9 +102,21 @@ def empty_layer(
     max_gap: int = 0,
     checksums: Array | None = None,
 ) -> LayerState:
-    """A layer before its first token: an empty window of k tokens over a matrix of capacity rows.
+    """A layer before its first token: an empty window over an empty matrix.
 
-    bypass_rows: rows of the bypass buffer, n if None; max_gap: bytes. Raises DomainError. Requirement: DEC-1.
+    Args:
+        layout: of the layer's bundles on flash.
+        resident: what of the FFN never leaves DRAM.
+        k: tokens that the window remembers.
+        capacity: rows of the DRAM matrix.
+        bypass_rows: rows of the bypass buffer, ≥ 1; n if None.
+        max_gap: bytes that a read may run over.
+        checksums: (n,) uint32, the CRC-32 of each padded bundle by neuron; None: unchecked.
+
+    Raises:
+        DomainError: a number is too small.
+
+    Requirement: DEC-1.
     """
     if bypass_rows is not None and bypass_rows < 1:
         raise DomainError(f"the bypass buffer needs at least one row, not {bypass_rows}")
@@ -74,10 +133,20 @@ def empty_layer(
 
 
 def read_batches(delta: Delta, bypass_rows: int) -> tuple[Ids, ...]:
-    """The ids of each batch of a token: what is kept and a first buffer of the bypass, then more buffers.
+    """The ids of each batch of a token: what is kept with a first buffer of the bypass, then more buffers.
 
-    bypass_rows: rows of the bypass buffer, ≥ 1, else DomainError. At least one batch, empty if there is
-    nothing to read. Decisions 8, 18. Requirement: DEC-10.
+    Args:
+        delta: of the token, as `window_update` gives it.
+        bypass_rows: rows of the bypass buffer, ≥ 1.
+
+    Returns:
+        At least one batch, empty if there is nothing to read.
+
+    Raises:
+        DomainError: the buffer has no row.
+
+    Decisions 8 and 18: what is not kept passes through a buffer, and a token's reads are one batch as long
+    as that buffer suffices. Requirement: DEC-10.
     """
     if bypass_rows < 1:
         raise DomainError(f"the bypass buffer needs at least one row, not {bypass_rows}")
@@ -90,43 +159,89 @@ def read_batches(delta: Delta, bypass_rows: int) -> tuple[Ids, ...]:
 def decode_layer(
     state: LayerState, x: Vector, predict: Predict, place: Place, read: Reader, semantics: Semantics
 ) -> tuple[Vector, LayerState, Step]:
-    """The layer's output for one token, the layer after it, and everything that happened.
+    """One token through one layer: its output, the layer after it, and everything that happened.
 
-    x: (d,) float32, the vector that the up projection receives; y: (d,) float32. The state passed is not
-    changed, also if reading fails. Paper §3.1 to §3.3; decisions 2, 3, 8, 18. Requirements: DEC-1 to DEC-9.
+    Args:
+        state: the layer before the token; it is not changed, also if reading fails.
+        x: (d,) float32, the vector that the up projection receives.
+        predict: x to the ids of the neurons that will fire, such as `predict_active` of a predictor.
+        place: where new rows go: `swap_with_last` or `fill_holes`.
+        read: a reader of the image.
+        semantics: which rows are summed: `sum_resident` or `sum_predicted`.
+
+    Returns:
+        y (d,) float32, the state after the token, and the Step.
+
+    Raises:
+        IdsError: `predict` gave ids that are not strictly ascending, or no neurons of this layer.
+        ImageError, ReadError: a bundle is damaged, or cannot be read.
+
+    Paper §3.1 to §3.3. Decisions 2, 3, 8 and 18: a token evicts before it loads, sums what its semantics
+    say, bypasses what does not fit, and reads in batches. Requirements: DEC-1 to DEC-9.
     """
+    # predict
     predicted = ascending_ids(predict(x), state.layout.n)
-    window, delta = window_update(state.window, predicted)
-    slots, moves = place(state.slots, delta)
-    chosen = semantics(predicted, np.union1d(resident_neurons(window), delta.bypass))
 
-    y, start, costs = np.zeros(state.layout.d, np.float32), 0, []
+    # window
+    window, delta = window_update(state.window, predicted)
+    resident = resident_neurons(window)
+
+    # place
+    slots, moves = place(state.slots, delta)
+
+    # read: what is kept, and as much of the bypass as its buffer holds; the rest follows while summing
     batches = read_batches(delta, state.bypass_rows)
-    for number, batch in enumerate(batches):
-        gathered = gather_rows(read, state.layout, batch, state.max_gap, state.checksums)
-        costs.append(gathered.io)
-        passes_by = np.isin(batch, delta.bypass, assume_unique=True)
-        if number == 0:
-            matrix = apply_moves(state.matrix, moves, gathered.rows[~passes_by])
-        # The bypass ascends over the batches: what a batch completes is summed before its rows are dropped.
-        row_ids = np.concatenate([slots.ids[: slots.used], batch[passes_by]])
-        rows = np.concatenate([matrix[: slots.used], gathered.rows[passes_by]])
-        stop = state.layout.n if number == len(batches) - 1 else int(row_ids[-1]) + 1
-        now = chosen[(chosen >= start) & (chosen < stop)]
-        y, start = add_neurons(y, x, _ffn_of(state, now, _find_rows(now, row_ids, rows))), stop
-    if state.resident.down_bias is not None:
-        y = y + widen(state.resident.down_bias)
+    arrived = (_read_batch(state, read, batch) for batch in batches)
+    first = next(arrived)
+    is_kept = np.isin(batches[0], delta.load, assume_unique=True)
+    matrix = apply_moves(state.matrix, moves, first.rows[is_kept])
+
+    # sum
+    costs = [first.io]
+
+    def bypass_buffers() -> Iterator[Rows]:
+        yield Rows(batches[0][~is_kept], first.rows[~is_kept])
+        for batch, gathered in zip(batches[1:], arrived, strict=True):
+            costs.append(gathered.io)
+            yield Rows(batch, gathered.rows)
+
+    chosen = semantics(predicted, np.union1d(resident, delta.bypass))
+    in_matrix = Rows(slots.ids[: slots.used], matrix[: slots.used])
+    y = _sum_before_the_buffer_is_used_again(state, x, chosen, in_matrix, bypass_buffers())
 
     after = state._replace(window=window, slots=slots, matrix=matrix)
     io = IO(*(sum(column) for column in zip(*costs, strict=True)))
     times = tuple(cost.nanoseconds for cost in costs if cost.requests)
-    return y, after, Step(predicted, *delta, resident_neurons(window), io, moves, times)
+    return y, after, Step(predicted, *delta, resident, io, moves, times)
 
 
-def _find_rows(ids: Ids, row_ids: Ids, rows: Array) -> Array:
-    """The rows of these neurons in their order; rows[j] belongs to neuron row_ids[j]."""
-    by_id = np.argsort(row_ids)
-    return rows[by_id[np.searchsorted(row_ids, ids, sorter=by_id)]]
+def _read_batch(state: LayerState, read: Reader, batch: Ids) -> Gathered:
+    return gather_rows(read, state.layout, batch, state.max_gap, state.checksums)
+
+
+def _sum_before_the_buffer_is_used_again(
+    state: LayerState, x: Vector, chosen: Ids, in_matrix: Rows, buffers: Iterable[Rows]
+) -> Vector:
+    """The FFN over the chosen ids, ascending, although the bypass comes one buffer after the other.
+
+    The buffers ascend, so when one is there, every chosen neuron up to its last is in DRAM: these are summed
+    before the next buffer takes its place. A sum in parts has the bits of the sum in one (FFN-12).
+    """
+    y, start = np.zeros(state.layout.d, np.float32), 0
+    for buffer in buffers:
+        if len(buffer.ids):
+            stop = int(np.searchsorted(chosen, buffer.ids[-1], side="right"))
+            y, start = _add_rows(y, state, x, chosen[start:stop], in_matrix, buffer), stop
+    y = _add_rows(y, state, x, chosen[start:], in_matrix)
+    return y if state.resident.down_bias is None else y + widen(state.resident.down_bias)
+
+
+def _add_rows(y: Vector, state: LayerState, x: Vector, chosen: Ids, *in_dram: Rows) -> Vector:
+    """y plus what these neurons contribute, whose rows are somewhere in DRAM."""
+    ids, bundles = (np.concatenate(parts) for parts in zip(*in_dram, strict=True))
+    by_id = np.argsort(ids)
+    rows = bundles[by_id[np.searchsorted(ids, chosen, sorter=by_id)]]
+    return add_neurons(y, x, _ffn_of(state, chosen, rows))
 
 
 def _ffn_of(state: LayerState, ids: Ids, rows: Array) -> FFN:

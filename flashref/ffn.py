@@ -6,7 +6,7 @@ Satisfies: FFN-1 to FFN-12.
 import numpy as np
 import numpy.typing as npt
 
-from flashref.numerics import ACTIVATIONS, activate, ascending_sum
+from flashref.arithmetic import ACTIVATIONS, activate, fast_ascending_sum
 from flashref.types import (
     FFN,
     Array,
@@ -23,9 +23,20 @@ SPARSE_ACTIVATIONS = ("relu", "squared_relu", "fatrelu")  # the others leave no 
 
 
 def dense_ffn(x: Vector, ffn: FFN) -> Vector:
-    """The FFN over all its neurons: (d,) float32 → (d,) float32 (paper §3.1, Fig. 3b).
+    """The FFN over all its neurons (paper §3.1, Fig. 3b).
 
-    Raises ShapeError, DomainError. Requirements: FFN-1 to FFN-3, FFN-9.
+    Args:
+        x: (d,) float32.
+        ffn: the network.
+
+    Returns:
+        (d,) float32.
+
+    Raises:
+        ShapeError: an array has the wrong shape or dtype.
+        DomainError: the activation is unknown, or tau is not in its domain.
+
+    Requirements: FFN-1 to FFN-3, FFN-9.
     """
     _check(x, ffn)
     y = add_neurons(np.zeros(len(x), np.float32), x, ffn)
@@ -35,16 +46,33 @@ def dense_ffn(x: Vector, ffn: FFN) -> Vector:
 def sparse_ffn(x: Vector, ffn: FFN, active: npt.ArrayLike) -> Vector:
     """The FFN over these neurons and no others; the down bias is added whatever the set.
 
-    active: (m,) strictly ascending ids, else IdsError. Requirements: FFN-4 to FFN-8.
+    Args:
+        x: (d,) float32.
+        ffn: the whole network.
+        active: (m,) strictly ascending ids.
+
+    Returns:
+        (d,) float32.
+
+    Raises:
+        IdsError: the ids are out of range or not strictly ascending.
+        ShapeError, DomainError: as for `dense_ffn`.
+
+    Requirements: FFN-4 to FFN-8.
     """
     _check(x, ffn)  # before the ids hide what does not fit
     return dense_ffn(x, take_neurons(ffn, active))
 
 
 def active_neurons(x: Vector, ffn: FFN) -> Ids:
-    """The truly active ids, by the reference's own pre-activations (paper §3.1; decision 7).
+    """The truly active neurons, by the reference's own pre-activations (paper §3.1).
 
-    ReLU, squared ReLU: z > 0. FATReLU(τ): z > τ. SiLU, GELU: all. Requirement: FFN-10.
+    Args, Raises: as for `dense_ffn`.
+
+    Returns:
+        The ids with z > 0 for ReLU and squared ReLU, with z > τ for FATReLU, and all for SiLU and GELU.
+
+    Decision 7: active means an activation that is not zero. Requirement: FFN-10.
     """
     _check(x, ffn)
     z = _gate_pre_activation(x, ffn)
@@ -56,9 +84,16 @@ def active_neurons(x: Vector, ffn: FFN) -> Ids:
 
 
 def take_neurons(ffn: FFN, ids: npt.ArrayLike) -> FFN:
-    """The FFN of these neurons only: their rows and biases; the down bias stays.
+    """The FFN that has only these neurons: their rows and biases; the down bias stays.
 
-    ids: (m,) strictly ascending, else IdsError. Decision 14. Requirement: FFN-11.
+    Args:
+        ffn: the whole network.
+        ids: (m,) strictly ascending.
+
+    Raises:
+        IdsError: the ids are out of range or not strictly ascending.
+
+    Decision 14: biases travel with their neurons. Requirement: FFN-11.
     """
     checked = ascending_ids(ids, len(ffn.up))
 
@@ -75,9 +110,22 @@ def take_neurons(ffn: FFN, ids: npt.ArrayLike) -> FFN:
 
 
 def add_neurons(y: Vector, x: Vector, ffn: FFN) -> Vector:
-    """y plus every neuron's contribution in ascending order, without the down bias; y is not changed.
+    """y plus every neuron's contribution in ascending order, without the down bias.
 
-    y, x: (d,) float32. A sum in several parts is the sum in one. Requirement: FFN-12.
+    A sum that is made in several parts, in ascending id, has the bits of the sum made in one.
+
+    Args:
+        y: (d,) float32; it is not changed.
+        x: (d,) float32.
+        ffn: the neurons that are added.
+
+    Returns:
+        (d,) float32, a new array.
+
+    Raises:
+        ShapeError, DomainError: as for `dense_ffn`.
+
+    Requirement: FFN-12.
     """
     _check(x, ffn)
     if y.shape != x.shape:
@@ -85,7 +133,7 @@ def add_neurons(y: Vector, x: Vector, ffn: FFN) -> Vector:
     h = activate(ffn.activation, _gate_pre_activation(x, ffn), ffn.tau)
     if ffn.gate is not None:
         h = h * _pre_activation(x, ffn.up, ffn.up_bias)
-    return ascending_sum(h, widen(ffn.down), start=y)
+    return fast_ascending_sum(h, widen(ffn.down), start=y)
 
 
 def _gate_pre_activation(x: Vector, ffn: FFN) -> Vector:
@@ -96,7 +144,7 @@ def _gate_pre_activation(x: Vector, ffn: FFN) -> Vector:
 
 
 def _pre_activation(x: Vector, matrix: Array, bias: Array | None) -> Vector:
-    z = ascending_sum(x, widen(matrix).T)
+    z = fast_ascending_sum(x, widen(matrix).T)
     return z if bias is None else z + widen(bias)
 
 

@@ -3,32 +3,43 @@
 Satisfies: GTH-1 to GTH-6.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from flashref.bundle import bundle_extents
-from flashref.storage.image import bundle_crc32
+from flashref.bundle import Layout, bundle_crc32, bundle_extents
 from flashref.storage.plan import plan_bytes, plan_io, read_plan
-from flashref.types import (
-    IO,
-    STORED_DTYPES,
-    Array,
-    Extent,
-    Gathered,
-    ImageError,
-    Layout,
-    Reader,
-    ascending_ids,
-)
+from flashref.types import IO, STORED_DTYPES, Array, Extent, ImageError, Reader, ascending_ids
+
+
+class Gathered(NamedTuple):
+    """Bundles in DRAM: rows (m, fields, d) in the stored dtype, copies, and what they cost."""
+
+    rows: Array
+    io: IO
 
 
 def gather_rows(
     read: Reader, layout: Layout, ids: npt.ArrayLike, max_gap: int = 0, checksums: Array | None = None
 ) -> Gathered:
-    """The bundles of these neurons, read from flash in one batch: rows (m, fields, d), and the cost.
+    """The bundles of these neurons, read from flash in one batch (paper §3.2).
 
-    ids: (m,) strictly ascending, else IdsError; max_gap: bytes; checksums: (n,) uint32 CRC-32 of each padded
-    bundle, else unchecked; a damaged bundle raises ImageError (paper §3.2). Requirements: GTH-1 to GTH-6.
+    Args:
+        read: a reader of the image.
+        layout: where the bundles lie.
+        ids: (m,) strictly ascending.
+        max_gap: bytes that a read may run over.
+        checksums: (n,) uint32, the CRC-32 of each padded bundle; None: unchecked.
+
+    Returns:
+        Rows (m, fields, d) in the ids' order, as copies, and the cost.
+
+    Raises:
+        IdsError: the ids are out of range or not strictly ascending; nothing was read.
+        ImageError: a bundle is damaged.
+
+    Requirements: GTH-1 to GTH-6.
     """
     wanted = ascending_ids(ids, layout.n)
     rows = np.empty((len(wanted), len(layout.fields), layout.d), STORED_DTYPES[layout.dtype])

@@ -4,26 +4,50 @@ Satisfies: PRD-1 to PRD-7.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from flashref.numerics import ascending_sum, predictor_bound
-from flashref.types import Band, DomainError, Ids, Predictor, ShapeError, Vector, stored_dtype, widen
+from flashref.arithmetic import fast_ascending_sum
+from flashref.bounds import predictor_bound
+from flashref.types import DomainError, Ids, Predictor, ShapeError, Vector, stored_dtype, widen
+
+
+class Band(NamedTuple):
+    """A predictor's answer with its rounding: ids that must be active, and ids that may be."""
+
+    must: Ids
+    may: Ids
 
 
 def predict_active(x: Vector, predictor: Predictor) -> Ids:
-    """The ids whose logit exceeds the threshold, strictly ascending (paper §3.1, Fig. 3b).
+    """The neurons whose logit exceeds the threshold (paper §3.1, Fig. 3b).
 
-    x: (d,) float32, the very vector that the up projection receives (decision 5). Raises ShapeError.
+    Args:
+        x: (d,) float32, the very vector that the up projection receives (decision 5).
+        predictor: two linear maps and a threshold.
+
+    Returns:
+        Strictly ascending ids.
+
+    Raises:
+        ShapeError: x or the predictor has the wrong shape or dtype.
+        DomainError: the threshold is NaN.
+
     Requirements: PRD-1 to PRD-4.
     """
     return np.flatnonzero(_logits(x, predictor) > np.float32(predictor.threshold))
 
 
 def active_band(x: Vector, predictor: Predictor) -> Band:
-    """What any float implementation must, and may, predict: ids beyond and within the rounding band.
+    """What any float implementation must predict, and what it may.
 
-    must: logit − bound > threshold; may: within the bound of it. Requirements: PRD-5, PRD-6.
+    Args, Raises: as for `predict_active`.
+
+    Returns:
+        The ids whose logit exceeds the threshold by more than the bound, and those within the bound of it.
+
+    Requirements: PRD-5, PRD-6.
     """
     _check(x, predictor)
     x64, a64 = x.astype(np.float64), widen(predictor.a).astype(np.float64)
@@ -39,7 +63,13 @@ def active_band(x: Vector, predictor: Predictor) -> Band:
 def logit_threshold(probability: float) -> float:
     """The threshold on logits for a threshold on probabilities: the float32 nearest to ln(p / (1 − p)).
 
-    0 < probability < 1, else DomainError; the paper has 0.5, and 0.7 for Persimmon. Requirement: PRD-7.
+    Args:
+        probability: between 0 and 1; the paper has 0.5, and 0.7 for Persimmon.
+
+    Raises:
+        DomainError: the probability is 0, 1 or beyond.
+
+    Requirement: PRD-7.
     """
     if not 0 < probability < 1:
         raise DomainError(f"a probability must lie between 0 and 1, not {probability}")
@@ -49,8 +79,8 @@ def logit_threshold(probability: float) -> float:
 def _logits(x: Vector, predictor: Predictor) -> Vector:
     """Both products in ascending order, the bias last (decision 17)."""
     _check(x, predictor)
-    low_rank = ascending_sum(x, widen(predictor.a).T)
-    logits = ascending_sum(low_rank, widen(predictor.b).T)
+    low_rank = fast_ascending_sum(x, widen(predictor.a).T)
+    logits = fast_ascending_sum(low_rank, widen(predictor.b).T)
     return logits if predictor.bias is None else logits + widen(predictor.bias)
 
 

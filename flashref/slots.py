@@ -3,25 +3,41 @@
 Satisfies: SLT-1 to SLT-9.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from flashref.types import (
-    NEVER,
-    Array,
-    Delta,
-    DomainError,
-    Ids,
-    IdsError,
-    Moves,
-    ShapeError,
-    Slots,
-    ascending_ids,
-)
+from flashref.types import NEVER, Array, DomainError, Ids, IdsError, ShapeError, ascending_ids
+from flashref.window import Delta
+
+
+class Slots(NamedTuple):
+    """Which neuron lies in which row of the DRAM matrix (paper §3.3, `pointer` and `num_used`).
+
+    ids: (capacity,) int64, rows 0 … used − 1 in use; behind them stale ids, or NEVER.
+    """
+
+    ids: npt.NDArray[np.int64]
+    used: int
+
+
+class Moves(NamedTuple):
+    """What a placement does to the DRAM matrix: row source[j] → row target[j], then new row j → put[j]."""
+
+    source: Ids
+    target: Ids
+    put: Ids
 
 
 def empty_slots(capacity: int) -> Slots:
-    """The slots of a preallocated matrix of capacity rows, none in use (paper §3.3). Requirement: SLT-1."""
+    """The slots of a preallocated matrix of `capacity` rows, none in use (paper §3.3).
+
+    Raises:
+        DomainError: the capacity is negative.
+
+    Requirement: SLT-1.
+    """
     if capacity < 0:
         raise DomainError(f"a matrix has at least 0 rows, not {capacity}")
     return Slots(np.full(capacity, NEVER, np.int64), 0)
@@ -31,7 +47,20 @@ def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
     """The paper's placement: the last rows fill the holes, then new rows are appended (§3.3, Fig. 6).
 
     Holes below the count after eviction, ascending, are each filled by the highest surviving row; `load`
-    goes behind them in ascending id. Raises IdsError, DomainError. Requirements: SLT-2 to SLT-5.
+    goes behind them in ascending id.
+
+    Args:
+        slots: before the token; they are not changed.
+        delta: of the token, as `window_update` gives it.
+
+    Returns:
+        The slots after the token, and the moves that make the matrix agree with them.
+
+    Raises:
+        IdsError: the delta does not belong to these slots.
+        DomainError: the rows do not fit the matrix.
+
+    Requirements: SLT-2 to SLT-5.
     """
     survives = _survives(slots, delta)
     count = int(survives.sum())
@@ -42,10 +71,14 @@ def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
 
 
 def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
-    """The other placement: new rows go straight into the lowest holes (decision 11).
+    """The other placement: new rows go straight into the lowest holes, so that fewer rows move.
 
     Further new rows are appended; holes left below the final count, ascending, are each filled by the
-    highest surviving row. Raises IdsError, DomainError. Requirements: SLT-2, SLT-3, SLT-6, SLT-7.
+    highest surviving row.
+
+    Args, Returns, Raises: as for `swap_with_last`.
+
+    Decision 11: the paper does not say why it moves rows first. Requirements: SLT-2, SLT-3, SLT-6, SLT-7.
     """
     survives = _survives(slots, delta)
     count = int(survives.sum()) + len(delta.load)
@@ -57,9 +90,19 @@ def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
 
 
 def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
-    """The matrix after its moves: first row source[j] → target[j], then rows[j] → put[j]; a new array.
+    """The matrix after its moves: first row source[j] → target[j], then rows[j] → put[j].
 
-    matrix: (capacity, …); rows: (m, …) of the same dtype, one a put, else ShapeError.
+    Args:
+        matrix: (capacity, …); it is not changed.
+        moves: as a placement gives them.
+        rows: (m, …) of the matrix's dtype, the new rows in ascending id, one for each put.
+
+    Returns:
+        A new matrix.
+
+    Raises:
+        ShapeError: number, shape or dtype of the rows do not fit.
+
     Requirements: SLT-8, SLT-9.
     """
     if rows.shape != (len(moves.put), *matrix.shape[1:]) or rows.dtype != matrix.dtype:
@@ -74,7 +117,7 @@ def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
 
 
 def _survives(slots: Slots, delta: Delta) -> npt.NDArray[np.bool_]:
-    """Mask over the used rows: which stay. Refuses a delta that does not fit these slots."""
+    """The mask over the used rows that stay, once the delta is seen to fit these slots."""
     for ids in (delta.load, delta.evict):
         ascending_ids(ids, np.iinfo(np.int64).max)
     used = slots.ids[: slots.used]

@@ -1,6 +1,8 @@
-"""The vocabulary: what every chapter's functions take and give. Chapter: specs/00-conventions.md.
+"""The vocabulary that several chapters share. Chapter: specs/00-conventions.md.
 
-Data are NamedTuples; every id is an int64, every byte, offset and nanosecond a Python int.
+Data are NamedTuples; every id is an int64, every byte, offset and nanosecond a Python int. A tuple of one
+chapter stands in that chapter's module.
+
 Satisfies: TYP-1 to TYP-6.
 """
 
@@ -83,60 +85,6 @@ class Predictor(NamedTuple):
     threshold: float
 
 
-class Band(NamedTuple):
-    """A predictor's answer with its rounding: ids that must be active, and ids that may be."""
-
-    must: Ids
-    may: Ids
-
-
-class Window(NamedTuple):
-    """The neurons of the last k tokens of one layer (paper §3.1.2; decisions 1, 8, 9).
-
-    k: tokens; capacity: rows of the DRAM matrix; token: index of the next token;
-    last: (n,) int64, the token of a neuron's last prediction while it is resident, else NEVER.
-    """
-
-    k: int
-    capacity: int
-    token: int
-    last: npt.NDArray[np.int64]
-
-
-class Delta(NamedTuple):
-    """What one token changes: ids to read and keep, to drop, and to read and use once. Disjoint."""
-
-    load: Ids
-    evict: Ids
-    bypass: Ids
-
-
-class Layout(NamedTuple):
-    """Where the bundles of one layer lie on flash; bytes as Python ints (decision 25).
-
-    Neuron order[p] (p, if order is None) occupies [start + p·stride, start + p·stride + bundle_bytes).
-    """
-
-    n: int
-    d: int
-    dtype: str
-    fields: tuple[str, ...]
-    block: int
-    start: int
-    stride: int
-    order: Ids | None
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row of one field."""
-        return self.d * STORED_DTYPES[self.dtype].itemsize
-
-    @property
-    def bundle_bytes(self) -> int:
-        """Bytes of one neuron's rows, without padding."""
-        return len(self.fields) * self.row_bytes
-
-
 class Extent(NamedTuple):
     """A run of bytes on flash: [offset, offset + length)."""
 
@@ -144,50 +92,14 @@ class Extent(NamedTuple):
     length: int
 
 
-class Slots(NamedTuple):
-    """Which neuron lies in which row of the DRAM matrix (paper §3.3, `pointer` and `num_used`).
-
-    ids: (capacity,) int64, rows 0 … used − 1 in use; behind them stale ids, or NEVER.
-    """
-
-    ids: npt.NDArray[np.int64]
-    used: int
-
-
-class Moves(NamedTuple):
-    """What a placement does to the DRAM matrix: row source[j] → row target[j], then new row j → put[j]."""
-
-    source: Ids
-    target: Ids
-    put: Ids
-
-
-class Device(NamedTuple):
-    """A storage device in integers; 0 = no such limit (../specs/50-device.md).
-
-    latency_ns, dispatch_ns: ns; max_iops: reads/s; max_bandwidth, stream_bandwidth: B/s;
-    split_bytes, block: B; queue_depth: reads outstanding; knee: exponent ≥ 1, 1 = costs add up.
-    """
-
-    latency_ns: int
-    max_iops: int
-    max_bandwidth: int
-    stream_bandwidth: int = 0
-    split_bytes: int = 131_072
-    queue_depth: int = 32
-    block: int = 4096
-    dispatch_ns: int = 0
-    knee: float = 1.0
-
-
 class Read(NamedTuple):
-    """One batch as a reader gives it: a buffer an extent, valid until the next read, and its time."""
+    """One batch as a reader gives it: a buffer for each extent, valid until the next read, and its time."""
 
     buffers: tuple[npt.NDArray[np.uint8], ...]
     nanoseconds: int
 
 
-Reader = Callable[[tuple[Extent, ...]], Read]
+Reader = Callable[[tuple[Extent, ...]], Read]  # aligned extents to their bytes (chapter 56)
 
 
 class IO(NamedTuple):
@@ -199,62 +111,19 @@ class IO(NamedTuple):
     nanoseconds: int
 
 
-class Gathered(NamedTuple):
-    """Bundles in DRAM: rows (m, fields, d) in the stored dtype, copies, and what they cost."""
-
-    rows: Array
-    io: IO
-
-
-class ResidentFFN(NamedTuple):
-    """What of an FFN never leaves DRAM: all but the bundles (paper §3.3: "pointers and scalars").
-
-    gate: (n, d), only where the bundles hold no gate row (decision 13); biases as in FFN.
-    """
-
-    activation: str
-    gate: Array | None = None
-    up_bias: Array | None = None
-    gate_bias: Array | None = None
-    down_bias: Array | None = None
-    tau: float = 0.0
-
-
-class LayerState(NamedTuple):
-    """One layer between two tokens (paper §3.3, Fig. 6).
-
-    layout: its bundles on flash; checksums: CRC-32 of each padded bundle by neuron, (n,) uint32, or None;
-    matrix: (capacity, fields, d) in the stored dtype; bypass_rows: rows of the bypass buffer;
-    max_gap: bytes that a read may run over.
-    """
-
-    layout: Layout
-    resident: ResidentFFN
-    checksums: Array | None
-    window: Window
-    slots: Slots
-    matrix: Array
-    bypass_rows: int
-    max_gap: int
-
-
-class Step(NamedTuple):
-    """Everything one token did in one layer: sets, cost, moves, and the nanoseconds of each batch."""
-
-    predicted: Ids
-    load: Ids
-    evict: Ids
-    bypass: Ids
-    resident: Ids
-    io: IO
-    moves: Moves
-    times: tuple[int, ...]
-
-
 def same(a: object, b: object) -> bool:
-    """Whether two values are equal bit for bit: arrays, scalars, strings, None, and tuples of them.
+    """Whether two values are equal bit for bit.
 
-    Raises DomainError for any other container. Requirement: TYP-1.
+    Args:
+        a, b: arrays, scalars, strings, None, or tuples of them.
+
+    Returns:
+        True only if types, dtypes, shapes and every bit agree: +0.0 is not −0.0.
+
+    Raises:
+        DomainError: a value is another container.
+
+    Requirement: TYP-1.
     """
     for value in (a, b):
         if not (value is None or isinstance(value, np.ndarray | np.generic | tuple | int | float | str)):
@@ -273,9 +142,19 @@ def same(a: object, b: object) -> bool:
 
 
 def ascending_ids(ids: npt.ArrayLike, n: int) -> Ids:
-    """The ids as a new int64 array, or IdsError if not integers, strictly ascending, in 0 … n − 1.
+    """The ids of a set of neurons, checked.
 
-    ids: (m,). Decision 24. Requirements: TYP-2, TYP-3.
+    Args:
+        ids: (m,) integers.
+        n: the number of neurons.
+
+    Returns:
+        (m,) int64, a new array.
+
+    Raises:
+        IdsError: the ids are not integers, not strictly ascending, or not all in 0 … n − 1.
+
+    Decision 24: nothing is sorted, clamped or wrapped. Requirements: TYP-2, TYP-3.
     """
     given = np.asarray(ids)
     if given.size == 0 and given.ndim == 1:
@@ -297,9 +176,12 @@ def ascending_ids(ids: npt.ArrayLike, n: int) -> Ids:
 
 
 def stored_dtype(weights: Array) -> str:
-    """The stored dtype's name of an array of weights: F32, F16, or BF16 for uint16 bits (TYP-4).
+    """The name of the dtype that an array of weights is stored in: F32, F16, or BF16 for uint16 bits.
 
-    Raises ShapeError for any other dtype.
+    Raises:
+        ShapeError: the array has another dtype.
+
+    Requirement: TYP-4.
     """
     name = _DTYPE_NAMES.get(weights.dtype)
     if name is None:
@@ -308,7 +190,13 @@ def stored_dtype(weights: Array) -> str:
 
 
 def widen(weights: Array) -> npt.NDArray[np.float32]:
-    """Stored weights as float32, exactly; BF16 is shifted into the upper half (TYP-5). F32 is not copied."""
+    """Stored weights as float32, exactly: BF16's bits are the upper half of a float32's. F32 is not copied.
+
+    Raises:
+        ShapeError: the array is not in a stored dtype.
+
+    Requirement: TYP-5.
+    """
     if stored_dtype(weights) == "BF16":
         return (weights.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return weights.astype(np.float32, copy=False)

@@ -3,16 +3,47 @@
 Satisfies: WIN-1 to WIN-9.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from flashref.types import NEVER, Delta, DomainError, Ids, Window, ascending_ids
+from flashref.types import NEVER, DomainError, Ids, ascending_ids
+
+
+class Window(NamedTuple):
+    """The neurons of the last k tokens of one layer (paper §3.1.2; decisions 1, 8, 9).
+
+    k: tokens; capacity: rows of the DRAM matrix; token: index of the next token;
+    last: (n,) int64, the token of a neuron's last prediction while it is resident, else NEVER.
+    """
+
+    k: int
+    capacity: int
+    token: int
+    last: npt.NDArray[np.int64]
+
+
+class Delta(NamedTuple):
+    """What one token changes: ids to read and keep, to drop, and to read and use once. Disjoint."""
+
+    load: Ids
+    evict: Ids
+    bypass: Ids
 
 
 def empty_window(n: int, k: int, capacity: int) -> Window:
-    """The window of a layer of n neurons before its first token: nothing is resident.
+    """The window of a layer before its first token: nothing is resident.
 
-    k: tokens, ≥ 1; capacity: rows of the DRAM matrix, ≥ 0. Raises DomainError. Requirement: WIN-1.
+    Args:
+        n: neurons of the layer, ≥ 1.
+        k: tokens that the window remembers, ≥ 1.
+        capacity: rows of the layer's DRAM matrix, ≥ 0.
+
+    Raises:
+        DomainError: a number is too small.
+
+    Requirement: WIN-1.
     """
     if n < 1 or k < 1 or capacity < 0:
         raise DomainError(
@@ -29,8 +60,18 @@ def resident_neurons(window: Window) -> Ids:
 def window_update(window: Window, active: npt.ArrayLike) -> tuple[Window, Delta]:
     """The window after one token that predicts `active`, and what to load, evict and bypass.
 
-    active: (m,) strictly ascending ids, else IdsError (paper §3.1.2, Fig. 4b; decisions 1, 2, 8, 9).
-    The window that was passed is not changed. Requirements: WIN-3 to WIN-9.
+    Args:
+        window: before the token; it is not changed.
+        active: (m,) strictly ascending ids, the token's predicted neurons.
+
+    Returns:
+        The window after the token, and its Delta: three disjoint, ascending sets.
+
+    Raises:
+        IdsError: the ids are out of range or not strictly ascending.
+
+    Paper §3.1.2, Fig. 4b. Decisions 1, 2, 8 and 9: the window includes the token itself, evicts before it
+    loads, and gives way to the capacity. Requirements: WIN-3 to WIN-9.
     """
     n = len(window.last)
     predicted = np.zeros(n, bool)
@@ -59,5 +100,5 @@ def window_update(window: Window, active: npt.ArrayLike) -> tuple[Window, Delta]
 
 
 def _union(window: Window, start: int, newest: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Mask of the kept sets of tokens start … t − 1, and the newest token's."""
+    """The mask of the kept sets of tokens start … t − 1, united with the newest token's."""
     return newest | (window.last >= start)

@@ -18,10 +18,10 @@ from flashref.cli.options import at_least, check_new_file
 from flashref.cli.report import Output, progress
 from flashref.storage.calibrate import FILE_BYTES, calibrate
 from flashref.storage.calibration import Calibration, Verification, calibration_to_json
+from flashref.storage.device import Device
 from flashref.storage.files import create_file, write_all
 from flashref.storage.fit import Errors, Point, point_time
 from flashref.storage.verification import LIMIT_MEDIAN, LIMIT_P90, holds, mixed_traces
-from flashref.types import Device
 
 GIB = 2**30
 ROUNDS, VERIFIED_ROUNDS = 8, 16  # about 6 s, and 30

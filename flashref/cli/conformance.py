@@ -12,9 +12,9 @@ from flashref.cli import verdicts as show
 from flashref.types import FlashrefError
 
 if TYPE_CHECKING:
-    from flashref.conformance.check import Check
-    from flashref.conformance.runner import Verdict
-    from flashref.conformance.vector_files import Vector
+    from flashref.conformance.checks.check import Check
+    from flashref.conformance.judging.runner import Verdict
+    from flashref.conformance.vectors.files import Vector
 
 TIMEOUT = 60.0  # seconds for an answer
 PROFILES = (
@@ -45,8 +45,7 @@ def run(options: argparse.Namespace, timeout: float = TIMEOUT) -> int:
     if (options.adapter is None) == (options.line is None):
         raise FlashrefError("name an adapter (module or module:attribute) or a --command, and not both")
     try:
-        import flashref.conformance.checks
-        import flashref.conformance.vector_cases  # noqa: F401  (each needs one of the extra's packages)
+        import flashref.conformance.checks  # noqa: F401  (it needs the extra's packages)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("flashref"):
             raise
@@ -71,10 +70,10 @@ def _words(options: argparse.Namespace) -> list[str] | str:
 
 
 def _judge(options: argparse.Namespace, timeout: float) -> int:
-    from flashref.conformance import campaign, summary
-    from flashref.conformance.deviations import in_force, read_deviations
-    from flashref.conformance.runner import DEVIATES, Verdict, profile_settings
-    from flashref.conformance.stdio import Command
+    from flashref.conformance.judging import campaign, summary
+    from flashref.conformance.judging.deviations import in_force, read_deviations
+    from flashref.conformance.judging.runner import DEVIATES, Verdict, profile_settings
+    from flashref.conformance.transport.stdio import Command
 
     checks = _checks(options.requirements)
     vectors = _vectors()
@@ -108,9 +107,9 @@ def _judge(options: argparse.Namespace, timeout: float) -> int:
 
 def _repeat(options: argparse.Namespace, timeout: float) -> int:
     """One case once more: 0 if it passes now, 1 with the whole failure."""
-    from flashref.conformance import summary
-    from flashref.conformance.runner import PASS
-    from flashref.conformance.stdio import Command
+    from flashref.conformance.judging import summary
+    from flashref.conformance.judging.runner import PASS
+    from flashref.conformance.transport.stdio import Command
 
     judge = _repeated(options.repro)
     with Command(_words(options), timeout) as command:
@@ -128,8 +127,8 @@ def _repeat(options: argparse.Namespace, timeout: float) -> int:
 def _repeated(words: Sequence[str]) -> "Callable[[Any], Verdict]":
     """The function that judges the case which these words name again."""
     from flashref.conformance.checks import CHECKS
-    from flashref.conformance.codec import case_from_text
-    from flashref.conformance.runner import is_case_of, judge_again, vector_verdict
+    from flashref.conformance.judging.runner import is_case_of, judge_again, vector_verdict
+    from flashref.conformance.transport.codec import case_from_text
 
     name, *texts = words
     if not texts and "/" in name:
@@ -146,8 +145,8 @@ def _repeated(words: Sequence[str]) -> "Callable[[Any], Verdict]":
 
 
 def _checks(names: Sequence[str] | None) -> "list[Check]":
-    from flashref.conformance.campaign import in_order
     from flashref.conformance.checks import CHECKS
+    from flashref.conformance.judging.campaign import in_order
 
     if unknown := [name for name in names or () if name not in CHECKS]:
         raise FlashrefError(f"no check is called {unknown[0]!r}; they are {', '.join(CHECKS)}")
@@ -155,7 +154,7 @@ def _checks(names: Sequence[str] | None) -> "list[Check]":
 
 
 def _vectors() -> "list[Vector]":
-    from flashref.conformance.vectors import SHIPPED, read_vectors
+    from flashref.conformance.vectors.published import SHIPPED, read_vectors
 
     return read_vectors(SHIPPED)
 

@@ -11,8 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashref.bundle import Layout
+from flashref.models.checkpoint import Checkpoint
+from flashref.models.memory import reset_peak
+from flashref.models.session import Advance
 from flashref.storage.container import require_finite, tensor_pieces
-from flashref.storage.device import read_time
+from flashref.storage.device import Device, read_time
 from flashref.storage.image import (
     Image,
     fingerprint,
@@ -22,10 +26,7 @@ from flashref.storage.image import (
     require_checkpoint,
 )
 from flashref.storage.readers import DirectReader, memory_reader
-from flashref.transformer.checkpoint import Checkpoint
-from flashref.transformer.memory import reset_peak
-from flashref.transformer.session import Advance
-from flashref.types import Device, Extent, ImageError, Layout, Read, Reader
+from flashref.types import Extent, ImageError, Read, Reader
 
 
 class Storage(NamedTuple):

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from flashref.decode import sum_predicted, sum_resident
+from flashref.models.budget import UNITS, Amount
+from flashref.models.predictors import FILE_NAME
 from flashref.simulate.placement import moved_by_fill, moved_by_swap
 from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.calibration import device_of
-from flashref.storage.device import PRESETS
-from flashref.transformer.budget import UNITS, Amount
-from flashref.transformer.predictors import FILE_NAME
-from flashref.types import Device, DomainError
+from flashref.storage.device import PRESETS, Device
+from flashref.types import DomainError
 
 Number = TypeVar("Number", int, float)
 

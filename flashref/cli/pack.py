@@ -14,6 +14,9 @@ from rich.table import Table
 from flashref.cli import options as words
 from flashref.cli import report
 from flashref.cli.opening import block_for, bundled_layers
+from flashref.models.checkpoint import Checkpoint, open_checkpoint
+from flashref.models.memory import peak_bytes
+from flashref.models.session import Advance
 from flashref.storage.container import tensor_bytes
 from flashref.storage.files import remove_stale_parts
 from flashref.storage.image import (
@@ -24,9 +27,6 @@ from flashref.storage.image import (
     require_checkpoint,
 )
 from flashref.storage.packing import Plan, plan_image
-from flashref.transformer.checkpoint import Checkpoint, open_checkpoint
-from flashref.transformer.memory import peak_bytes
-from flashref.transformer.session import Advance
 from flashref.types import DomainError, ImageError
 
 

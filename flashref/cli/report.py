@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flashref.transformer.session import Advance
+from flashref.models.session import Advance
 
 LABELS = {
     "naive": "naive",

@@ -27,7 +27,7 @@ class Memory(NamedTuple):
 
     before: what the process had in memory before anything of the model was, Python and its packages.
 
-    allowed is the budget and what decision 8 does not count: flashref.transformer.memory.Uncounted.
+    allowed is the budget and what decision 8 does not count: flashref.models.memory.Uncounted.
     held: None with the proof, whose weights in memory are nobody's budget.
     """
 

@@ -13,13 +13,8 @@ from flashref.cli.result import Activation, Memory, Result
 from flashref.cli.run_report import show
 from flashref.cli.setup import Setup, set_up, with_own_activation
 from flashref.cli.wish import Wish, read_wish
-from flashref.simulate.flash import Flash, unbundled_layouts
-from flashref.simulate.methods import Method, measured_cost, replay_methods, simulated_cost
-from flashref.simulate.scaled import scale_to_opt_6_7b
-from flashref.simulate.trace import Trace, trace_of
-from flashref.simulate.trace_file import Description, save_trace
-from flashref.transformer.memory import peak_bytes, uncounted
-from flashref.transformer.session import (
+from flashref.models.memory import peak_bytes, uncounted
+from flashref.models.session import (
     Advance,
     Decoded,
     Perplexities,
@@ -27,6 +22,11 @@ from flashref.transformer.session import (
     decode_flash,
     measure_perplexities,
 )
+from flashref.simulate.flash import Flash, unbundled_layouts
+from flashref.simulate.methods import Method, measured_cost, replay_methods, simulated_cost
+from flashref.simulate.scaled import scale_to_opt_6_7b
+from flashref.simulate.trace import Trace, trace_of
+from flashref.simulate.trace_file import Description, save_trace
 
 
 def add_parser(commands: Any) -> None:

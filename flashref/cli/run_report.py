@@ -7,13 +7,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from flashref.bundle import Layout
 from flashref.cli.report import LABELS, Output, milliseconds, size
 from flashref.cli.result import Result
 from flashref.ffn import SPARSE_ACTIVATIONS
+from flashref.models.proof import Proof
 from flashref.simulate.methods import Method
 from flashref.simulate.scaled import FFN_BYTES, PAPER_IO_MS
-from flashref.transformer.proof import Proof
-from flashref.types import Layout
 
 
 def show(

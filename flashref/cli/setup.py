@@ -7,21 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashref.bundle import Layout
 from flashref.cli import options as words
 from flashref.cli.opening import Storage, open_storage
 from flashref.cli.wish import Wish, solve
 from flashref.decode import Predict
 from flashref.ffn import active_neurons
+from flashref.models.budget import Budget, Demand
+from flashref.models.checkpoint import load_ffn
+from flashref.models.flash import Decoder, empty_layers, gate_predictor
+from flashref.models.model import Model, load_model
+from flashref.models.predictors import FILE_NAME
+from flashref.models.proof import Proof
+from flashref.models.session import Advance
 from flashref.predictor import predict_active
 from flashref.storage.image import Image, image_tensor
-from flashref.transformer.budget import Budget, Demand
-from flashref.transformer.checkpoint import load_ffn
-from flashref.transformer.flash import Decoder, empty_layers, gate_predictor
-from flashref.transformer.model import Model, load_model
-from flashref.transformer.predictors import FILE_NAME
-from flashref.transformer.proof import Proof
-from flashref.transformer.session import Advance
-from flashref.types import FFN, DomainError, ImageError, Layout, same, widen
+from flashref.types import FFN, DomainError, ImageError, same, widen
 
 
 class Setup(NamedTuple):

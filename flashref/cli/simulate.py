@@ -18,6 +18,7 @@ from flashref.cli.plots import check_plot
 from flashref.cli.report import progress
 from flashref.cli.simulate_plot import plot
 from flashref.cli.simulate_report import Inputs, show, show_csv, show_json
+from flashref.models.budget import LARGEST_WINDOW
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.policies import POLICIES, Study
 from flashref.simulate.shapes.shape import Shape, shape_demand, shape_flash
@@ -27,8 +28,8 @@ from flashref.simulate.tokens import Host
 from flashref.simulate.trace import Trace
 from flashref.simulate.trace_file import Description, load_description, load_trace, save_trace
 from flashref.simulate.window import CountMoves, uses_of
-from flashref.transformer.budget import LARGEST_WINDOW
-from flashref.types import Device, DomainError
+from flashref.storage.device import Device
+from flashref.types import DomainError
 
 PARTS = 4  # a worker's share, so that progress shows and none waits long for the others
 

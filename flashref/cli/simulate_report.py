@@ -18,9 +18,8 @@ from flashref.simulate.sweep import Outcome, Refused, irrelevant
 from flashref.simulate.tokens import Host
 from flashref.simulate.trace import Trace
 from flashref.simulate.trace_file import Description
-from flashref.storage.device import device_to_json
+from flashref.storage.device import Device, device_to_json
 from flashref.storage.fit import Errors
-from flashref.types import Device
 
 GB = 10**9
 ROW_WORDS = {bundled: word for word, bundled in ROWS.items()}

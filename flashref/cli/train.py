@@ -18,12 +18,12 @@ from flashref.cli.train_inputs import identify, open_text
 from flashref.cli.train_options import add_train_options, check_words
 from flashref.cli.train_plot import plot
 from flashref.cli.train_result import Result, result
+from flashref.models.budget import LARGEST_WINDOW
+from flashref.models.checkpoint import Checkpoint, open_checkpoint, with_activation
+from flashref.models.origin import Origin, Source
+from flashref.models.predictors import FILE_NAME, load_predictors, save_predictors
+from flashref.models.session import Advance
 from flashref.predictor import logit_threshold
-from flashref.transformer.budget import LARGEST_WINDOW
-from flashref.transformer.checkpoint import Checkpoint, open_checkpoint, with_activation
-from flashref.transformer.origin import Origin, Source
-from flashref.transformer.predictors import FILE_NAME, load_predictors, save_predictors
-from flashref.transformer.session import Advance
 from flashref.types import DomainError, Predictor
 
 if TYPE_CHECKING:  # it needs JAX

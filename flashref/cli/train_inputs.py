@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flashref.models.checkpoint import Checkpoint
+from flashref.models.session import Advance
+from flashref.models.tokens import open_tokenizer, read_text
 from flashref.storage.image import fingerprint
-from flashref.transformer.checkpoint import Checkpoint
-from flashref.transformer.session import Advance
-from flashref.transformer.tokens import open_tokenizer, read_text
 from flashref.types import DomainError
 
 

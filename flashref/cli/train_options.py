@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from flashref.cli import options as words
+from flashref.models.budget import LARGEST_WINDOW
+from flashref.models.predictors import FILE_NAME
 from flashref.predictor import logit_threshold
-from flashref.transformer.budget import LARGEST_WINDOW
-from flashref.transformer.predictors import FILE_NAME
 from flashref.types import DomainError
 
 FITTING = ("out", "ranks", "share", "false_negatives", "threshold", "steps", "seed")  # not with --judge

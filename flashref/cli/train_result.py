@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flashref.transformer.checkpoint import Checkpoint
-from flashref.transformer.predictors import Errors, Predictors, pool_errors, predictor_tensors
+from flashref.models.checkpoint import Checkpoint
+from flashref.models.predictors import Errors, Predictors, pool_errors, predictor_tensors
 
 if TYPE_CHECKING:  # they need JAX
     from flashref.training.judging import Judgement, Swept

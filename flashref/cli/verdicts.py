@@ -14,7 +14,7 @@ from flashref.cli.report import Output
 
 if TYPE_CHECKING:
     from flashref.conformance.adapter import Facts
-    from flashref.conformance.runner import Verdict
+    from flashref.conformance.judging.runner import Verdict
 
 _COLOURS = {"pass": "green", "unsupported": "dim", "deviates": "yellow"}
 _IN_FULL = 3  # failed vectors of an operation; the others are named
@@ -38,8 +38,8 @@ def show(
     facts: "Facts", verdicts: "Sequence[Verdict]", groups: "Mapping[str, Sequence[Verdict]]", target: str
 ) -> None:
     """Table, failures and the count on stdout. groups: operation → its vectors; target: as in failure_of."""
-    from flashref.conformance import summary
-    from flashref.conformance.runner import GOOD, NOT_RUN
+    from flashref.conformance.judging import summary
+    from flashref.conformance.judging.runner import GOOD, NOT_RUN
 
     out = Output(highlight=False, emoji=False)
     out.print(Text(f"{facts.name} {facts.version}", "bold"), soft_wrap=True)
@@ -61,9 +61,9 @@ def show(
 
 
 def _table(verdicts: "Sequence[Verdict]", groups: "Mapping[str, Sequence[Verdict]]") -> Table:
-    from flashref.conformance import summary
+    from flashref.conformance.judging import summary
+    from flashref.conformance.judging.runner import GOOD, PASS
     from flashref.conformance.requirements import requirements
-    from flashref.conformance.runner import GOOD, PASS
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.padding = (0, 1, 0, 0)
@@ -105,7 +105,7 @@ def _coloured(kind: str) -> Text:
 
 def _why(verdict: "Verdict") -> Text:
     """The first line of the reason, cut where it is shown in full below."""
-    from flashref.conformance.runner import GOOD, NOT_RUN
+    from flashref.conformance.judging.runner import GOOD, NOT_RUN
 
     line = verdict.text.strip().partition("\n")[0]
     if verdict.kind in (*GOOD, NOT_RUN):

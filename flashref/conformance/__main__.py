@@ -4,7 +4,7 @@ import os
 import sys
 
 from flashref.conformance.adapter import AdapterError, load_adapter
-from flashref.conformance.stdio import serve
+from flashref.conformance.transport.stdio import serve
 
 
 def main(words: list[str]) -> int:

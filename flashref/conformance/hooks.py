@@ -11,15 +11,15 @@ import pytest
 
 from flashref.conformance import suite
 from flashref.conformance.adapter import load_adapter
-from flashref.conformance.campaign import Watched, in_order
 from flashref.conformance.checks import CHECKS
-from flashref.conformance.deviations import in_force, read_deviations
+from flashref.conformance.judging.campaign import Watched, in_order
+from flashref.conformance.judging.deviations import in_force, read_deviations
+from flashref.conformance.judging.runner import NOT_RUN, Verdict, profile_settings
+from flashref.conformance.judging.summary import report_json, summary_line
 from flashref.conformance.plugin import SUITE
-from flashref.conformance.runner import NOT_RUN, Verdict, profile_settings
-from flashref.conformance.stdio import Command
-from flashref.conformance.subject import InProcess
-from flashref.conformance.summary import report_json, summary_line
-from flashref.conformance.vectors import SHIPPED, read_vectors
+from flashref.conformance.transport.stdio import Command
+from flashref.conformance.transport.subject import InProcess
+from flashref.conformance.vectors.published import SHIPPED, read_vectors
 
 KEY = "flashref_verdict"  # of a report, on its way from a worker of pytest-xdist
 

@@ -12,27 +12,17 @@ import numpy as np
 
 from flashref import __version__, bundle, decode, ffn, gather, slots, window
 from flashref import predictor as predictor_chapter
+from flashref.bundle import Layout
 from flashref.conformance.adapter import COUNTERS
+from flashref.decode import ResidentFFN, Step
+from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
+from flashref.models.model import load_model, one_at_a_time
+from flashref.models.predictors import FILE_NAME, load_predictors
 from flashref.storage import plan
 from flashref.storage.device import PRESETS
 from flashref.storage.readers import memory_reader
-from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
-from flashref.transformer.model import load_model, one_at_a_time
-from flashref.transformer.predictors import FILE_NAME, load_predictors
-from flashref.types import (
-    FFN,
-    Array,
-    Delta,
-    DomainError,
-    Extent,
-    Ids,
-    Layout,
-    Predictor,
-    Reader,
-    ResidentFFN,
-    Step,
-    stored_dtype,
-)
+from flashref.types import FFN, Array, DomainError, Extent, Ids, Predictor, Reader, stored_dtype
+from flashref.window import Delta
 
 name = "flashref"
 version = __version__

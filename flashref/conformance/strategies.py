@@ -11,10 +11,11 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flashref.bundle import bundle_layout
-from flashref.numerics import exact_on_dyadic
+from flashref.bounds import exact_on_dyadic
+from flashref.bundle import Layout, bundle_layout
+from flashref.storage.device import Device
 from flashref.storage.faults import FAULT_KINDS, Fault
-from flashref.types import FFN, Array, Device, Layout, Predictor, Vector
+from flashref.types import FFN, Array, Predictor, Vector
 
 ACTIVATIONS = ("relu", "squared_relu", "fatrelu", "silu", "gelu_tanh", "gelu_erf")
 DTYPES = ("F32", "F16", "BF16")

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import pytest
 from hypothesis import settings
 
-from flashref.conformance import campaign
-from flashref.conformance.check import Check
-from flashref.conformance.deviations import Deviations
-from flashref.conformance.runner import (
+from flashref.conformance.checks.check import Check
+from flashref.conformance.judging import campaign
+from flashref.conformance.judging.deviations import Deviations
+from flashref.conformance.judging.runner import (
     DEVIATES,
     GOOD,
     NOT_RUN,
@@ -28,9 +28,9 @@ from flashref.conformance.runner import (
     property_of,
     vector_verdict,
 )
-from flashref.conformance.subject import Died, InProcess
-from flashref.conformance.summary import failure_of
-from flashref.conformance.vector_files import Vector
+from flashref.conformance.judging.summary import failure_of
+from flashref.conformance.transport.subject import Died, InProcess
+from flashref.conformance.vectors.files import Vector
 from flashref.types import FlashrefError
 
 Judged = campaign.Watched | InProcess

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashref.bundle import Layout
 from flashref.simulate.trace import Counts, Reads
-from flashref.storage.device import check_device, tau
-from flashref.types import Device, DomainError, Layout
+from flashref.storage.device import Device, check_device, tau
+from flashref.types import DomainError
 
 FEW_SIZES = 256
 PART = 1 << 14  # bundles whose extents are worked out at a time: all that is made of them stays in the cache

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from flashref.bundle import bundle_layout
-from flashref.types import Extent, Layout
+from flashref.bundle import Layout, bundle_layout
+from flashref.types import Extent
 
 SEQUENTIAL_READ = 1024 * 1024  # naive and hybrid read front to back in pieces of 1 MiB (decision 20)
 

@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashref.bundle import bundle_extents
+from flashref.bundle import Layout, bundle_extents
+from flashref.models.budget import Budget, Demand
 from flashref.simulate.costs import batch_times, read_sizes
 from flashref.simulate.flash import SEQUENTIAL_READ, Flash, ffn_run, front_to_back
 from flashref.simulate.trace import Reads, Trace
 from flashref.simulate.window import CountMoves, unwindowed, uses_of, windowed
-from flashref.storage.device import read_time
+from flashref.storage.device import Device, read_time
 from flashref.storage.plan import plan_io, read_plan
-from flashref.transformer.budget import Budget, Demand
-from flashref.types import IO, Device, Extent, Layout, Reader
+from flashref.types import IO, Extent, Reader
 
 BATCH_READS = 256  # of 1 MiB, where they are really read
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashref.models.budget import Budget, Demand, solve_budget
 from flashref.simulate.caches.belady import belady
 from flashref.simulate.caches.classic import lfu, lru, pinned
 from flashref.simulate.caches.s3_fifo import s3_fifo
 from flashref.simulate.flash import Flash, ffn_run
 from flashref.simulate.trace import Counts, Reads, Trace
 from flashref.simulate.window import CountMoves, Uses, unwindowed, windowed
-from flashref.transformer.budget import Budget, Demand, solve_budget
 
 Cache = Callable[[Trace, tuple[int, ...], int], Reads]
 AGEING = 32  # tokens after which an LFU cache halves its counts

@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from flashref.models.budget import solve_budget
 from flashref.simulate.methods import Method, replay_methods, simulated_cost
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import shape_demand, shape_flash
 from flashref.simulate.trace import Trace, trace_of
 from flashref.simulate.window import CountMoves
-from flashref.transformer.budget import solve_budget
-from flashref.types import Array, Device, Ids
+from flashref.storage.device import Device
+from flashref.types import Array, Ids
 
 SHAPE = preset_shape("opt-6.7b", "F16")
 LAYERS, NEURONS = SHAPE.layers, SHAPE.neurons

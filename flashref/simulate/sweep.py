@@ -7,13 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashref.bundle import Layout
 from flashref.simulate.costs import Sizes, batch_times, read_sizes, sequential_sizes
 from flashref.simulate.flash import SEQUENTIAL_READ
 from flashref.simulate.orders import Order
 from flashref.simulate.policies import Kept, Policy, Study
 from flashref.simulate.tokens import Host, TokenCosts, token_costs
 from flashref.simulate.trace import Counts
-from flashref.types import Device, DomainError, Ids, Layout
+from flashref.storage.device import Device
+from flashref.types import DomainError, Ids
 
 
 class Configuration(NamedTuple):

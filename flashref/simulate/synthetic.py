@@ -28,7 +28,7 @@ class Process(NamedTuple):
     concentration: float
 
 
-# What the fits below give, to four digits; tests/test_synthetic.py fits them again.
+# What the fits below give, to four digits; tests/simulate/test_synthetic.py fits them again.
 FALCON_PROCESS = Process(0.6706, 8.107)  # Fig. 4a, with the density 0.1246: 1.55 % off at most
 OPT_PROCESS = Process(0.5045, 9.504)  # section C.1's 24 % kept and 2.4 % new with k = 5, Fig. 9a's densities
 

@@ -5,9 +5,9 @@ import types
 import typing
 from typing import Any, NamedTuple, Never, TypeVar
 
-from flashref.storage.device import device_from_json, device_to_json
+from flashref.storage.device import Device, device_from_json, device_to_json
 from flashref.storage.fit import Errors, Point
-from flashref.types import Device, DomainError, FlashrefError
+from flashref.types import DomainError, FlashrefError
 
 Kind = TypeVar("Kind")
 

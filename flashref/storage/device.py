@@ -11,9 +11,28 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
-from flashref.types import Device, DomainError
+from flashref.types import DomainError
+
+
+class Device(NamedTuple):
+    """A storage device in integers; 0 = no such limit (chapter 50).
+
+    latency_ns, dispatch_ns: ns; max_iops: reads/s; max_bandwidth, stream_bandwidth: B/s;
+    split_bytes, block: B; queue_depth: reads outstanding; knee: exponent ≥ 1, 1 = costs add up.
+    """
+
+    latency_ns: int
+    max_iops: int
+    max_bandwidth: int
+    stream_bandwidth: int = 0
+    split_bytes: int = 131_072
+    queue_depth: int = 32
+    block: int = 4096
+    dispatch_ns: int = 0
+    knee: float = 1.0
+
 
 # The origin and error of each figure stand in the chapter. paper_m1max was tuned to the paper's Table 2.
 PRESETS: Mapping[str, Device] = MappingProxyType(

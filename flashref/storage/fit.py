@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.storage.device import read_time
-from flashref.types import Device, DomainError
+from flashref.storage.device import Device, read_time
+from flashref.types import DomainError
 
 Floats = npt.NDArray[np.float64]
 

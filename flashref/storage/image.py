@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.bundle import bundle_layout
+from flashref.bundle import Layout, bundle_crc32, bundle_layout
 from flashref.storage.container import (
     Container,
     byte_pieces,
@@ -44,7 +44,7 @@ from flashref.storage.packing import (
     part_pieces,
     plan_image,
 )
-from flashref.types import Array, ImageError, Layout
+from flashref.types import Array, ImageError
 
 # Written and not yet on the disk, at most: progress would else run ahead of a slow disk, which is waited for.
 UNSYNCED_BYTES = 256 << 20
@@ -84,11 +84,6 @@ def fingerprint(tensors: Mapping[str, Container], config: str, progress: Progres
         done += tensors[name].tensors[name].length
         progress(done, total)
     return _digest(tensors, crcs, config)
-
-
-def bundle_crc32(padded: npt.NDArray[np.uint8]) -> int:
-    """The CRC-32 of one padded bundle, as zlib computes it. padded: (stride,) uint8. Requirement: IMG-8."""
-    return zlib.crc32(padded.data)
 
 
 def pack_image(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.bundle import bundle_layout
+from flashref.bundle import Layout, bundle_layout
 from flashref.storage.container import (
     Container,
     TensorEntry,
@@ -25,7 +25,7 @@ from flashref.storage.container import (
     tensor_entry,
     tensor_pieces,
 )
-from flashref.types import STORED_DTYPES, Array, ImageError, Layout, LayoutError, ShapeError
+from flashref.types import STORED_DTYPES, Array, ImageError, LayoutError, ShapeError
 
 FORMAT, VERSION = "flashref-image", 1
 BLOCKS = (512, 1 << 20)  # smallest and largest block

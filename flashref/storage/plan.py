@@ -16,9 +16,18 @@ from flashref.types import IO, DomainError, Extent, LayoutError
 def read_plan(extents: Iterable[Extent], block: int, max_gap: int) -> tuple[Extent, ...]:
     """The aligned, ascending, disjoint reads that cover the extents (paper §3.2, §4; decision 18).
 
-    Rounds out to blocks, joins what touches or overlaps, reads over gaps of at most max_gap bytes.
-    block: bytes, a power of two; max_gap: bytes ≥ 0, else DomainError; an extent that is empty or
-    begins before 0 raises LayoutError. Requirements: PLN-1 to PLN-5.
+    Rounds out to blocks, joins what touches or overlaps, and reads over gaps of at most max_gap bytes.
+
+    Args:
+        extents: what is wanted, in any order.
+        block: bytes, a power of two.
+        max_gap: bytes, ≥ 0.
+
+    Raises:
+        DomainError: block or max_gap is not in its domain.
+        LayoutError: an extent is empty, or begins before 0.
+
+    Requirements: PLN-1 to PLN-5.
     """
     if block < 1 or block & (block - 1):
         raise DomainError(f"block must be a power of two, not {block}")
@@ -42,10 +51,20 @@ def read_plan(extents: Iterable[Extent], block: int, max_gap: int) -> tuple[Exte
 def plan_bytes(
     plan: Sequence[Extent], buffers: Sequence[npt.NDArray[np.uint8]], extent: Extent
 ) -> npt.NDArray[np.uint8]:
-    """The extent's bytes among what was read: a view (length,) of one buffer, as long-lived as that.
+    """The bytes of one extent among what was read.
 
-    buffers: one uint8 array for each read of the plan. Raises LayoutError if no read of the plan
-    contains the extent, or a buffer is missing. Requirements: PLN-6, PLN-7.
+    Args:
+        plan: the reads.
+        buffers: one uint8 array for each read of the plan.
+        extent: what is wanted of them.
+
+    Returns:
+        (length,) uint8, a view of one buffer, valid as long as that.
+
+    Raises:
+        LayoutError: no read of the plan contains the extent, or a buffer is missing.
+
+    Requirements: PLN-6, PLN-7.
     """
     if len(buffers) != len(plan):
         raise LayoutError(f"a plan of {len(plan)} reads needs as many buffers, not {len(buffers)}")
@@ -61,7 +80,12 @@ def plan_bytes(
 def plan_io(plan: Sequence[Extent], extents: Iterable[Extent], nanoseconds: int) -> IO:
     """What it costs to fetch the extents by this plan: requests, bytes wanted, bytes read, time.
 
-    nanoseconds: the batch's time, from its reader. Requirement: PLN-8.
+    Args:
+        plan: the reads.
+        extents: what is wanted.
+        nanoseconds: the batch's time, from its reader.
+
+    Requirement: PLN-8.
     """
     return IO(
         requests=len(plan),

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from flashref.storage.device import check_device, read_time
-from flashref.types import Device, DomainError, Extent, LayoutError, Read, Reader, ReadError, ShapeError
+from flashref.storage.device import Device, check_device, read_time
+from flashref.types import DomainError, Extent, LayoutError, Read, Reader, ReadError, ShapeError
 
 Bytes = npt.NDArray[np.uint8]
 Shard = Callable[[], None]

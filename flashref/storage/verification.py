@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.storage.calibration import MeasuredTrace, Verification
-from flashref.storage.device import read_time
+from flashref.storage.device import Device, read_time
 from flashref.storage.fit import relative_errors, split_half_noise
-from flashref.types import Device
 
 KIB = 1024
 TRACE_DEPTHS = (1, 4, 8, 16, 32)

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from flashref.models.checkpoint import Checkpoint
+from flashref.models.predictors import Errors, count_errors, pool_errors
+from flashref.models.whole_text import every_neuron, losses
 from flashref.training.layers import (
     Floats,
     batches,
@@ -20,9 +23,6 @@ from flashref.training.layers import (
 )
 from flashref.training.sets import Windowed, predicted, resident, truly_active, widened
 from flashref.training.texts import Tokens
-from flashref.transformer.checkpoint import Checkpoint
-from flashref.transformer.predictors import Errors, count_errors, pool_errors
-from flashref.transformer.whole_text import every_neuron, losses
 from flashref.types import FFN, Predictor
 
 Flags = npt.NDArray[np.bool_]

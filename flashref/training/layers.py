@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from flashref.ffn import SPARSE_ACTIVATIONS
+from flashref.models.checkpoint import Checkpoint, load_ffn, load_tensor
+from flashref.models.families import FAMILIES
+from flashref.models.family import Config, fill
+from flashref.models.model import Model, load_model
+from flashref.models.whole_text import Choose, embed_texts, every_neuron, pass_block
 from flashref.training.texts import Tokens
-from flashref.transformer.checkpoint import Checkpoint, load_ffn, load_tensor
-from flashref.transformer.families import FAMILIES
-from flashref.transformer.family import Config, fill
-from flashref.transformer.model import Model, load_model
-from flashref.transformer.whole_text import Choose, embed_texts, every_neuron, pass_block
 from flashref.types import FFN, DomainError, widen
 
 Floats = npt.NDArray[np.float32]

@@ -3,8 +3,8 @@
 import math
 from typing import NamedTuple
 
+from flashref.models.checkpoint import Checkpoint
 from flashref.training.fitting import Fit
-from flashref.transformer.checkpoint import Checkpoint
 from flashref.types import DomainError
 
 

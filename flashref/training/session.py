@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flashref.models.checkpoint import Checkpoint
+from flashref.models.origin import Origin
+from flashref.models.predictors import Predictors
 from flashref.training.choosing import (
     EDGES,
     Curve,
@@ -23,9 +26,6 @@ from flashref.training.layers import Recorded, record
 from flashref.training.plan import Plan, check_plan, total_rank
 from flashref.training.texts import Parts
 from flashref.training.work import Work, keep, kept
-from flashref.transformer.checkpoint import Checkpoint
-from flashref.transformer.origin import Origin
-from flashref.transformer.predictors import Predictors
 from flashref.types import Array, Predictor
 
 Advance = Callable[[str, int, int], None]  # what is being done, how far, of how much

@@ -1,7 +1,7 @@
 """Which neurons: the truly active A_t, the predicted P_t, and those that a window keeps, C_t. In JAX.
 
 Every function here takes tokens in rows and gives a row of n flags a token; those with two arguments are
-a `choose` of flashref.transformer.whole_text.
+a `choose` of flashref.models.whole_text.
 """
 
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flashref.transformer.whole_text import pre_activations
+from flashref.models.whole_text import pre_activations
 from flashref.types import FFN, Predictor, widen
 
 BEFORE_ANY = -(1 << 30)  # the token of a prediction that never was

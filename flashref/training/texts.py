@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.transformer.origin import Origin
+from flashref.models.origin import Origin
 from flashref.types import DomainError
 
 Tokens = npt.NDArray[np.int32]

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script finds the checkout only if told
 
 from flashref.conformance import reference
-from flashref.conformance.stdio import serve
+from flashref.conformance.transport.stdio import serve
 
 bug = sys.argv[1]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from flashref.models.checkpoint import tensor_shapes
+from flashref.models.config import parse_config
 from flashref.storage.container import encode_header
-from flashref.transformer.checkpoint import tensor_shapes
-from flashref.transformer.config import parse_config
 
 PIECE = 1 << 20  # values
 

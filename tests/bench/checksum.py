@@ -16,11 +16,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flashref.bundle import bundle_layout
+from flashref.bundle import Layout, bundle_layout
 from flashref.gather import gather_rows
 from flashref.storage.device import PRESETS
 from flashref.storage.readers import DirectReader, memory_reader
-from flashref.types import Array, Layout, Reader
+from flashref.types import Array, Reader
 
 BLOCK = 4096
 # name → n, d, neurons in a batch: the tiny model; 64 MiB of OPT 6.7B's bundles, 2.4 % of its 16,384 neurons

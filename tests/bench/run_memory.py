@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from checkpoints import flashref, write_checkpoint
 
-from flashref.transformer.memory import INTERPRETER
+from flashref.models.memory import INTERPRETER
 
 USUAL = {
     "model_type": "llama",

@@ -15,6 +15,7 @@ import time
 import numpy as np
 
 from flashref.cli import simulate as command
+from flashref.models.budget import solve_budget
 from flashref.simulate.costs import batch_times, read_sizes
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.placement import moved_by_swap
@@ -26,7 +27,6 @@ from flashref.simulate.synthetic import OPT_PROCESS, synthetic_trace
 from flashref.simulate.tokens import M1_MAX_CPU
 from flashref.simulate.window import uses_of, windowed
 from flashref.storage.device import PRESETS, completion_times, tau
-from flashref.transformer.budget import solve_budget
 
 SHAPE = preset_shape("opt-6.7b", "F16")
 TOKENS, BLOCK, LONGEST = 256, 4096, 25

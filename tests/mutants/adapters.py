@@ -7,9 +7,9 @@ import numpy as np
 
 from flashref.conformance.adapter import COUNTERS, PLACEMENTS, SEMANTICS
 from flashref.ffn import active_neurons
-from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
-from flashref.transformer.model import load_model, one_at_a_time
-from flashref.transformer.predictors import FILE_NAME, load_predictors
+from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
+from flashref.models.model import load_model, one_at_a_time
+from flashref.models.predictors import FILE_NAME, load_predictors
 from flashref.types import FFN, DomainError, Predictor, stored_dtype
 from mutants.engine import Chooser, Network, Table, Window, int64s
 from mutants.storage import Flash, Planner

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from flashref.arithmetic import ACTIVATIONS
+from flashref.bounds import TINY
 from flashref.conformance.adapter import OPERATIONS, Unsupported
-from flashref.numerics import ACTIVATIONS, TINY
 from flashref.types import widen
 from mutants.adapters import Decoder, Engine
 from mutants.engine import Chooser, Network, Table, Window

@@ -6,19 +6,12 @@ step. Only the refusals are flashref's own.
 
 import numpy as np
 
+from flashref.arithmetic import activate
 from flashref.ffn import active_neurons
-from flashref.numerics import activate
 from flashref.predictor import active_band
-from flashref.slots import swap_with_last
-from flashref.types import (
-    Delta,
-    DomainError,
-    ShapeError,
-    Slots,
-    ascending_ids,
-    widen,
-)
-from flashref.window import empty_window
+from flashref.slots import Slots, swap_with_last
+from flashref.types import DomainError, ShapeError, ascending_ids, widen
+from flashref.window import Delta, empty_window
 
 
 def int64s(ids):

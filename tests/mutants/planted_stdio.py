@@ -4,7 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from flashref.conformance.stdio import Command
+from flashref.conformance.transport.stdio import Command
 from mutants.registry import MUTANTS, Mutant
 
 SERVER = Path(__file__).parents[1] / "adapters" / "wrong_server.py"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flashref.numerics import ACTIVATIONS
+from flashref.arithmetic import ACTIVATIONS
 from flashref.types import ShapeError, widen
 from mutants.engine import Network
 from mutants.registry import plant

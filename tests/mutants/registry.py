@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from hypothesis import Phase, settings
 
-from flashref.conformance import runner
 from flashref.conformance.adapter import OPERATIONS, AdapterError
 from flashref.conformance.checks import CHECKS, stdio
-from flashref.conformance.stdio import Command
-from flashref.conformance.subject import InProcess
+from flashref.conformance.judging import runner
+from flashref.conformance.transport.stdio import Command
+from flashref.conformance.transport.subject import InProcess
 from mutants.adapters import Decoder, Engine, Speaker
 from mutants.engine import Chooser, Network, Table, Window
 from mutants.storage import Flash, Planner

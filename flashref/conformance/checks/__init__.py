@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from flashref.conformance.check import Check
 from flashref.conformance.checks import (
     adapter,
     bundle,
@@ -17,6 +16,7 @@ from flashref.conformance.checks import (
     stdio,
     window,
 )
+from flashref.conformance.checks.check import Check
 
 _MODULES = (adapter, stdio, ffn, predictor, window, bundle, plan, gather, slots, decode, machine, logits)
 CHECKS: Mapping[str, Check] = {check.requirement: check for module in _MODULES for check in module.CHECKS}

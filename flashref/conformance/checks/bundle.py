@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flashref.conformance.adapter import Facts
-from flashref.conformance.check import (
+from flashref.conformance.checks.check import (
     Call,
     Check,
     ask,
@@ -19,7 +19,7 @@ from flashref.conformance.check import (
 from flashref.conformance.checks.ffn import bad_ids, every_bad_ids
 from flashref.conformance.definitions import packed_model, stride_model
 from flashref.conformance.strategies import active_sets
-from flashref.conformance.subject import Breach, Subject
+from flashref.conformance.transport.subject import Breach, Subject
 from flashref.types import STORED_DTYPES, Array
 
 FIELDS = (["up", "down"], ["gate", "up", "down"], ["up"], ["down", "up"])

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flashref.conformance.adapter import PLACEMENTS, SEMANTICS, Facts, Unsupported
-from flashref.conformance.check import (
+from flashref.conformance.checks.check import (
     Call,
     Check,
     ask,
@@ -29,7 +29,7 @@ from flashref.conformance.strategies import (
     seeded_dyadic,
     stored,
 )
-from flashref.conformance.subject import Breach, Subject
+from flashref.conformance.transport.subject import Breach, Subject
 from flashref.ffn import take_neurons
 from flashref.types import FFN, STORED_DTYPES, Array, Predictor, stored_dtype
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from flashref.arithmetic import SLOPES
+from flashref.bounds import TINY, ffn_bound, unit_roundoff
 from flashref.conformance.adapter import FFN_PARAMETERS, Facts
-from flashref.conformance.check import (
+from flashref.conformance.checks.check import (
     Call,
     Check,
     ask,
@@ -31,9 +33,8 @@ from flashref.conformance.strategies import (
     seeded_dyadic,
     stored,
 )
-from flashref.conformance.subject import Subject
+from flashref.conformance.transport.subject import Subject
 from flashref.ffn import take_neurons
-from flashref.numerics import SMOOTH, TINY, ffn_bound, unit_roundoff
 from flashref.types import FFN, Array, widen
 
 Network = tuple[Array, FFN]
@@ -90,7 +91,7 @@ def smooth_tails(operation: str) -> Callable[[Facts], list[Call]]:
         weights = [stored(np.array([[z]], np.float32), dtype) for z in (1.0, -0.75, -2.5, -4.0, -5.5)]
         return [
             Call(operation, (one, *FFN(name, up, weights[0]), *ids), f"the tail of {name}")
-            for name in SMOOTH
+            for name in SLOPES
             for up in weights
         ]
 

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flashref.conformance.adapter import Facts
-from flashref.conformance.check import (
+from flashref.conformance.checks.bundle import bundle_bytes_of, finite_bits, packed_by_hand, packings
+from flashref.conformance.checks.check import (
     Call,
     Check,
     ask,
@@ -14,11 +15,10 @@ from flashref.conformance.check import (
     must_refuse,
     sizes_of,
 )
-from flashref.conformance.checks.bundle import bundle_bytes_of, finite_bits, packed_by_hand, packings
 from flashref.conformance.checks.ffn import bad_ids, every_bad_ids
 from flashref.conformance.definitions import plan_model, stride_model
 from flashref.conformance.strategies import active_sets
-from flashref.conformance.subject import Breach, Subject
+from flashref.conformance.transport.subject import Breach, Subject
 from flashref.types import STORED_DTYPES, Array, Ids
 
 OPERATIONS = ("gather_rows",)

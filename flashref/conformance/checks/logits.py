@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flashref.arithmetic import ACTIVATIONS
 from flashref.conformance.adapter import Facts
-from flashref.conformance.check import Call, Check, ask, expect_equal
-from flashref.conformance.subject import Breach, Subject
+from flashref.conformance.checks.check import Call, Check, ask, expect_equal
+from flashref.conformance.transport.subject import Breach, Subject
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
-from flashref.numerics import ACTIVATIONS
+from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
+from flashref.models.model import Model, load_model, one_at_a_time
+from flashref.models.predictors import FILE_NAME, load_predictors
 from flashref.predictor import predict_active
-from flashref.transformer.checkpoint import load_ffn, load_tensor, open_checkpoint
-from flashref.transformer.model import Model, load_model, one_at_a_time
-from flashref.transformer.predictors import FILE_NAME, load_predictors
 from flashref.types import FFN, Array, Predictor, widen
 
 PREDICTORS = ("exact", "trained")

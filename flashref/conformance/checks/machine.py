@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from flashref.conformance.adapter import Facts
-from flashref.conformance.check import Call, Check
+from flashref.conformance.checks.check import Call, Check
 from flashref.conformance.checks.decode import (
     CAPACITIES,
     LAYERS,
@@ -21,7 +21,7 @@ from flashref.conformance.checks.decode import (
     predicted_ids,
 )
 from flashref.conformance.definitions import window_model
-from flashref.conformance.subject import Subject
+from flashref.conformance.transport.subject import Subject
 from flashref.types import Array
 
 

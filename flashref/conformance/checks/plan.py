@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flashref.conformance.adapter import Facts
-from flashref.conformance.check import Call, Check, ask, expect_equal, must_refuse
-from flashref.conformance.subject import Breach, Subject
+from flashref.conformance.checks.check import Call, Check, ask, expect_equal, must_refuse
+from flashref.conformance.transport.subject import Breach, Subject
 
 
 @st.composite

@@ -5,12 +5,12 @@ from fractions import Fraction
 import numpy as np
 from hypothesis import strategies as st
 
+from flashref.bounds import predictor_bound, unit_roundoff
 from flashref.conformance.adapter import Facts
-from flashref.conformance.check import Call, Check, ask, dtypes_of, expect_ids, must_refuse, sizes_of
+from flashref.conformance.checks.check import Call, Check, ask, dtypes_of, expect_ids, must_refuse, sizes_of
 from flashref.conformance.definitions import exact_logits
 from flashref.conformance.strategies import dyadic_arrays, plain_arrays, predictors
-from flashref.conformance.subject import Breach, Subject
-from flashref.numerics import predictor_bound, unit_roundoff
+from flashref.conformance.transport.subject import Breach, Subject
 from flashref.types import Array, Predictor
 
 

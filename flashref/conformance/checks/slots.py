@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flashref.conformance.adapter import PLACEMENTS, Facts
-from flashref.conformance.check import (
+from flashref.conformance.checks.check import (
     Call,
     Check,
     ask,
@@ -19,7 +19,7 @@ from flashref.conformance.check import (
     must_refuse,
 )
 from flashref.conformance.strategies import stored
-from flashref.conformance.subject import Breach, Subject
+from flashref.conformance.transport.subject import Breach, Subject
 from flashref.types import STORED_DTYPES, Array
 
 OPERATIONS = ("run_slots",)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from flashref import SPEC_VERSION
 from flashref.conformance.adapter import Facts, Unsupported
-from flashref.conformance.check import Call, Check, ask
 from flashref.conformance.checks import adapter, bundle, predictor
 from flashref.conformance.checks.adapter import EVERY
-from flashref.conformance.subject import Breach, Subject
+from flashref.conformance.checks.check import Call, Check, ask
+from flashref.conformance.transport.subject import Breach, Subject
 
 DELICATE = ("bundle_layout", "predict_active", "pack_bundles")
 START = json.dumps({"cmd": "start", "protocol": 1, "spec": SPEC_VERSION})

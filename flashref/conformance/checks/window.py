@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from flashref.conformance.adapter import Facts
-from flashref.conformance.check import Call, Check, ask, expect_bits, expect_ids, ints
+from flashref.conformance.checks.check import Call, Check, ask, expect_bits, expect_ids, ints
 from flashref.conformance.definitions import WindowStep, window_model
 from flashref.conformance.strategies import SIZES, active_sets
-from flashref.conformance.subject import Breach, Subject
+from flashref.conformance.transport.subject import Breach, Subject
 
 NEURONS = sorted({n for n, _ in SIZES})
 

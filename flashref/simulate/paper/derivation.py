@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 
+from flashref.bundle import Layout
 from flashref.simulate.costs import Sizes, batch_times, sequential_sizes
 from flashref.simulate.figures import figure_densities, use_curve
 from flashref.simulate.flash import SEQUENTIAL_READ
@@ -13,7 +14,6 @@ from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import Shape
 from flashref.simulate.synthetic import Process, fit_use_curve, fit_window, synthetic_trace
 from flashref.simulate.trace import Reads, Trace
-from flashref.types import Layout
 
 OPT_WINDOW, OPT_KEPT, OPT_NEW = 5, 0.24, 0.024  # section C.1, where the window is "the past 5 tokens"
 FALCON_WINDOW, FALCON_KEPT, FALCON_NEW = 4, 0.33, 0.031  # section C.2

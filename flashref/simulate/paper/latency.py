@@ -5,6 +5,7 @@ from collections.abc import Collection
 import numpy as np
 import numpy.typing as npt
 
+from flashref.models.budget import solve_budget
 from flashref.simulate.costs import batch_times, separate_sizes
 from flashref.simulate.figures import figure_densities, paper_figure
 from flashref.simulate.paper.derivation import (
@@ -19,7 +20,6 @@ from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, Row
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.shapes.shape import shape_demand, shape_layout
 from flashref.simulate.window import uses_of, windowed
-from flashref.transformer.budget import solve_budget
 from flashref.types import DomainError
 
 LONGEST = 96  # tokens that a window may hold in Fig. 7: memory decides

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import NamedTuple
 
+from flashref.models.budget import solve_budget
 from flashref.simulate.costs import separate_sizes
 from flashref.simulate.paper.derivation import (
     FALCON_WINDOW,
@@ -23,7 +24,6 @@ from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import Shape, shape_demand, shape_layout
 from flashref.simulate.synthetic import Process
 from flashref.simulate.window import uses_of, windowed
-from flashref.transformer.budget import solve_budget
 
 
 class Derived(NamedTuple):

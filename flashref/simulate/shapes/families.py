@@ -1,14 +1,14 @@
 """What a config.json says of a decoder, for many families of models.
 
 The facts are those of the families' configuration classes in Hugging Face transformers, whose parameters
-tests/test_shapes_parity.py counts; a key that is left out has its default there, sizes must be given.
+test_shapes_parity.py counts; a key that is left out has its default there, sizes must be given.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flashref.models.config_values import Values, count, flag, text
 from flashref.simulate.shapes.decoder import Decoder
-from flashref.transformer.config_values import Values, count, flag, text
 from flashref.types import DomainError, ImageError
 
 

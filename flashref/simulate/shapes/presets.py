@@ -12,9 +12,9 @@ Ranks and densities are the paper's where it has them (section 3.1, appendix C, 
 from collections.abc import Mapping
 from typing import Any
 
+from flashref.models.config_values import Values
 from flashref.simulate.figures import figure_densities, use_curve
 from flashref.simulate.shapes.shape import LLAMA_2_ACTIVE, Shape, shape_of_config
-from flashref.transformer.config_values import Values
 from flashref.types import DomainError
 
 

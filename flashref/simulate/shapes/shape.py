@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashref.bundle import bundle_layout
+from flashref.bundle import Layout, bundle_layout
+from flashref.models.budget import Demand
+from flashref.models.config_values import Values
 from flashref.simulate.figures import figure_densities
 from flashref.simulate.flash import Flash, unbundled_layouts
 from flashref.simulate.shapes.families import decoder_of_config
-from flashref.transformer.budget import Demand
-from flashref.transformer.config_values import Values
-from flashref.types import STORED_DTYPES, DomainError, Layout
+from flashref.types import STORED_DTYPES, DomainError
 
 LLAMA_2_ACTIVE = 0.1  # ProSparse's 90 % sparsity
 SPARSE_ACTIVATIONS = ("relu", "relu2", "fatrelu")  # as config.json names them

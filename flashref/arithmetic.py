@@ -1,0 +1,141 @@
+"""What a sum and an activation mean, to the bit. Chapter: specs/05-arithmetic.md.
+
+Satisfies: ACC-3 to ACC-5.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.types import DomainError, Matrix, ShapeError, Vector
+
+Float64s = npt.NDArray[np.float64]
+
+PIECE_BYTES = 1 << 20  # products held at a time: what a cache holds is added up to twice as fast
+NARROW = 256  # rows so short that a Python loop over them costs more than their sums
+
+
+def ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) -> Vector:
+    """start + Σ_i factors[i] · rows[i], i ascending: one rounded product and one rounded sum at a time.
+
+    This loop is the definition; `fast_ascending_sum` gives its bits sooner.
+
+    Args:
+        factors: (m,) float32.
+        rows: (m, w) float32, in any memory order.
+        start: (w,) float32; +0 if absent.
+
+    Returns:
+        (w,) float32, a new array.
+
+    Raises:
+        ShapeError: a shape or dtype is another.
+
+    Decision 17: both sums of the reference ascend. Requirements: ACC-3, ACC-4.
+    """
+    total = _start(factors, rows, start)
+    for factor, row in zip(factors, rows, strict=True):
+        total = total + factor * row
+    return total
+
+
+def fast_ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) -> Vector:
+    """The bits of `ascending_sum`, from products that are made a cacheful at a time.
+
+    Args, Returns, Raises: as for `ascending_sum`. Requirements: ACC-3, ACC-4.
+    """
+    total = _start(factors, rows, start)
+    at_once = max(1, PIECE_BYTES // (4 * max(1, rows.shape[1])))
+    for first in range(0, len(rows), at_once):
+        piece = slice(first, first + at_once)
+        # C order, then row by row: np.add.reduce sums a Fortran-ordered product pairwise.
+        products = np.multiply(factors[piece, None], rows[piece], order="C")
+        if rows.shape[1] < NARROW:  # the same loop in C: accumulate is sequential by definition
+            products[0] += total
+            total = np.add.accumulate(products, axis=0, out=products)[-1]
+        else:
+            for product in products:
+                total += product
+    return total.copy()
+
+
+def activate(name: str, z: Vector, tau: float = 0.0) -> Vector:
+    """The activation of each element, evaluated in float64 and rounded once to float32.
+
+    Args:
+        name: one of ACTIVATIONS.
+        z: (m,) float32, pre-activations.
+        tau: FATReLU's threshold, used as the nearest float32.
+
+    Returns:
+        (m,) float32.
+
+    Raises:
+        DomainError: the name is unknown.
+
+    Requirement: ACC-5.
+    """
+    if name not in ACTIVATIONS:
+        raise DomainError(f"activation {name!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name](z.astype(np.float64), np.float32(tau)).astype(np.float32)
+
+
+def _start(factors: Vector, rows: Matrix, start: Vector | None) -> Vector:
+    """Where the sum begins, a new array, once factors and rows are seen to fit."""
+    if factors.dtype != np.float32 or rows.dtype != np.float32 or rows.shape[:1] != factors.shape:
+        raise ShapeError(
+            f"a sum needs float32 factors (m,) and rows (m, w), "
+            f"not {factors.dtype} {factors.shape} and {rows.dtype} {rows.shape}"
+        )
+    return np.zeros(rows.shape[1], np.float32) if start is None else start.astype(np.float32)
+
+
+def _sigmoid(z: Float64s) -> Float64s:
+    with np.errstate(over="ignore"):  # exp(−z) = inf is right: the result is 0
+        return np.asarray(1 / (1 + np.exp(-z)))
+
+
+def _normal_cdf(z: Float64s) -> Float64s:
+    # erfc, not 1 + erf: the latter cancels, and is 2 % off at z = −8.
+    return np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in z.tolist()], np.float64)
+
+
+def _gelu_inner(z: Float64s) -> Float64s:
+    return 2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+
+
+# Each over float64 and τ; the first three are exact there until the one rounding to float32.
+ACTIVATIONS: Mapping[str, Callable[[Float64s, np.float32], Float64s]] = {
+    "relu": lambda z, tau: np.where(z > 0, z, 0.0),
+    "squared_relu": lambda z, tau: np.where(z > 0, z * z, 0.0),
+    "fatrelu": lambda z, tau: np.where(z > tau, z, 0.0),
+    "silu": lambda z, tau: z * _sigmoid(z),
+    "gelu_erf": lambda z, tau: z * _normal_cdf(z),
+    # 1 + tanh(v) = 2 σ(2v): the same function without the cancellation at negative z.
+    "gelu_tanh": lambda z, tau: z * _sigmoid(_gelu_inner(z)),
+}
+
+
+def _silu_slope(z: Float64s) -> Float64s:
+    s = _sigmoid(z)
+    return s + z * s * (1 - s)
+
+
+def _gelu_erf_slope(z: Float64s) -> Float64s:
+    return _normal_cdf(z) + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh_slope(z: Float64s) -> Float64s:
+    s = _sigmoid(_gelu_inner(z))
+    inner_slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
+    return s + z * s * (1 - s) * inner_slope
+
+
+# The derivative of each smooth activation, by which chapter 90 bounds its error.
+SLOPES: Mapping[str, Callable[[Float64s], Float64s]] = {
+    "silu": _silu_slope,
+    "gelu_erf": _gelu_erf_slope,
+    "gelu_tanh": _gelu_tanh_slope,
+}

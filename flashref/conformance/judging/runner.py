@@ -1,0 +1,239 @@
+"""From a check to a verdict: cases are drawn, judged, shrunk, and put into words."""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis.errors import Flaky
+from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.strategies import SearchStrategy
+
+from flashref.conformance.adapter import OPERATIONS, Facts, Unsupported
+from flashref.conformance.checks.check import Call, Check, shown
+from flashref.conformance.requirements import Requirement, requirements
+from flashref.conformance.transport.codec import case_text
+from flashref.conformance.transport.subject import Breach, Died, Subject
+from flashref.conformance.vectors.files import Vector
+from flashref.conformance.vectors.published import judge_vector
+
+PASS, FAIL, UNSUPPORTED, DEVIATES, NOT_RUN = "pass", "fail", "unsupported", "deviates", "not run"
+NOT_DETERMINISTIC, KIT_ERROR = "not deterministic", "kit error"
+OVERWRITES = "overwrites results"
+GOOD = (PASS, UNSUPPORTED, DEVIATES)  # every other kind of verdict is a failure
+
+# One shape of example a check; dev while writing an adapter, ci in CI, nightly for long campaigns.
+PROFILES: Mapping[str, int] = {"dev": 30, "ci": 100, "nightly": 2000}
+STEPS = 8  # tokens of a text of the state machine
+
+
+class Verdict(NamedTuple):
+    """What became of one requirement, or of one group of vectors.
+
+    kind: pass, unsupported, deviates, fail, or the word of a misbehaviour; text: why; cases: judged, up to
+    the first failure if there was one; seconds: until then; repeat: what `--repro` takes, or None.
+    """
+
+    requirement: str
+    kind: str
+    text: str
+    cases: int
+    seconds: float
+    repeat: str | None = None
+
+
+def profile_settings(profile: str, examples: int | None = None) -> settings:
+    """Hypothesis' settings of a profile, with so many cases instead of its own if a number is given.
+
+    No clock decides, and ci and dev draw the same every time.
+    """
+    random = profile == "nightly"  # and keeps what it finds in the database of the user's own profile
+    # How fast an implementation is, is not judged; and no check uses a fixture, whatever a project has.
+    unjudged = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    return settings(
+        max_examples=examples or PROFILES[profile],
+        deadline=None,
+        derandomize=not random,
+        database=settings.default.database if random and settings.default else None,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink],
+        report_multiple_bugs=False,
+        stateful_step_count=STEPS,
+        suppress_health_check=unjudged,
+        print_blob=False,
+    )
+
+
+class Attempts:
+    """The record of one check's run: how many cases were judged, and the last that failed."""
+
+    def __init__(self, check: Check, subject: Subject) -> None:
+        self.check, self.subject = check, subject
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets what was judged before."""
+        self.judged, self.skipped, self.reason = 0, 0, ""
+        self.failing: Any = None
+        self.before: Any = None  # the case before this one
+        self.first_failure: tuple[int, float] | None = None  # cases and seconds until then
+        self.first_breach, self.first_text = "", ""
+        self._start = time.perf_counter()
+
+    def attempt(self, case: Any) -> None:
+        """Judges one case; a case that the adapter does not run is counted as skipped."""
+        try:
+            self.check.judge(self.subject, case)
+        except Unsupported as reason:
+            self.skipped, self.reason = self.skipped + 1, str(reason)
+        except (Breach, Died) as breach:
+            two = breach.kind == OVERWRITES and self.before is not None
+            self.failing = {"first": self.before, "then": case} if two else case
+            if self.first_failure is None:
+                self.first_failure = self.judged + 1, time.perf_counter() - self._start
+                self.first_breach, self.first_text = breach.kind, str(breach)
+            raise
+        else:
+            self.judged += 1
+        finally:
+            self.before = case
+
+    def verdict_of(self, error: BaseException | None) -> Verdict:
+        """The verdict on a run of all cases that ended like this; None: by itself."""
+        if isinstance(error, Breach | Died):
+            return self.verdict(error.kind, str(error))
+        if isinstance(error, Flaky) and self.first_breach == OVERWRITES:  # what it takes two calls to see
+            return self.verdict(OVERWRITES, self.first_text)
+        if isinstance(error, Flaky):
+            text = "a case that failed passed when asked again: state is left behind, or chance decides"
+            return self.verdict(NOT_DETERMINISTIC, f"{text} (it failed so: {self.first_text})")
+        if error is not None:  # a defect of the kit must not hide the other verdicts
+            return self.verdict(KIT_ERROR, "".join(traceback.format_exception(error)))
+        if self.judged == 0 and self.skipped:
+            return self.verdict(UNSUPPORTED, self.reason)
+        return self.verdict(PASS, "")
+
+    def verdict(self, kind: str, text: str) -> Verdict:
+        """The verdict on the check's requirement, with the case that failed last: the smallest."""
+        cases, seconds = self.first_failure or (self.judged, time.perf_counter() - self._start)
+        repeat = None if self.failing is None else case_text(self.failing)
+        return Verdict(self.check.requirement, kind, text, cases, seconds, repeat)
+
+
+def property_of(
+    check: Check, facts: Facts, attempt: Callable[[Any], None], how: settings
+) -> Callable[[], None]:
+    """The check as a function without arguments that runs all of it, named after its requirement."""
+    name = "test_" + check.requirement.replace("-", "_")
+    if check.machine is not None:
+        machine = check.machine(facts, attempt)
+        run: Callable[[], None] = lambda: run_state_machine_as_test(machine, settings=how)  # noqa: E731
+    else:
+        cases = check.cases(facts)
+        if isinstance(cases, SearchStrategy):
+
+            def judge_one(case: Any) -> None:
+                attempt(case)
+
+            judge_one.__name__ = judge_one.__qualname__ = name
+            # Hypothesis seeds and keeps examples by a test's source and signature, and all have one source.
+            judge_one.__annotations__["case"] = Literal[name]
+            run = how(given(case=cases)(judge_one))
+            for given_case in reversed(check.examples(facts)):
+                run = example(case=given_case)(run)
+            return run
+        every = [*check.examples(facts), *cases]
+
+        def run() -> None:
+            for case in every:
+                attempt(case)
+
+    run.__name__ = run.__qualname__ = name
+    return run
+
+
+def lacking(check: Check, facts: Facts) -> str | None:
+    """Why nothing of the check can be asked of this implementation, or None if something can."""
+    missing = [operation for operation in check.operations if operation not in facts.operations]
+    return facts.unsupported[missing[0]] if len(missing) == len(check.operations) else None
+
+
+def examine(check: Check, subject: Subject, how: settings) -> Verdict:
+    """The verdict on one requirement. Whatever an implementation does, this returns."""
+    attempts = Attempts(check, subject)
+    reason = lacking(check, subject.facts)
+    if reason is not None:
+        return attempts.verdict(UNSUPPORTED, reason)
+    try:
+        property_of(check, subject.facts, attempts.attempt, how)()
+    except (Exception, Died) as error:
+        return attempts.verdict_of(error)
+    return attempts.verdict_of(None)
+
+
+def judge_again(check: Check, subject: Subject, case: Any) -> Verdict:
+    """The verdict on one case, as `--repro` asks for it; on the last of two if it takes two to see."""
+    attempts = Attempts(check, subject)
+    try:
+        for part in case.values() if isinstance(case, Mapping) else [case]:
+            attempts.attempt(part)
+    except (Exception, Died) as error:
+        return attempts.verdict_of(error)
+    return attempts.verdict_of(None)
+
+
+def is_case_of(check: Check, case: Any) -> bool:
+    """Whether a value has the form of one of the check's cases: a call of its operations, or several."""
+    calls = _calls(case)
+    return bool(calls) and all(
+        isinstance(call, Call)
+        and call.operation in check.operations
+        and isinstance(call.arguments, list | tuple)
+        and len(call.arguments) == len(OPERATIONS[call.operation])
+        for call in calls
+    )
+
+
+def vector_verdict(subject: Subject, vector: Vector) -> Verdict:
+    """The verdict on one vector, under its id."""
+    start = time.perf_counter()
+    kind, text = PASS, ""
+    try:
+        judge_vector(subject, vector)
+    except Unsupported as reason:
+        kind, text = UNSUPPORTED, str(reason)
+    except (Breach, Died) as breach:
+        kind, text = breach.kind, str(breach)
+    except Exception:
+        kind, text = KIT_ERROR, traceback.format_exc()
+    return Verdict(vector.id, kind, text, 0 if kind == UNSUPPORTED else 1, time.perf_counter() - start)
+
+
+def failure_text(verdict: Verdict, case: Any, target: str) -> str:
+    """A failure for a reader: the requirement's sentence, the numbers, the case, and how to repeat it."""
+    requirement = requirements().get(verdict.requirement)
+    lines = [heading(verdict, requirement), f"  {verdict.kind}: {verdict.text}"]
+    for call in _calls(case):
+        if isinstance(call, Call):
+            named = zip(OPERATIONS[call.operation], call.arguments, strict=True)
+            arguments = ", ".join(f"{name}={shown(value)}" for name, value in named)
+            lines.append(f"  call: {call.operation}({arguments})")
+    if verdict.repeat is not None:
+        lines.append(
+            f"  repeat: flashref conformance {target} --repro {verdict.requirement} '{verdict.repeat}'"
+        )
+    return "\n".join(lines)
+
+
+def _calls(case: Any) -> list[Any]:
+    """The calls of a case, or of two cases one after the other."""
+    if isinstance(case, Mapping):
+        return [call for part in case.values() for call in _calls(part)]
+    return list(case) if isinstance(case, list) else [case]
+
+
+def heading(verdict: Verdict, requirement: Requirement | None) -> str:
+    """The requirement as its chapter states it."""
+    if requirement is None:
+        return verdict.requirement
+    return f"{requirement.id} [{requirement.kind}]: {requirement.sentence} (specs/{requirement.page})"

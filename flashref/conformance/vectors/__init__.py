@@ -1,0 +1,1 @@
+"""Conformance vectors: the published cases, their files, and a result beside what a case expects."""

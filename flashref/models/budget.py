@@ -1,0 +1,144 @@
+"""A memory budget, solved for rows per layer and a window (decision 8, paper §3.3 and appendix C)."""
+
+from collections.abc import Collection, Mapping
+from fractions import Fraction
+from typing import NamedTuple
+
+from flashref.bundle import Layout
+from flashref.types import Array, DomainError
+
+LARGEST_WINDOW = 5  # the default, where memory allows; the paper's k
+UNITS = {"B": 1} | {
+    f"{prefix}{unit}": base**power
+    for unit, base, prefixes in (("B", 1000, "kMGT"), ("iB", 1024, "KMGT"))
+    for power, prefix in enumerate(prefixes, start=1)
+}
+
+
+class Amount(NamedTuple):
+    """Bytes as they were asked for: a number of one of UNITS."""
+
+    number: Fraction
+    unit: str
+
+
+class Demand(NamedTuple):
+    """What a model asks of memory, in bytes, but for the rows of its FFN neurons.
+
+    total: the checkpoint's tensors; resident: embeddings, attention, norms, output head, a resident gate,
+    dense layers; predictors: both maps; layers, neurons, stride: of the bundles; dense: the layers that are
+    resident whole (decision 15). Biases, id tables and the KV cache are not counted.
+    """
+
+    total: int
+    resident: int
+    predictors: int
+    layers: int
+    neurons: int
+    stride: int
+    dense: tuple[int, ...] = ()
+
+    @property
+    def bypass_rows(self) -> int:
+        """Rows of the one bypass buffer: a sixteenth of the largest layer."""
+        return -(-self.neurons // 16)
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that every budget must hold: the above, a checksum a bundle, and the bypass buffer."""
+        checksums = 4 * self.neurons * self.layers
+        return self.resident + self.predictors + checksums + self.bypass_rows * self.stride
+
+
+def demand_of(
+    tensor_bytes: Mapping[str, int],
+    flash_names: Collection[str],
+    predictors: int,
+    layers: int,
+    layout: Layout,
+    dense: tuple[int, ...] = (),
+) -> Demand:
+    """The demand of a checkpoint: bytes of each tensor, which are read from flash, a layer's layout."""
+    resident = sum(
+        size for name, size in tensor_bytes.items() if name not in flash_names and not name.endswith(".bias")
+    )
+    total = sum(tensor_bytes.values())
+    return Demand(total, resident, predictors, layers, layout.n, layout.stride, dense)
+
+
+class Budget(NamedTuple):
+    """A budget that was solved: its bytes, the window, the rows of each layer, and the bytes they take."""
+
+    memory: int
+    window: int
+    capacities: tuple[int, ...]
+    dram_bytes: int
+
+
+def solve_budget(
+    demand: Demand, memory: float | Amount, window: int | None, mean: Array | None, largest: Array | None
+) -> Budget:
+    """Rows and window for a memory: a share of the checkpoint's tensor bytes, or an amount of bytes.
+
+    What the fixed part leaves is shared in proportion to each layer's largest |C_t| for the window, floored,
+    at most n; none goes to a dense layer. window: k, or None for the largest up to 5 whose mean |C_t| fits
+    every layer's rows. mean, largest: (layers, windows), or None where nothing is known. DomainError names
+    the smallest memory that works.
+    """
+    available = _bytes_of(memory, demand.total)
+    if available < demand.fixed:
+        raise DomainError(_too_small(demand, memory, available))
+    rows = (available - demand.fixed) // demand.stride
+    if window is None:
+        window = LARGEST_WINDOW
+        while window > 1 and not _fits(demand, rows, window, mean, largest):
+            window -= 1
+    capacities = _share(demand, rows, window, largest)
+    return Budget(available, window, capacities, demand.fixed + sum(capacities) * demand.stride)
+
+
+def _bytes_of(memory: float | Amount, total: int) -> int:
+    if isinstance(memory, Amount):
+        return int(memory.number * UNITS[memory.unit])
+    return int(total * Fraction(str(memory)))  # 0.29 of 100 bytes is 29, and 28 in floats
+
+
+def _too_small(demand: Demand, memory: float | Amount, available: int) -> str:
+    """The sentence that names the smallest memory that works, in the unit that was asked in."""
+    if isinstance(memory, Amount):
+        size = UNITS[memory.unit]
+        steps = min(size, 1000)  # thousandths of a unit, but whole bytes
+        smallest = Fraction(-(-demand.fixed * steps // size), steps)
+        what = f"a memory of {float(memory.number):g}{memory.unit}"
+        advice = f"the smallest that works is {float(smallest):.{0 if size == 1 else 3}f}{memory.unit}"
+    else:
+        smallest = Fraction(-(-demand.fixed * 1000 // demand.total), 1000)
+        what = f"a memory of {memory:g} of the model"
+        advice = f"the smallest that works is {float(smallest):.3f}"
+        if smallest > 1:
+            advice = "no share is enough: use smaller predictors, or none with --predictor exact"
+    return f"{what} is {available} bytes, but {demand.fixed} must always be resident; {advice}"
+
+
+def _share(demand: Demand, rows: int, window: int, largest: Array | None) -> tuple[int, ...]:
+    sparse = [layer not in demand.dense for layer in range(demand.layers)]
+    weights = [demand.neurons * here for here in sparse]
+    if largest is not None:
+        known = [weight * here for weight, here in zip(_at(largest, window).tolist(), sparse, strict=True)]
+        weights = known if sum(known) > 0 else weights
+    whole = max(sum(weights), 1)
+    return tuple(min(demand.neurons, int(rows * weight // whole)) for weight in weights)
+
+
+def _fits(demand: Demand, rows: int, window: int, mean: Array | None, largest: Array | None) -> bool:
+    if mean is None:
+        return True
+    held = _share(demand, rows, window, largest)
+    needed = _at(mean, window).tolist()
+    return all(needed[layer] <= held[layer] for layer in range(demand.layers) if layer not in demand.dense)
+
+
+def _at(statistic: Array, window: int) -> Array:
+    """A layer's figure for a window of k tokens; beyond what was measured, for the longest that was."""
+    column: Array = statistic[:, min(window, statistic.shape[1]) - 1]
+    return column

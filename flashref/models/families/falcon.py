@@ -1,0 +1,163 @@
+"""Falcon (§4.1; 7B made ReLU by the authors): 7B and 40B attend and feed forward side by side, RW in turn.
+
+One fused map gives queries, keys and values: each key head's group together. 7B has one key head for all,
+40B (the new decoder) several, RW one for each; RW has ALiBi instead of rotary positions.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.models.config_values import Values, activation, count, flag, positive
+from flashref.models.family import Config, Ends, Family, divided, linear, norm, plain_ends, plain_ffn
+from flashref.models.parts import (
+    Heads,
+    Linear,
+    Norm,
+    Place,
+    Rotary,
+    apply,
+    layer_norm,
+    rotate,
+    split_fused,
+)
+from flashref.models.rotary import whole_rotary_from
+from flashref.types import FFN, Array, DomainError
+
+TOP = "transformer"  # every tensor's name begins so, but for an output head's
+
+
+class Own(NamedTuple):
+    """What only the config.json of a Falcon says. rotary: None where it has ALiBi."""
+
+    epsilon: float
+    rotary: Rotary | None
+    parallel: bool  # attention and FFN side by side
+    two_norms: bool  # one before each of them
+    biases: bool  # of every linear map
+
+
+class Block(NamedTuple):
+    """The resident part of one layer; ffn_norm is None where one norm serves both halves."""
+
+    attention_norm: Norm
+    attention: Linear
+    out: Linear
+    ffn_norm: Norm | None
+
+
+def config_from(values: Values) -> Config:
+    """The config of a Falcon out of a parsed config.json. Raises ImageError, DomainError."""
+    width, heads = count(values, "hidden_size", "n_embed"), count(values, "num_attention_heads")
+    head_size = divided("hidden_size", width, "num_attention_heads", heads)
+    new_decoder = flag(values, "new_decoder_architecture", False)
+    parallel = flag(values, "parallel_attn", True)
+    most = 2 if new_decoder else 1
+    norms = count(values, "num_ln_in_parallel_attn", default=most)
+    if (parallel and norms > most) or (new_decoder and not parallel):
+        raise DomainError(
+            f"config.json has new_decoder_architecture {new_decoder}, parallel_attn {parallel} and "
+            f"num_ln_in_parallel_attn {norms}, which is no Falcon; correct it"
+        )
+    context = count(values, "max_position_embeddings", default=2048)  # older files have no such key
+    key_heads = 1 if flag(values, "multi_query", True) else heads
+    if new_decoder:
+        key_heads = count(values, "num_kv_heads", default=heads)
+        divided("num_attention_heads", heads, "num_kv_heads", key_heads)
+    name, tau = activation(values, "activation", "gelu")
+    return Config(
+        family="falcon",
+        layers=count(values, "num_hidden_layers"),
+        width=width,
+        neurons=count(values, "ffn_hidden_size", default=4 * width),
+        heads=heads,
+        key_heads=key_heads,
+        head_size=head_size,
+        context=context,
+        vocabulary=count(values, "vocab_size"),
+        activation=name,
+        tau=tau,
+        tied=flag(values, "tie_word_embeddings", True),
+        own=Own(
+            epsilon=positive(values, "layer_norm_epsilon", 1e-5),
+            rotary=None if flag(values, "alibi", False) else whole_rotary_from(values, head_size, context),
+            parallel=parallel,
+            two_norms=new_decoder and norms == 2,
+            biases=flag(values, "bias", False),
+        ),
+    )
+
+
+def ends(config: Config) -> Ends:
+    """The embeddings, the last norm and the head."""
+    return plain_ends(config, f"{TOP}.word_embeddings.weight", norm(f"{TOP}.ln_f", config.width))
+
+
+def block(config: Config, layer: int) -> Block:
+    """The tensors of a layer, but for its FFN."""
+    d, name = config.width, f"{TOP}.h.{layer}"
+    values = (config.heads + 2 * config.key_heads) * config.head_size
+    attention_norm, ffn_norm = f"{name}.input_layernorm", None
+    if config.own.two_norms:
+        attention_norm, ffn_norm = f"{name}.ln_attn", f"{name}.ln_mlp"
+    elif not config.own.parallel:
+        ffn_norm = f"{name}.post_attention_layernorm"
+    return Block(
+        attention_norm=norm(attention_norm, d),
+        attention=linear(f"{name}.self_attention.query_key_value", values, d, config.own.biases),
+        out=linear(f"{name}.self_attention.dense", d, d, config.own.biases),
+        ffn_norm=None if ffn_norm is None else norm(ffn_norm, d),
+    )
+
+
+def ffn(config: Config, layer: int) -> FFN:
+    """The tensors of a layer's FFN."""
+    name = f"{TOP}.h.{layer}.mlp"
+    return plain_ffn(config, f"{name}.dense_h_to_4h", f"{name}.dense_4h_to_h", config.own.biases)
+
+
+def compute(config: Config, block: Block, x: Array, place: Place) -> Array:
+    """x (…, d) after the block."""
+    normed = layer_norm(x, block.attention_norm, config.own.epsilon)
+    heads = split_fused(apply(block.attention, normed), config.key_heads, config.head_size)
+    if config.own.rotary is None:
+        mixed = place.attend(heads, partial(alibi, config.heads, config.head_size))
+    else:
+        query, key = (rotate(part, place.positions, config.own.rotary) for part in (heads.query, heads.key))
+        mixed = place.attend(Heads(query, key, heads.value), None)
+    after = x + apply(block.out, mixed)
+    if block.ffn_norm is not None:
+        normed = layer_norm(x if config.own.parallel else after, block.ffn_norm, config.own.epsilon)
+    return after + place.feed_forward(normed)
+
+
+def final_norm(config: Config, norm: Norm, x: Array) -> Array:
+    """The last norm."""
+    return layer_norm(x, norm, config.own.epsilon)
+
+
+def alibi(heads: int, size: int, keys: int) -> npt.NDArray[np.float64]:
+    """ALiBi by the key's position, divided by √size: (heads, keys) float64, of products rounded to BF16.
+
+    A head's slope is a power of 2 ** (−8 / heads); beyond the last power of two, every second one of twice
+    as many heads.
+    """
+    even = 2 ** int(math.log2(heads))
+    exponents = [8 * (i + 1) / even for i in range(even)]
+    exponents += [4 * (2 * i + 1) / even for i in range(heads - even)]
+    slopes = _bfloat16(2.0 ** -np.array(exponents))
+    biases = _bfloat16(slopes[:, None] * _bfloat16(np.arange(keys, dtype=np.float64)))
+    return biases / math.sqrt(size)
+
+
+def _bfloat16(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The nearest BF16 values, even among equals, by way of float32."""
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32).astype(np.float64)
+
+
+FALCON = Family(config_from, ends, block, ffn, compute, final_norm)

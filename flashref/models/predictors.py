@@ -1,0 +1,190 @@
+"""The predictors of a model: one file beside its weights, with what is known of their windows."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flashref.models.origin import Origin, metadata_of, read_metadata
+from flashref.storage.container import Container, encode_header, read_container, tensor_array
+from flashref.storage.files import create_file, write_all
+from flashref.types import STORED_DTYPES, Array, ImageError, Predictor, stored_dtype, widen
+
+FILE_NAME = "predictors.safetensors"
+
+
+class Predictors(NamedTuple):
+    """A predictor a layer, and the windows that were measured with them on held-out text.
+
+    layers: None for a layer without one, dense and resident (decision 15). mean_resident, largest_resident:
+    (layers, windows), |C_t| of an unbounded matrix for k = 1, 2, …; or None. origin: None in a file without.
+    """
+
+    layers: tuple[Predictor | None, ...]
+    mean_resident: Array | None
+    largest_resident: Array | None
+    origin: Origin | None = None
+
+
+def load_predictors(
+    path: str | os.PathLike[str], layers: int, neurons: int, width: int, fingerprint: str | None = None
+) -> Predictors:
+    """The predictors in a safetensors file: `layers.L.a`, `.b`, `.bias`, `.threshold` and statistics.
+
+    Every layer must have one of this model's shape and finite values, but for those that the metadata call
+    dense; fingerprint: the model's, which a file with an origin must name. Else ImageError.
+    """
+    container = read_container(path)
+    try:
+        origin, dense = read_metadata(container.metadata, layers)
+    except ValueError as error:
+        raise _foreign(container, str(error)) from None
+    if origin is not None and fingerprint not in (None, origin.fingerprint):
+        raise _foreign(container, "was fitted to another model, or to other weights of it")
+    found = tuple(
+        None if layer in dense else _predictor(container, layer, neurons, width) for layer in range(layers)
+    )
+    odd = next((layer for layer in (*dense, layers) if f"layers.{layer}.a" in container.tensors), None)
+    if odd is not None:
+        raise _foreign(
+            container,
+            f"has a predictor for layer {odd}, which its metadata call dense"
+            if odd in dense
+            else f"has a predictor for layer {odd}, but the model has {layers} layers",
+        )
+    measured = any(name.endswith(".mean_resident") for name in container.tensors)
+    return Predictors(
+        found,
+        _statistic(container, "mean_resident", found, neurons) if measured else None,
+        _statistic(container, "largest_resident", found, neurons) if measured else None,
+        origin,
+    )
+
+
+def predictor_tensors(predictors: Predictors) -> dict[str, Array]:
+    """What a file of these holds: tensors by name."""
+    tensors: dict[str, Array] = {}
+    for layer, predictor in enumerate(predictors.layers):
+        if predictor is None:
+            continue
+        named = {
+            "a": predictor.a,
+            "b": predictor.b,
+            "bias": predictor.bias,
+            "threshold": np.array([predictor.threshold], np.float32),
+        }
+        if predictors.mean_resident is not None and predictors.largest_resident is not None:
+            named["mean_resident"] = predictors.mean_resident[layer].astype(np.float32)
+            named["largest_resident"] = predictors.largest_resident[layer].astype(np.int32)
+        tensors |= {f"layers.{layer}.{name}": array for name, array in named.items() if array is not None}
+    return dict(sorted(tensors.items()))
+
+
+def save_predictors(path: str | os.PathLike[str], predictors: Predictors) -> None:
+    """Write predictors with their origin to a new file, whole or not at all; equal ones give equal bytes.
+
+    Raises ImageError, also for a file that exists.
+    """
+    origin = predictors.origin
+    dense = [layer for layer, one in enumerate(predictors.layers) if one is None]
+    metadata = {} if origin is None else metadata_of(origin, dense)
+    # Wide values first, so that all are aligned.
+    tensors = sorted(predictor_tensors(predictors).items(), key=lambda item: (-item[1].itemsize, item[0]))
+    entries = {name: (_dtype_name(array), array.shape) for name, array in tensors}
+    content = b"".join((encode_header(entries, metadata, 8), *(array.tobytes() for _, array in tensors)))
+    with create_file(Path(path), len(content)) as descriptor:
+        write_all(descriptor, np.frombuffer(content, np.uint8), 0)
+
+
+def _dtype_name(array: Array) -> str:
+    return "I32" if array.dtype == np.int32 else stored_dtype(array)
+
+
+def predictor_bytes(predictors: Predictors) -> int:
+    """Bytes of both maps of every predictor; biases do not count (decision 8)."""
+    return sum(one.a.nbytes + one.b.nbytes for one in predictors.layers if one is not None)
+
+
+class Errors(NamedTuple):
+    """Pooled counts of (token, neuron) pairs (decision 22)."""
+
+    active: int
+    inactive: int
+    false_negatives: int
+    false_positives: int
+
+    @property
+    def false_negative_rate(self) -> float:
+        """Of the truly active, the share that was not predicted; 0 of 0 is 0."""
+        return self.false_negatives / max(self.active, 1)
+
+    @property
+    def false_positive_rate(self) -> float:
+        """Of the truly inactive, the share that was predicted; 0 of 0 is 0."""
+        return self.false_positives / max(self.inactive, 1)
+
+
+def count_errors(predicted: npt.NDArray[np.bool_], active: npt.NDArray[np.bool_]) -> Errors:
+    """Compare predicted and truly active neurons, masks of one shape."""
+    total = int(active.sum())
+    missed, extra = int((active & ~predicted).sum()), int((predicted & ~active).sum())
+    return Errors(total, active.size - total, missed, extra)
+
+
+def pool_errors(errors: Sequence[Errors]) -> Errors:
+    """The counts of several tokens or layers as one."""
+    return Errors(*(sum(counts) for counts in zip(*errors, strict=True)))
+
+
+def _predictor(container: Container, layer: int, neurons: int, width: int) -> Predictor:
+    a, b = _tensor(container, f"layers.{layer}.a"), _tensor(container, f"layers.{layer}.b")
+    threshold = _tensor(container, f"layers.{layer}.threshold")
+    name = f"layers.{layer}.bias"
+    bias = _tensor(container, name) if name in container.tensors else None
+    rank = a.size // width
+    shapes_fit = a.shape == (rank, width) and b.shape == (neurons, rank) and 1 <= rank <= min(neurons, width)
+    if not shapes_fit or threshold.shape != (1,) or (bias is not None and bias.shape != (neurons,)):
+        raise _foreign(
+            container,
+            f"has a predictor for layer {layer} of shapes {a.shape} and {b.shape}, "
+            f"but the model's layers have {neurons} neurons of width {width}",
+        )
+    return Predictor(a, b, bias, float(widen(threshold)[0]))
+
+
+def _tensor(container: Container, name: str) -> Array:
+    if name not in container.tensors:
+        raise _foreign(container, f"lacks the tensor {name!r}")
+    if container.tensors[name].dtype not in STORED_DTYPES:
+        raise _foreign(container, f"has {name!r} in another dtype than {', '.join(STORED_DTYPES)}")
+    array = tensor_array(container, name)
+    if not np.isfinite(widen(array)).all():
+        raise _foreign(container, f"holds a value that is not finite in {name!r}")
+    return array
+
+
+def _statistic(
+    container: Container, name: str, predictors: Sequence[Predictor | None], neurons: int
+) -> Array:
+    """(layers, windows); a layer without a predictor keeps all its neurons."""
+    names = [f"layers.{layer}.{name}" for layer, one in enumerate(predictors) if one is not None]
+    missing = [name for name in names if name not in container.tensors]
+    if missing:
+        raise _foreign(container, f"lacks the tensor {missing[0]!r}")
+    rows = [tensor_array(container, name) for name in names]
+    if any(row.ndim != 1 or row.shape != rows[0].shape or row.size == 0 for row in rows):
+        raise _foreign(container, f"has {name!r} of different windows in its layers")
+    given = iter(rows)
+    statistic = np.stack(
+        [np.full_like(rows[0], neurons) if one is None else next(given) for one in predictors]
+    )
+    if not np.isfinite(statistic).all() or statistic.min() < 0:
+        raise _foreign(container, f"has a {name!r} that counts no neurons")
+    return statistic
+
+
+def _foreign(container: Container, what: str) -> ImageError:
+    return ImageError(f"{Path(container.path)}: {what}; give predictors of this model with --predictors FILE")

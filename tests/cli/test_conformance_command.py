@@ -1,0 +1,201 @@
+"""`flashref conformance` as a user meets it: its table, repeating a failure, mistakes, signals."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import conformance_runs
+import pytest
+from conformance_runs import ENVIRONMENT, FORGETS, REFERENCE, ROOT, kinds, vector_kinds
+
+import flashref
+from flashref import SPEC_VERSION
+from flashref.cli import main
+from flashref.conformance.requirements import requirements
+from flashref.conformance.transport.codec import case_text
+
+SOME = ["PLN-2", "WIN-6", "FFN-9"]
+adapter = conformance_runs.adapter
+judge = conformance_runs.judge
+report = conformance_runs.report
+
+
+def test_the_reference_passes_and_the_table_says_so(judge, adapter):
+    adapter()
+    line = f"{shlex.quote(sys.executable)} -m flashref.conformance {REFERENCE}"
+    code, out = judge("--command", line, "--requirements", *SOME)
+    lines = [" ".join(line.split()) for line in out.splitlines() if line.strip()]
+    assert code == 0
+    assert lines[0] == f"flashref {flashref.__version__}"
+    assert lines[1] == "requirement class verdict cases why"
+    chapters = [line for line in lines if re.fullmatch(r"\d\d-\w+|vectors", line)]
+    assert chapters == ["10-ffn", "30-window", "52-plan", "vectors"]
+    assert lines[lines.index("30-window") + 1].startswith("WIN-6 exact pass ")
+    cases = int(lines[lines.index("30-window") + 1].split()[3])
+    assert cases >= 30
+    rows = [re.fullmatch(r"(\w+) vectors pass (\d+) of (\d+)", line) for line in lines]
+    rows = [row.groups() for row in rows if row]
+    assert rows and all(passed == due for _, passed, due in rows)
+    total = sum(int(due) for _, _, due in rows)
+    counted = f"{total} pass, 0 deviate, 0 unsupported, 0 fail"
+    assert lines[-1] == f"spec {SPEC_VERSION}: 3 pass, 0 deviate, 0 unsupported, 0 fail; vectors: {counted}"
+
+
+def test_two_runs_are_identical_in_json(judge, adapter):
+    words = adapter(FORGETS), "--requirements", *SOME, "--json"
+    (code, first), (_, second) = judge(*words), judge(*words)
+    assert first == second
+    result = json.loads(first)
+    assert (code, result["name"], result["version"], result["spec"]) == (1, "other", "0.3", SPEC_VERSION)
+    assert kinds(result) == {"FFN-9": "pass", "WIN-6": "pass", "PLN-2": "fail"}
+    assert "seconds" not in first
+
+
+def test_requirements_are_in_the_order_of_the_chapters_whatever_the_words(report, adapter):
+    _, result = report(adapter(), "--requirements", "IOP-1", "WIN-6", "FFN-4", "--no-vectors")
+    assert list(kinds(result)) == ["FFN-4", "WIN-6", "IOP-1"]
+    assert result["vectors"] == []
+
+
+def test_only_vectors_that_cite_the_requirements_are_judged(report, adapter):
+    _, result = report(adapter(), "--requirements", "WIN-6")
+    assert vector_kinds(result)["run_window"] == "pass" and "dense_ffn" not in vector_kinds(result)
+
+
+def test_a_failure_is_repeated_by_pasting_its_line(judge, adapter, tmp_path):
+    code, out = judge(adapter(FORGETS), "--requirements", "PLN-2", "--no-vectors")
+    assert code == 1
+    failure = out[out.index("\nPLN-2 [") + 1 :].partition("\n\n")[0]
+    sentence = requirements()["PLN-2"].sentence
+    assert failure.startswith(f"PLN-2 [exact]: {sentence} (specs/52-plan.md)\n  fail: ")
+    assert "\n  call: read_plan(extents=[[" in failure
+    line = re.search(r"repeat: (flashref conformance other --repro PLN-2 '\S+')\n?", failure)[1]
+    pasted = line.replace("flashref", f"{shlex.quote(sys.executable)} -m flashref", 1)
+
+    def again():
+        done = subprocess.run(
+            pasted, shell=True, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.stderr == ""
+        return done.returncode, done.stdout.strip()
+
+    assert again() == (1, failure.strip())
+    adapter()
+    assert again() == (0, "PLN-2: it passes now")
+
+
+def test_a_vector_is_repeated_by_its_id(judge, adapter):
+    code, out = judge(adapter(FORGETS), "--requirements", "PLN-2")
+    name = re.search(r"repeat: flashref conformance other --repro (read_plan/\S+)\n", out)[1]
+    code, out = judge(adapter(FORGETS), "--repro", name)
+    assert code == 1 and out.startswith(f"{name} [vector]\n  fail: ")
+    adapter()
+    assert judge("other", "--repro", name) == (0, f"{name}: it passes now\n")
+
+
+def test_many_failed_vectors_are_named_and_few_shown(judge, adapter):
+    code, out = judge(adapter("def read_plan(*of): raise KeyError('plan')\n"), "--requirements", "PLN-2")
+    assert code == 1
+    assert out.count(" [vector]\n  raises: ") == 3
+    more, names = re.search(r"^(\d+) more vectors of read_plan: (.*)$", out, re.M).groups()
+    assert len(names.split(", ")) == int(more) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "name an adapter .* or a --command, and not both"),
+        (["a", "--command", "b"], "name an adapter .* or a --command, and not both"),
+        ([REFERENCE, "--requirements", "FFN-4", "FFN-999"], "no check is called 'FFN-999'; they are .*"),
+        ([REFERENCE, "--repro", "FFN-4"], "--repro takes the two words of a `repeat` line, or .*"),
+        ([REFERENCE, "--repro", "FFN-999", "eJw="], "--repro takes the two words of a `repeat` line, or .*"),
+        ([REFERENCE, "--repro", "FFN-4", "eJw="], "this is no case of the kit, or only a part of one: .*"),
+        ([REFERENCE, "--repro", "FFN-4", case_text([])], "this text is no case of FFN-4; copy both words .*"),
+        ([REFERENCE, "--repro", "read_plan/no/such"], "no vector is called 'read_plan/no/such'; copy .*"),
+        ([REFERENCE, "--deviations", "none.toml"], "none.toml: cannot be read: No such file .*"),
+        (["nothing.there"], ".*the adapter's module 'nothing.there' cannot be imported: .*"),
+        (["--command", "./nothing"], "the command './nothing' cannot be started: .*"),
+        (["--command", "'"], "the command .* cannot be split into words: .*"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(words, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["conformance", *words]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(rf"flashref conformance: {sentence}\n", captured.err), captured.err
+    assert captured.out == ""
+
+
+def python(code, *words, cwd, **more):
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, **more
+    )
+
+
+@pytest.mark.parametrize("package", ["hypothesis", "mpmath"])
+def test_without_the_extra_one_sentence_says_what_to_install(package, tmp_path):
+    code = f"import sys; sys.modules[{package!r}] = None; from flashref.cli import main; sys.exit(main())"
+    done = python(code, "conformance", REFERENCE, cwd=tmp_path)
+    sentence = f"the conformance kit needs {package}; run pip install 'flashref[test]'"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"flashref conformance: {sentence}\n"
+
+
+def test_help_loads_neither_hypothesis_nor_jax_nor_pytest(tmp_path):
+    code = """
+import sys
+from flashref.cli import main
+try: main(["conformance", "--help"])
+except SystemExit as ended: assert ended.code == 0
+assert not {"hypothesis", "jax", "pytest", "mpmath", "scipy"} & set(sys.modules)
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--deviations FILE" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_being_ended_kills_the_child_too(adapter, tmp_path, name):
+    adapter("def read_plan(*of):\n    open('pid', 'a').write(f'{os.getpid()}\\n')\n    time.sleep(1000)\n")
+    words = [sys.executable, "-m", "flashref", "conformance", "other", "--requirements", "PLN-2"]
+    pid = tmp_path / "pid"
+    with subprocess.Popen(words, env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not (pid.exists() and pid.read_text().endswith("\n")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(getattr(signal, name))
+        err = process.stderr.read()
+    assert pid.read_text().count("\n") == 1  # it does not ask again, and wait again
+    assert process.returncode == 128 + getattr(signal, name)
+    assert err == (
+        "flashref conformance: interrupted; nothing half-written was left\n" if name == "SIGINT" else ""
+    )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_nothing_is_on_stderr_but_on_a_terminal(adapter, tmp_path):
+    words = [sys.executable, "-m", "flashref", "conformance", adapter(), "--requirements", "WIN-6", "PLN-2"]
+    words += ["--profile", "dev", "--no-vectors"]
+    done = subprocess.run(words, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    primary, secondary = os.openpty()
+    with subprocess.Popen(
+        words, env=ENVIRONMENT, cwd=tmp_path, stdout=subprocess.PIPE, stderr=secondary
+    ) as process:
+        os.close(secondary)
+        seen = b""
+        try:
+            while part := os.read(primary, 1 << 16):
+                seen += part
+        except OSError:  # Linux's way to say that the other end is closed
+            pass
+        assert process.stdout.read().decode() == done.stdout
+    os.close(primary)
+    assert b"PLN-2" in seen and b"1/2" in seen

@@ -1,0 +1,105 @@
+"""`flashref train` interrupted or killed: what is kept, and that it goes on to the same bits."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import train_runs
+from command_line import Outcome
+from random_models import LAYERS
+from train_runs import CHECKOUT, QUICK, TEXT, loaded
+
+from flashref.training import fitting, session
+
+pytestmark = pytest.mark.xdist_group("training")
+clean = train_runs.clean
+train = train_runs.train
+small = train_runs.small
+
+
+def stopping(monkeypatch, after):
+    """Interrupts before the fit after so many; gives the list of ranks that were fitted."""
+    fit_low_rank, ranks = fitting.fit_low_rank, []
+
+    def fit(ffn, inputs, held_out, rank, *rest):
+        if len(ranks) == after:
+            raise KeyboardInterrupt
+        ranks.append(rank)
+        return fit_low_rank(ffn, inputs, held_out, rank, *rest)
+
+    monkeypatch.setattr(session, "fit_low_rank", fit)
+    return ranks
+
+
+@pytest.mark.parametrize("sizes", [("--ranks", "4,5"), ("--share", "0.4", "--false-negatives", "0.9")])
+def test_an_interrupted_fit_goes_on_at_the_next_layer_to_the_same_bits(small, train, monkeypatch, sizes):
+    words = (small, "--text", small / "text", "--steps", "4", *sizes, "--out")
+    with monkeypatch.context() as patched:
+        in_one_go = stopping(patched, None)
+        assert train(*words, small / "whole").code == 0
+    each = 1 if "--ranks" in sizes else len(in_one_go) // LAYERS - 1  # fits that are kept together
+    pieces, outcome = [], Outcome(130, "", "")
+    while outcome.code == 130 and len(pieces) < 9:
+        with monkeypatch.context() as patched:
+            pieces.append(stopping(patched, each))
+            outcome = train(*words, small / "parts")
+        if outcome.code == 130:
+            assert not (small / "parts").exists()
+            assert f"kept in {small / '.parts.partial'}; the same command goes on" in outcome.err
+    assert outcome.code == 0 and len(pieces) > 1
+    assert [rank for piece in pieces for rank in piece] == in_one_go  # none was fitted twice, or never
+    assert (small / "parts").read_bytes() == (small / "whole").read_bytes()
+    assert not [path for path in small.iterdir() if path.name.startswith(".")]
+
+
+def test_what_was_begun_with_something_else_is_refused_and_stays(small, train, monkeypatch):
+    with monkeypatch.context() as patched:
+        stopping(patched, 1)
+        assert train(small, "--text", small / "text", *QUICK).code == 130
+    folder = small / ".predictors.safetensors.partial"
+    before = sorted(path.name for path in folder.iterdir())
+    assert before == ["layer-0.safetensors", "made_of.json"]
+    (small / "other").write_text(TEXT[::-1])
+    for words, what in (
+        (("--text", small / "other"), "text"),
+        (("--ranks", "5"), "ranks"),
+        (("--steps", "4"), "fit"),
+        (("--tokens", "1300"), "tokens"),
+        (("--activation", "fatrelu:0.1"), "activation"),
+    ):
+        outcome = train(small, "--text", small / "text", *QUICK, *words)
+        assert outcome.code == 2 and f"was begun with another model, text or options ({what})" in outcome.err
+        assert "remove the folder" in outcome.err and sorted(path.name for path in folder.iterdir()) == before
+    (folder / "layer-0.safetensors").write_bytes(b"damaged")
+    outcome = train(small, "--text", small / "text", *QUICK)
+    assert outcome.code == 2 and f"or remove {folder} and begin again" in outcome.err
+    (folder / "made_of.json").unlink()
+    assert "was begun with another" in train(small, "--text", small / "text", *QUICK).err
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "tests/support")
+import train_runs
+from flashref.cli import main
+from flashref.training import session
+train_runs.hurry(setattr)
+keep = session.keep
+def keep_and_die(work, name, arrays):
+    keep(work, name, arrays)
+    os.kill(os.getpid(), signal.SIGKILL)
+session.keep = keep_and_die
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_fit_goes_on_too(small, train, monkeypatch):
+    words = [str(word) for word in (small, "--text", small / "text", *QUICK)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, "train", *words], cwd=CHECKOUT)
+    assert killed.returncode == -signal.SIGKILL and not (small / "predictors.safetensors").exists()
+    folder = small / ".predictors.safetensors.partial"
+    assert [path.name for path in sorted(folder.iterdir())] == ["layer-0.safetensors", "made_of.json"]
+    ranks = stopping(monkeypatch, None)
+    assert train(*words).code == 0 and ranks == [4] and not folder.exists()
+    assert [len(one.a) for one in loaded(small).layers] == [4, 4]

@@ -1,0 +1,61 @@
+"""The example adapters pass: JAX, PyTorch, and an engine in C that speaks stdio; dev profile, every check."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from flashref.conformance.adapter import Unsupported, load_adapter
+from flashref.conformance.checks import CHECKS
+from flashref.conformance.judging.runner import GOOD, examine, failure_text, profile_settings
+from flashref.conformance.transport.stdio import Command
+from flashref.conformance.transport.subject import InProcess
+from flashref.conformance.vectors.published import SHIPPED, judge_vector, read_vectors
+
+ADAPTERS = Path(__file__).parents[1] / "adapters"
+
+
+@pytest.fixture(scope="module")
+def engine(engine_path):
+    with Command([str(engine_path)]) as command:
+        yield command
+
+
+@pytest.fixture(scope="module")
+def torch():
+    pytest.importorskip("torch", reason="PyTorch is in the dev extra only")
+    return adapter_in_process("torch_adapter")
+
+
+@pytest.fixture(scope="module")
+def jax():
+    import jax as library
+
+    yield adapter_in_process("jax_adapter")
+    library.clear_caches()
+
+
+def adapter_in_process(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ADAPTERS))
+        return InProcess(load_adapter(name))
+
+
+# What one worker has compiled, another would compile again.
+EXAMPLES = ["engine", "torch", pytest.param("jax", marks=pytest.mark.xdist_group("jax"))]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_adapter_passes(example, name, request):
+    subject = request.getfixturevalue(example)
+    verdict = examine(CHECKS[name], subject, profile_settings("dev"))
+    assert verdict.kind in GOOD, failure_text(verdict, None, example)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_adapter_gives_the_vectors(example, request):
+    subject = request.getfixturevalue(example)
+    for vector in read_vectors(SHIPPED):
+        with suppress(Unsupported):
+            judge_vector(subject, vector)

@@ -1,0 +1,42 @@
+"""The ranks that a plan of training asks for, and those that its share of the model pays for."""
+
+import pytest
+import train_runs
+from random_models import LAYERS, NEURONS, WIDTH
+from safetensors.numpy import load_file
+
+from flashref.models.checkpoint import open_checkpoint
+from flashref.training import plan
+from flashref.types import DomainError
+
+pytestmark = pytest.mark.xdist_group("training")
+clean = train_runs.clean
+small = train_runs.small
+
+
+def test_the_smallest_share_that_is_named_is_the_smallest(small):
+    checkpoint = open_checkpoint(small)
+    with pytest.raises(DomainError) as caught:
+        plan.check_plan(checkpoint, plan.Plan(share=0.001))
+    smallest = float(str(caught.value).split("the smallest share that does is ")[1])
+    whole = sum(array.nbytes for array in load_file(small / "model.safetensors").values())
+    of_layer = 2 * (WIDTH + NEURONS) + 2 * NEURONS + 4 + 8 * 5  # rank 1, bias, threshold, statistics
+    assert smallest == pytest.approx(LAYERS * of_layer / whole, abs=0.0001)
+    assert plan.total_rank(checkpoint, plan.Plan(share=smallest)) == LAYERS
+    with pytest.raises(DomainError, match="the smallest share"):
+        plan.check_plan(checkpoint, plan.Plan(share=smallest - 0.0001))
+
+
+def test_ranks_that_a_share_pays_for_and_that_a_layer_can_have(small):
+    checkpoint = open_checkpoint(small)
+    whole = sum(array.nbytes for array in load_file(small / "model.safetensors").values())
+    of_layers = LAYERS * (2 * NEURONS + 4 + 8 * 5)  # bias, threshold, statistics
+    for rank in (3, 7, 31):
+        pays = of_layers + rank * 2 * (WIDTH + NEURONS)
+        for spare, found in ((0.5, rank), (-0.5, rank - 1)):
+            assert plan.total_rank(checkpoint, plan.Plan(share=(pays + spare) / whole)) == found
+    for ranks in ((0, 16), (16, 0), (1, 16)):
+        plan.check_plan(checkpoint, plan.Plan(ranks=ranks))
+    for ranks in ((0, 0), (17, 1), (-1, 1)):
+        with pytest.raises(DomainError, match="ranks must lie in 0 … 16"):
+            plan.check_plan(checkpoint, plan.Plan(ranks=ranks))
