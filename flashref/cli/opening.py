@@ -4,7 +4,6 @@ import argparse
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -14,7 +13,6 @@ import numpy as np
 from flashref.bundle import Layout
 from flashref.models.checkpoint import Checkpoint
 from flashref.models.memory import reset_peak
-from flashref.models.session import Advance
 from flashref.storage.container import require_finite, tensor_pieces
 from flashref.storage.device import Device, read_time
 from flashref.storage.image import (
@@ -25,6 +23,7 @@ from flashref.storage.image import (
     require_bundles,
     require_checkpoint,
 )
+from flashref.storage.progress import Progress
 from flashref.storage.readers import DirectReader, memory_reader
 from flashref.types import Extent, ImageError, Read, Reader
 
@@ -44,7 +43,7 @@ def open_storage(
     checkpoint: Checkpoint,
     device: Device,
     resources: ExitStack,
-    advance: Advance,
+    advance: Progress,
 ) -> Storage:
     """The image, packed if there is none, and readers of it; temporary files go with `resources`."""
     path = options.image
@@ -54,9 +53,7 @@ def open_storage(
     if options.reader == "direct" and not options.no_proof:  # the other methods read more than is in memory
         wanted[path.with_name(path.name + ".unbundled")] = False
     layers = bundled_layers(checkpoint, options.predictor == "gate")
-    identity = fingerprint(
-        checkpoint.tensors, checkpoint.config_text, partial(advance, "reading the checkpoint")
-    )
+    identity = fingerprint(checkpoint.tensors, checkpoint.config_text, advance)
     opened = []
     for file, bundled in wanted.items():  # a wrong image is refused before another is packed
         _pack_missing(file, checkpoint, layers, device, bundled, advance)
@@ -92,7 +89,7 @@ def _pack_missing(
     layers: Mapping[int, Mapping[str, str]],
     device: Device,
     bundled: bool,
-    advance: Advance,
+    advance: Progress,
 ) -> None:
     if path.exists():
         return
@@ -104,7 +101,7 @@ def _pack_missing(
             checkpoint.config_text,
             block=block_for(device),
             bundled=bundled,
-            progress=partial(advance, f"packing {path.name}"),
+            progress=advance,
         )
     except ImageError:
         if not path.exists():  # else another run has packed it meanwhile
@@ -117,7 +114,7 @@ def _open(
     layers: Mapping[int, Mapping[str, str]],
     device: Device,
     bundled: bool,
-    advance: Advance,
+    advance: Progress,
 ) -> Image:
     """An existing image is used or refused, never overwritten. Raises ImageError."""
     try:
@@ -132,7 +129,7 @@ def _open(
         )
     _require_fields(image, layers)
     # All of them: a block that is read holds unused bundles too.
-    require_bundles(image, partial(advance, f"checking {path.name}"))
+    require_bundles(image, advance)
     if image.layouts[0][0].block % device.block:
         raise ImageError(
             f"{path}: has blocks of {image.layouts[0][0].block} bytes, the device of {device.block}; "

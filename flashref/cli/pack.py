@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from flashref.cli import report
 from flashref.cli.opening import block_for, bundled_layers
 from flashref.models.checkpoint import Checkpoint, open_checkpoint
 from flashref.models.memory import peak_bytes
-from flashref.models.session import Advance
 from flashref.storage.container import tensor_bytes
 from flashref.storage.files import remove_stale_parts
 from flashref.storage.image import (
@@ -27,6 +25,7 @@ from flashref.storage.image import (
     require_checkpoint,
 )
 from flashref.storage.packing import Plan, plan_image
+from flashref.storage.progress import Progress
 from flashref.types import DomainError, ImageError
 
 
@@ -116,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
                 checkpoint.config_text,
                 block,
                 bundled=not options.without_bundling,
-                progress=partial(advance, f"packing {path.name}"),
+                progress=advance,
             )
     packed = _packed(path, not exists, identity, checkpoint, plan, time.perf_counter() - started)
     if options.json:
@@ -126,20 +125,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check(path: Path, checkpoint: Checkpoint, plan: Plan, advance: Advance) -> str:
+def _check(path: Path, checkpoint: Checkpoint, plan: Plan, advance: Progress) -> str:
     """The checkpoint's fingerprint; ImageError unless the file is, to the last byte, what would be packed."""
     try:
         image = open_image(path)
-        identity = fingerprint(
-            checkpoint.tensors, checkpoint.config_text, partial(advance, "reading the checkpoint")
-        )
+        identity = fingerprint(checkpoint.tensors, checkpoint.config_text, advance)
         require_checkpoint(image, identity)
         if image.container.metadata != plan.metadata | {"fingerprint": identity}:
             raise ImageError(
                 f"{path}: is an image of this checkpoint, but with another block, order, bundling or gate; "
                 "remove it"
             )
-        require_bundles(image, partial(advance, f"checking {path.name}"))
+        require_bundles(image, advance)
     except ImageError as error:
         raise ImageError(f"{error}; or give another name with --image") from None
     return identity

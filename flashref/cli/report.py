@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
-from flashref.models.session import Advance
+from flashref.storage.progress import Progress
 
 LABELS = {
     "naive": "naive",
@@ -34,13 +35,13 @@ def print_whole(table: Table) -> None:
 
 
 @contextmanager
-def progress(quiet: bool, *more: ProgressColumn) -> Iterator[Advance]:
+def progress(quiet: bool, *more: ProgressColumn) -> Iterator[Progress]:
     """Progress bars on stderr, on a terminal only; gives the function that moves them. more: columns."""
     console = Console(stderr=True, quiet=quiet)
     what = TextColumn("{task.description}", markup=False)  # a file's name may look like markup
     columns = (what, BarColumn(), *more, TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 
         def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:

@@ -15,7 +15,6 @@ from flashref.cli.setup import Setup, set_up, with_own_activation
 from flashref.cli.wish import Wish, read_wish
 from flashref.models.memory import peak_bytes, uncounted
 from flashref.models.session import (
-    Advance,
     Decoded,
     Perplexities,
     decode_dense,
@@ -27,6 +26,7 @@ from flashref.simulate.methods import Method, measured_cost, replay_methods, sim
 from flashref.simulate.scaled import scale_to_opt_6_7b
 from flashref.simulate.trace import Trace, trace_of
 from flashref.simulate.trace_file import Description, save_trace
+from flashref.storage.progress import Progress
 
 
 def add_parser(commands: Any) -> None:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     return 1 if setup.proof.failure is not None or memory.held is False else 0
 
 
-def _perplexities(wish: Wish, setup: Setup, advance: Advance) -> Perplexities | None:
+def _perplexities(wish: Wish, setup: Setup, advance: Progress) -> Perplexities | None:
     if not wish.held_out:
         return None
     unchanged = None

@@ -19,9 +19,9 @@ from flashref.models.flash import Decoder, empty_layers, gate_predictor
 from flashref.models.model import Model, load_model
 from flashref.models.predictors import FILE_NAME
 from flashref.models.proof import Proof
-from flashref.models.session import Advance
 from flashref.predictor import predict_active
 from flashref.storage.image import Image, image_tensor
+from flashref.storage.progress import Progress
 from flashref.types import FFN, DomainError, ImageError, same, widen
 
 
@@ -37,7 +37,7 @@ class Setup(NamedTuple):
     decoder: Decoder
 
 
-def set_up(wish: Wish, resources: ExitStack, advance: Advance) -> tuple[Wish, Setup]:
+def set_up(wish: Wish, resources: ExitStack, advance: Progress) -> tuple[Wish, Setup]:
     """The image opened or packed, the budget solved for it, and weights in memory to judge it by.
 
     Gives the wish without statistics of another model. Raises ImageError, DomainError.

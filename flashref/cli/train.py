@@ -22,8 +22,8 @@ from flashref.models.budget import LARGEST_WINDOW
 from flashref.models.checkpoint import Checkpoint, open_checkpoint, with_activation
 from flashref.models.origin import Origin, Source
 from flashref.models.predictors import FILE_NAME, load_predictors, save_predictors
-from flashref.models.session import Advance
 from flashref.predictor import logit_threshold
+from flashref.storage.progress import Progress
 from flashref.types import DomainError, Predictor
 
 if TYPE_CHECKING:  # it needs JAX
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, advance: Advance) -> Result:
+def _train(options: argparse.Namespace, advance: Progress) -> Result:
     if importlib.util.find_spec("optax") is None:
         raise DomainError("fitting needs the extra `train`; install it with pip install 'flashref[train]'")
     checkpoint = with_activation(open_checkpoint(options.model), options.activation)
@@ -136,7 +136,7 @@ def _train(options: argparse.Namespace, advance: Advance) -> Result:
     )
 
 
-def _judge(options: argparse.Namespace, advance: Advance) -> Result:
+def _judge(options: argparse.Namespace, advance: Progress) -> Result:
     model = options.model or words.TINY
     path, text_path = options.predictors or model / FILE_NAME, options.text or model / words.HELD_OUT
     checkpoint = open_checkpoint(model)

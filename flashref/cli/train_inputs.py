@@ -1,6 +1,5 @@
 """What `flashref train` reads: a text in the model's tokens, and what tells the model from others."""
 
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flashref.models.checkpoint import Checkpoint
-from flashref.models.session import Advance
 from flashref.models.tokens import open_tokenizer, read_text
 from flashref.storage.image import fingerprint
+from flashref.storage.progress import Progress
 from flashref.types import DomainError
 
 
@@ -32,7 +31,6 @@ def open_text(path: Path, checkpoint: Checkpoint) -> Text:
     return Text(ids, sha256(text.encode()).hexdigest())
 
 
-def identify(checkpoint: Checkpoint, advance: Advance) -> str:
+def identify(checkpoint: Checkpoint, advance: Progress) -> str:
     """The checkpoint's fingerprint."""
-    reading = partial(advance, "reading the model")
-    return fingerprint(checkpoint.tensors, checkpoint.config_text, reading)
+    return fingerprint(checkpoint.tensors, checkpoint.config_text, advance)

@@ -13,9 +13,8 @@ from flashref.models.generate import Choose, ForwardOne, generate, perplexity
 from flashref.models.model import FeedForward, Model, one_at_a_time
 from flashref.models.predictors import Errors, count_errors, pool_errors
 from flashref.models.proof import Proof
+from flashref.storage.progress import Progress
 from flashref.types import FFN, Array, Ids, Vector
-
-Advance = Callable[[str, int, int], None]  # what is being done, how far, of how much
 
 
 class Decoded(NamedTuple):
@@ -40,7 +39,7 @@ def decode_flash(
     cold: bool,
     ffns: Sequence[FFN] | None,
     proof: Proof,
-    advance: Advance,
+    advance: Progress,
 ) -> Decoded:
     """`count` new tokens from flash; every step is proven, its predictions recorded and judged.
 
@@ -105,7 +104,7 @@ def measure_perplexities(
     text_ids: Sequence[int],
     decoder: Decoder,
     ffns: Sequence[FFN] | None,
-    advance: Advance,
+    advance: Progress,
     fresh_observer: Callable[[], Observe] = lambda: lambda *_: None,
     unchanged: Sequence[FFN] | None = None,
 ) -> Perplexities:

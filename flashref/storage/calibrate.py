@@ -18,8 +18,9 @@ import numpy as np
 
 from flashref.storage.calibration import Calibration, CalibrationError, Conditions
 from flashref.storage.fit import Point, fit_device, fit_dispatch, point_errors, split_half_noise
+from flashref.storage.progress import Progress, unseen
 from flashref.storage.readers import DirectReader
-from flashref.storage.scratch import PREFIX, Advance, check_space, file_system, scratch_file
+from flashref.storage.scratch import PREFIX, check_space, file_system, scratch_file
 from flashref.storage.verification import TRACE_DEPTHS, Trace, verify
 from flashref.types import Extent, Reader
 
@@ -59,7 +60,7 @@ def calibrate(
     seed: int = 0,
     traces: Sequence[Trace] = (),
     clock: Callable[[], int] = time.perf_counter_ns,
-    advance: Advance = lambda what, done, total: None,
+    advance: Progress = unseen,
     announce: Callable[[str], None] = lambda what: None,
 ) -> Calibration:
     """Measures the disk of this folder, with a file of random bytes that is removed whatever happens.
@@ -129,7 +130,7 @@ def measure(
     rounds: int,
     generator: np.random.Generator,
     traces: Sequence[Trace] = (),
-    advance: Advance = lambda what, done, total: None,
+    advance: Progress = unseen,
 ) -> Measured:
     """Points of about 60 ms each, barrier batches and traces, each in every round, in a new order each time.
 

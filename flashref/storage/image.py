@@ -8,7 +8,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -44,15 +44,11 @@ from flashref.storage.packing import (
     part_pieces,
     plan_image,
 )
+from flashref.storage.progress import Progress, unseen
 from flashref.types import Array, ImageError
 
 # Written and not yet on the disk, at most: progress would else run ahead of a slow disk, which is waited for.
 UNSYNCED_BYTES = 256 << 20
-Progress = Callable[[int, int], object]  # bytes done, and in total
-
-
-def _unseen(done: int, total: int) -> None:
-    """The progress that nobody looks at."""
 
 
 class Image(NamedTuple):
@@ -71,18 +67,27 @@ class Image(NamedTuple):
     checksums: dict[int, tuple[Array, ...]]
 
 
-def fingerprint(tensors: Mapping[str, Container], config: str, progress: Progress = _unseen) -> str:
+def fingerprint(tensors: Mapping[str, Container], config: str, progress: Progress = unseen) -> str:
     """What tells one checkpoint from another: 64 hexadecimal digits over its tensors and its config.
 
-    tensors: name → the file that holds it; how they are spread over files does not matter. Reads every
-    byte; progress is called with bytes done and in total. Raises ImageError. Requirement: IMG-12.
+    Every byte is read; how the tensors are spread over files does not matter.
+
+    Args:
+        tensors: name → the file that holds it.
+        config: the checkpoint's config, as text.
+        progress: called with what is being done, bytes done and bytes in total.
+
+    Raises:
+        ImageError: a file cannot be read.
+
+    Requirement: IMG-12.
     """
     total = sum(tensor_entry(tensors[name], name).length for name in tensors)
     done, crcs = 0, {}
     for name in tensors:
         crcs[name] = _crc32(tensor_pieces(tensors[name], name))
         done += tensors[name].tensors[name].length
-        progress(done, total)
+        progress("reading the checkpoint", done, total)
     return _digest(tensors, crcs, config)
 
 
@@ -94,16 +99,32 @@ def pack_image(
     block: int = 4096,
     orders: Mapping[int, npt.ArrayLike] | None = None,
     bundled: bool = True,
-    progress: Progress = _unseen,
+    progress: Progress = unseen,
 ) -> str:
     """Write a checkpoint as a flash image, with memory of one layer; gives the checkpoint's fingerprint.
 
-    tensors: name → the file that holds it. layers: layer → gate, up, down (those to be bundled) → name; up
-    and gate are (n, d), down is (d, n) as in checkpoints. orders: layer → (n,), the neuron at each position.
-    progress is called with bytes done and in total. Raises ImageError, DomainError (not finite), ShapeError,
-    LayoutError; whatever is raised, no file is left. Requirements: IMG-1 to IMG-12, IMG-17, IMG-18.
+    Whatever is raised, no file is left.
+
+    Args:
+        path: of the image; there must be none yet.
+        tensors: name → the file that holds it.
+        layers: layer → gate, up, down (those to be bundled) → name of the tensor; up and gate are (n, d),
+            down is (d, n), as in checkpoints.
+        config: the checkpoint's config, as text.
+        block: bytes, a power of two.
+        orders: layer → (n,), the neuron at each position.
+        bundled: False gives each field a tensor of its own.
+        progress: called with what is being done, bytes done and bytes in total.
+
+    Raises:
+        ImageError: a file cannot be read or written, or lacks a tensor.
+        DomainError: a weight is not finite.
+        ShapeError, LayoutError: the weights of a layer do not belong together.
+
+    Requirements: IMG-1 to IMG-12, IMG-17, IMG-18.
     """
     path = Path(path)
+    what = f"packing {path.name}"
     plan = plan_image(tensors, layers, config, block, orders, bundled)
     offset, synced, sums = plan.header_bytes, 0, Sums({}, {}, {})
     with create_file(path, plan.size) as descriptor, ThreadPoolExecutor(1) as beside:
@@ -114,12 +135,12 @@ def pack_image(
                 if offset - synced >= UNSYNCED_BYTES:
                     os.fsync(descriptor)
                     synced = offset
-                progress(offset, plan.size)
+                progress(what, offset, plan.size)
         identity = _digest(tensors, sums.sources, config)
         header = encode_header(plan.parts, plan.metadata | {"fingerprint": identity}, block)
         write_all(descriptor, all_sums(header, plan.parts, sums), offset)
         write_all(descriptor, np.frombuffer(header, np.uint8), 0)
-        progress(plan.size, plan.size)
+        progress(what, plan.size, plan.size)
     return identity
 
 
@@ -163,10 +184,10 @@ def require_checkpoint(image: Image, expected: str) -> None:
         )
 
 
-def require_bundles(image: Image, progress: Progress = _unseen) -> None:
+def require_bundles(image: Image, progress: Progress = unseen) -> None:
     """ImageError naming the first bundle that does not match its checksum; reads them all, piece by piece.
 
-    progress is called with bytes done and in total. Requirement: IMG-19.
+    progress is called with what is done, bytes done and in total. Requirement: IMG-19.
     """
     total = sum(layout.n * layout.stride for layouts in image.layouts.values() for layout in layouts)
     done = 0
@@ -187,7 +208,7 @@ def require_bundles(image: Image, progress: Progress = _unseen) -> None:
                     )
                 position += len(found)
                 done += piece.size
-                progress(done, total)
+                progress(f"checking {image.container.path.name}", done, total)
 
 
 def _digest(tensors: Mapping[str, Container], crcs: Mapping[str, int], config: str) -> str:

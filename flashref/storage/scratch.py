@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from flashref.storage.calibration import CalibrationError
 from flashref.storage.files import write_all
-
-Advance = Callable[[str, int, int], None]
+from flashref.storage.progress import Progress, unseen
 
 PREFIX = "flashref-calibrate-"
 SPARE_BYTES = 2**28  # left free on the disk
@@ -24,7 +23,7 @@ def scratch_file(
     folder: Path,
     size: int,
     generator: np.random.Generator,
-    advance: Advance = lambda what, done, total: None,
+    advance: Progress = unseen,
 ) -> Iterator[Path]:
     """A synced file of random bytes, for a disk may keep zeros for free; removed whatever happens.
 

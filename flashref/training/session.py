@@ -12,6 +12,7 @@ import numpy as np
 from flashref.models.checkpoint import Checkpoint
 from flashref.models.origin import Origin
 from flashref.models.predictors import Predictors
+from flashref.storage.progress import Progress
 from flashref.training.choosing import (
     EDGES,
     Curve,
@@ -27,8 +28,6 @@ from flashref.training.plan import Plan, check_plan, total_rank
 from flashref.training.texts import Parts
 from flashref.training.work import Work, keep, kept
 from flashref.types import Array, Predictor
-
-Advance = Callable[[str, int, int], None]  # what is being done, how far, of how much
 
 
 class FittedLayer(NamedTuple):
@@ -46,7 +45,9 @@ class Outcome(NamedTuple):
     steps: tuple[int, ...]
 
 
-def fit_predictors(checkpoint: Checkpoint, parts: Parts, plan: Plan, work: Work, advance: Advance) -> Outcome:
+def fit_predictors(
+    checkpoint: Checkpoint, parts: Parts, plan: Plan, work: Work, advance: Progress
+) -> Outcome:
     """A predictor a layer: fitted on one part, ranks and thresholds chosen on the next; the third is unseen.
 
     What `work` holds is not done again. Raises DomainError for a plan that the model or the text cannot keep.
@@ -88,7 +89,7 @@ def with_statistics(outcome: Outcome, judgement: Judgement, neurons: int, origin
 
 
 def _search_ranks(
-    checkpoint: Checkpoint, parts: Parts, plan: Plan, work: Work, advance: Advance
+    checkpoint: Checkpoint, parts: Parts, plan: Plan, work: Work, advance: Progress
 ) -> tuple[int, ...]:
     """Short fits of a few ranks in every layer, and the ranks that their errors speak for."""
     config = checkpoint.config
@@ -126,7 +127,7 @@ def _fit(
     return FittedLayer(predictor, curve_on(layer.ffn, predictor, choose), fitted.steps)
 
 
-def _advance(advance: Advance, what: str, steps: int, step: int) -> None:
+def _advance(advance: Progress, what: str, steps: int, step: int) -> None:
     advance(what, step, steps)
 
 

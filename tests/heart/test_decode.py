@@ -20,9 +20,10 @@ from flashref import (
     sparse_ffn,
 )
 from flashref.bounds import ffn_bound
-from flashref.conformance.definitions import exact_ffn, window_model
+from flashref.conformance.definitions import exact_ffn
 from flashref.conformance.strategies import dyadic_cases, id_sets, plain_cases, read_only
 from flashref.decode import ResidentFFN, read_batches, sum_predicted, sum_resident
+from flashref.definitions import window_model
 from flashref.ffn import take_neurons
 from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.device import PRESETS

@@ -6,8 +6,8 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from flashref import same
-from flashref.conformance.definitions import fill_holes_model, swap_with_last_model
 from flashref.conformance.strategies import read_only
+from flashref.definitions import fill_holes_model, swap_with_last_model
 from flashref.slots import Moves, Slots, apply_moves, empty_slots, fill_holes, swap_with_last
 from flashref.types import NEVER, DomainError, IdsError, ShapeError
 from flashref.window import Delta

@@ -6,7 +6,7 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from flashref import empty_window, resident_neurons, same, window_update
-from flashref.conformance.definitions import window_model
+from flashref.definitions import window_model
 from flashref.types import NEVER, DomainError, IdsError
 
 

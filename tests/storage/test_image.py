@@ -132,7 +132,7 @@ def test_a_bundle_that_is_not_as_it_was_written_is_named(tmp_path, monkeypatch, 
     path = packed(tmp_path, model(0, gated=True, n=7, d=150), block=512, bundled=bundled, orders={1: order})
     raw, image, seen = path.read_bytes(), open_image(path), []
     total = sum(layout.n * layout.stride for layouts in image.layouts.values() for layout in layouts)
-    require_bundles(image, lambda done, of: seen.append((done, of)))
+    require_bundles(image, lambda what, done, of: seen.append((done, of)))
     assert seen == sorted(seen) and seen[-1] == (total, total) and {of for _, of in seen} == {total}
     for layer, layouts in image.layouts.items():
         for layout in layouts:
@@ -151,7 +151,7 @@ def test_a_bundle_that_is_not_as_it_was_written_is_named(tmp_path, monkeypatch, 
 def test_a_fingerprint_tells_how_far_it_is(tmp_path):
     made, seen = model(0), []
     tensors = write_checkpoint(tmp_path / "model.safetensors", made.arrays)
-    fingerprint(tensors, made.config, lambda done, total: seen.append((done, total)))
+    fingerprint(tensors, made.config, lambda what, done, total: seen.append((done, total)))
     lengths = [array.nbytes for _, array in made.arrays.values()]
     assert seen == [(done, sum(lengths)) for done in itertools.accumulate(lengths)]
 

@@ -111,7 +111,7 @@ def test_whatever_stops_it_leaves_nothing_behind(tmp_path, monkeypatch, error):
                 packed(tmp_path, model(0))
         assert os.listdir(tmp_path) == ["model.safetensors"]
 
-    def stop(done, total):
+    def stop(what, done, total):
         if done > total // 2:
             raise error
 
@@ -166,7 +166,7 @@ def test_a_system_that_writes_little_at_a_time_changes_nothing(tmp_path, monkeyp
 @pytest.mark.parametrize("layers", [(0,), (0, 1), (0, 1, 2)])
 def test_progress_ends_at_the_files_size(tmp_path, layers):
     seen, made = [], model(0, layers=layers)
-    path = packed(tmp_path, made, progress=lambda done, total: seen.append((done, total)))
+    path = packed(tmp_path, made, progress=lambda what, done, total: seen.append((done, total)))
     assert {total for _, total in seen} == {path.stat().st_size}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == path.stat().st_size

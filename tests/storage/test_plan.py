@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flashref import Extent
-from flashref.conformance.definitions import plan_model
+from flashref.definitions import plan_model
 from flashref.storage.plan import plan_bytes, plan_io, read_plan
 from flashref.types import DomainError, LayoutError
 

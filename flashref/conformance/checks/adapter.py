@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from flashref.conformance.adapter import OPERATIONS, AdapterError, Facts, checked_facts
 from flashref.conformance.checks import bundle, decode, ffn, gather, plan, predictor, slots, window
 from flashref.conformance.checks.check import Call, Check, ask, dtypes_of, must_refuse, sizes_of
-from flashref.conformance.definitions import stride_model
 from flashref.conformance.strategies import stored
 from flashref.conformance.transport.subject import Breach, Subject, unchanged
+from flashref.definitions import stride_model
 from flashref.types import FFN, Predictor
 
 EVERY = tuple(operation for operation in OPERATIONS if operation != "logits")

@@ -19,7 +19,7 @@ from flashref.conformance.checks.check import (
     sizes_of,
 )
 from flashref.conformance.checks.ffn import bounds
-from flashref.conformance.definitions import DecodeStep, decode_model, exact_ffn, exact_logits
+from flashref.conformance.definitions import exact_ffn, exact_logits
 from flashref.conformance.strategies import (
     DYADIC_SIZES,
     dyadic_arrays,
@@ -30,6 +30,7 @@ from flashref.conformance.strategies import (
     stored,
 )
 from flashref.conformance.transport.subject import Breach, Subject
+from flashref.definitions import DecodeStep, decode_model
 from flashref.ffn import take_neurons
 from flashref.types import FFN, STORED_DTYPES, Array, Predictor, stored_dtype
 

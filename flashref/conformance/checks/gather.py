@@ -16,9 +16,9 @@ from flashref.conformance.checks.check import (
     sizes_of,
 )
 from flashref.conformance.checks.ffn import bad_ids, every_bad_ids
-from flashref.conformance.definitions import plan_model, stride_model
 from flashref.conformance.strategies import active_sets
 from flashref.conformance.transport.subject import Breach, Subject
+from flashref.definitions import plan_model, stride_model
 from flashref.types import STORED_DTYPES, Array, Ids
 
 OPERATIONS = ("gather_rows",)

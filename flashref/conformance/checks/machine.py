@@ -20,8 +20,8 @@ from flashref.conformance.checks.decode import (
     judge_values,
     predicted_ids,
 )
-from flashref.conformance.definitions import window_model
 from flashref.conformance.transport.subject import Subject
+from flashref.definitions import window_model
 from flashref.types import Array
 
 

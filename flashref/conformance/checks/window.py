@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from flashref.conformance.adapter import Facts
 from flashref.conformance.checks.check import Call, Check, ask, expect_bits, expect_ids, ints
-from flashref.conformance.definitions import WindowStep, window_model
 from flashref.conformance.strategies import SIZES, active_sets
 from flashref.conformance.transport.subject import Breach, Subject
+from flashref.definitions import WindowStep, window_model
 
 NEURONS = sorted({n for n, _ in SIZES})
 

@@ -1,7 +1,7 @@
 """Judging an implementation in another process, whatever it does: restarts, and patience that ends."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from hypothesis import settings
@@ -28,11 +28,10 @@ from flashref.conformance.requirements import requirements
 from flashref.conformance.transport.codec import case_from_text
 from flashref.conformance.transport.subject import Died, Subject
 from flashref.conformance.vectors.files import Vector
+from flashref.storage.progress import Progress
 
 PATIENCE = 3  # hangs of a run that are waited for
 FINAL = (*GOOD, NOT_RUN, KIT_ERROR, NOT_DETERMINISTIC, OVERWRITES)  # what a fresh process could not change
-
-Advance = Callable[[str, int, int], None]
 
 
 class Restartable(Subject, Protocol):
@@ -123,7 +122,7 @@ def settled(check: Check, subject: Watched, verdict: Verdict) -> Verdict:
 
 
 def judge_vectors(
-    subject: Watched, vectors: Sequence[Vector], deviations: Deviations, advance: Advance
+    subject: Watched, vectors: Sequence[Vector], deviations: Deviations, advance: Progress
 ) -> list[Verdict]:
     """A verdict on every vector; those of an operation that failed are asked again in one fresh process."""
     verdicts: dict[str, Verdict] = {}

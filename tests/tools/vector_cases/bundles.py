@@ -17,8 +17,8 @@ from tools.vector_cases.make import (
     vector,
 )
 
-from flashref.conformance.definitions import packed_model, stride_model
 from flashref.conformance.vectors.files import Vector
+from flashref.definitions import packed_model, stride_model
 from flashref.types import Array, Ids
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -19,8 +19,9 @@ from tools.vector_cases.make import (
 from tools.vector_cases.predictor import drawn, predicted_ids
 
 from flashref.conformance.adapter import COUNTERS, PLACEMENTS, SEMANTICS
-from flashref.conformance.definitions import bound_by_formula, decode_model, exact_ffn
+from flashref.conformance.definitions import bound_by_formula, exact_ffn
 from flashref.conformance.vectors.files import Expectation, Vector
+from flashref.definitions import decode_model
 from flashref.types import FFN, Array, Predictor
 
 Layer = tuple[FFN, Predictor]

@@ -13,8 +13,8 @@ from tools.vector_cases.bundles import (
 )
 from tools.vector_cases.make import REFUSED, exactly, ids, numbers, permutation, vector
 
-from flashref.conformance.definitions import plan_model
 from flashref.conformance.vectors.files import Vector
+from flashref.definitions import plan_model
 from flashref.types import Array, Ids
 
 

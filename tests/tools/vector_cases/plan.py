@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from tools.vector_cases.make import REFUSED, exactly, numbers, vector
 
-from flashref.conformance.definitions import plan_model
 from flashref.conformance.vectors.files import Vector
+from flashref.definitions import plan_model
 from flashref.types import Array
 
 Extents = Sequence[tuple[int, int]]

@@ -7,8 +7,8 @@ from tools.vector_cases.bundles import finite_bits
 from tools.vector_cases.make import REFUSED, exactly, ids, subset, vector
 
 from flashref.conformance.adapter import PLACEMENTS
-from flashref.conformance.definitions import window_model
 from flashref.conformance.vectors.files import Vector
+from flashref.definitions import window_model
 from flashref.types import Array, Ids
 
 Step = tuple[Sequence[int], Sequence[int]]  # load, evict

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from tools.vector_cases.make import REFUSED, exactly, ids, subset, vector
 
-from flashref.conformance.definitions import window_model
 from flashref.conformance.vectors.files import Vector
+from flashref.definitions import window_model
 from flashref.types import Ids
 
 Sets = Sequence[Sequence[int]]  # of consecutive tokens in one layer

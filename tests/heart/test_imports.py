@@ -1,0 +1,45 @@
+"""What importing the reference loads: a chapter and what it needs, and nothing that is heavier than NumPy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flashref
+
+HEART = {"types", "arithmetic", "ffn", "window", "bundle", "slots", "gather", "decode"}
+HEAVY = {"jax", "scipy", "hypothesis", "safetensors", "rich", "pytest"}
+
+
+def loaded_by(statement: str) -> dict[str, str]:
+    """Every module that a new Python has after it, with its file."""
+    program = f"{statement}; import json, sys\n"
+    program += "print(json.dumps({name: getattr(m, '__file__', None) for name, m in sys.modules.items()}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_decoding_loads_the_heart_and_the_read_plan():
+    modules = loaded_by("import flashref.decode")
+    ours = {name.removeprefix("flashref.") for name in modules if name.startswith("flashref.")}
+    assert ours == HEART | {"storage", "storage.plan"}
+    assert not HEAVY & {name.partition(".")[0] for name in modules}
+    lines = sum(Path(modules[f"flashref.{name}"]).read_text().count("\n") for name in ours)
+    assert lines < 1400
+
+
+def test_the_package_alone_loads_nothing():
+    assert {name for name in loaded_by("import flashref") if name.startswith("flashref")} == {"flashref"}
+
+
+@pytest.mark.parametrize("name", flashref.__all__)
+def test_every_exported_name_is_there(name):
+    assert getattr(flashref, name) is not None
+
+
+def test_a_caller_of_decode_layer_needs_one_import():
+    needed = "decode_layer empty_layer ResidentFFN predict_active swap_with_last fill_holes sum_resident "
+    needed += "sum_predicted memory_reader DirectReader PRESETS bundle_layout pack_bundles"
+    assert set(needed.split()) <= set(flashref.__all__)
