@@ -3,14 +3,15 @@
 Satisfies: DEC-1 to DEC-11.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from flashref.bundle import Layout
 from flashref.ffn import add_neurons
-from flashref.gather import Gathered, gather_rows
+from flashref.gather import gather_rows
 from flashref.slots import Moves, Slots, apply_moves, empty_slots
 from flashref.types import (
     FFN,
@@ -190,33 +191,29 @@ def decode_layer(
     slots, moves = place(state.slots, delta)
 
     # read: what is kept, and as much of the bypass as its buffer holds; the rest follows while summing
+    costs: list[IO] = []
+
+    def read_batch(batch: Ids) -> Rows:
+        gathered = gather_rows(read, state.layout, batch, state.max_gap, state.checksums)
+        costs.append(gathered.io)
+        return Rows(batch, gathered.rows)
+
     batches = read_batches(delta, state.bypass_rows)
-    arrived = (_read_batch(state, read, batch) for batch in batches)
-    first = next(arrived)
-    is_kept = np.isin(batches[0], delta.load, assume_unique=True)
-    matrix = apply_moves(state.matrix, moves, first.rows[is_kept])
+    first = read_batch(batches[0])
+    is_kept = np.isin(first.ids, delta.load, assume_unique=True)
+    matrix = apply_moves(state.matrix, moves, first.bundles[is_kept])
 
     # sum
-    costs = [first.io]
-
-    def bypass_buffers() -> Iterator[Rows]:
-        yield Rows(batches[0][~is_kept], first.rows[~is_kept])
-        for batch, gathered in zip(batches[1:], arrived, strict=True):
-            costs.append(gathered.io)
-            yield Rows(batch, gathered.rows)
-
     chosen = semantics(predicted, np.union1d(resident, delta.bypass))
     in_matrix = Rows(slots.ids[: slots.used], matrix[: slots.used])
-    y = _sum_before_the_buffer_is_used_again(state, x, chosen, in_matrix, bypass_buffers())
+    passing = Rows(first.ids[~is_kept], first.bundles[~is_kept])
+    buffers = chain([passing], map(read_batch, batches[1:]))
+    y = _sum_before_the_buffer_is_used_again(state, x, chosen, in_matrix, buffers)
 
     after = state._replace(window=window, slots=slots, matrix=matrix)
     io = IO(*(sum(column) for column in zip(*costs, strict=True)))
     times = tuple(cost.nanoseconds for cost in costs if cost.requests)
     return y, after, Step(predicted, *delta, resident, io, moves, times)
-
-
-def _read_batch(state: LayerState, read: Reader, batch: Ids) -> Gathered:
-    return gather_rows(read, state.layout, batch, state.max_gap, state.checksums)
 
 
 def _sum_before_the_buffer_is_used_again(
