@@ -10,7 +10,7 @@ from conftest import CITED
 from flashref.conformance.requirements import requirements, specs_folder
 
 HEADING = re.compile(r"^## `(\w+)\(", re.M)
-MODULE = re.compile(r"^Module: `flashref/(\S+)\.py`", re.M)
+MODULE = re.compile(r"^Module: \[`flashref/(\S+)\.py`\]", re.M)
 CHAPTERS = sorted(specs_folder().glob("[0-9]*.md"))
 
 
@@ -66,4 +66,4 @@ def test_capitals_of_rfc_2119_stand_in_requirements_only():
     for page in CHAPTERS:
         for line in page.read_text().splitlines():
             if re.search(r"\b(MUST|SHOULD|MAY|SHALL)\b", line):
-                assert line.startswith("**"), f"{page.name}: {line}"
+                assert line.startswith('<a id="'), f"{page.name}: {line}"
