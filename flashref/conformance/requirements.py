@@ -9,13 +9,21 @@ import flashref
 from flashref.types import FlashrefError
 
 CLASSES = ("exact", "bounded", "unspecified", "informative")
-_LINE = re.compile(r"^\*\*([A-Z]+-\d+)\*\* `\[(\w+)\]` (.*)$", re.M)
+# A paragraph of one line: <a id="WIN-3"></a>**WIN-3** `[exact]` After each token …
+_PARAGRAPH = re.compile(r'^<a id="([A-Z]+-\d+)"></a>\*\*\1\*\* `\[(\w+)\]` (.*)$', re.M)
+# A citation is a link by reference, [ACC-9]. Other brackets, such as [offset, offset + length), are no links.
+_CITATION = re.compile(r"\[([A-Z]+-\d+|chapter \d+|decision \d+)\]")
 _REFERENCE_ONLY = "(reference only)"
 _WHOLE_CHAPTER = "Every requirement of this chapter is *(reference only)*"
 
 
 class Requirement(NamedTuple):
-    """One numbered sentence. page: its file's name; reference_only: it binds flashref and nobody else."""
+    """One numbered requirement of a chapter.
+
+    id: such as "WIN-3"; kind: its class, one of CLASSES; sentence: as a reader sees it, without links and
+    without "(reference only)"; page: the name of the chapter's file; reference_only: whether it binds
+    flashref and nobody else.
+    """
 
     id: str
     kind: str
@@ -43,10 +51,10 @@ def requirements() -> Mapping[str, Requirement]:
     found: dict[str, Requirement] = {}
     for page in sorted(specs_folder().glob("[0-9]*.md")):
         text = page.read_text(encoding="utf-8")
-        for name, kind, sentence in _LINE.findall(text):
+        for name, kind, sentence in _PARAGRAPH.findall(text):
             if name in found or kind not in CLASSES:
                 raise FlashrefError(f"{page.name}: {name} is there twice, or its class {kind} is unknown")
             mine = _WHOLE_CHAPTER in text or _REFERENCE_ONLY in sentence
-            plain = sentence.replace(_REFERENCE_ONLY, "").strip()
+            plain = _CITATION.sub(r"\1", sentence).replace(_REFERENCE_ONLY, "").strip()
             found[name] = Requirement(name, kind, plain, page.name, mine)
     return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from flashref.bundle import Layout
 from flashref.simulate.trace import Counts, Reads
-from flashref.storage.device import Device, check_device, tau
+from flashref.storage.device import Device, check_device, service_time
 from flashref.types import DomainError
 
 FEW_SIZES = 256
@@ -72,10 +72,11 @@ def batch_times(device: Device, sizes: Sizes) -> Counts:
         blocks = sizes.blocks[sizes.starts[batches][:, None] + np.arange(few)]
         longest = _costs(device, sizes, blocks, 1).max(axis=1)
         shared[batches] = np.maximum(_costs(device, sizes, blocks, few).sum(axis=1), longest)
-    longest = tau(device, int(sizes.blocks.max(initial=1)) * sizes.block, 1)
+    longest = service_time(device, int(sizes.blocks.max(initial=1)) * sizes.block, 1)
     for batch in np.flatnonzero((reads >= depth) & (shared <= longest)).tolist():
         blocks = sizes.blocks[sizes.starts[batch] : sizes.starts[batch + 1]]
-        shared[batch] = max(shared[batch], *(tau(device, n * sizes.block, 1) for n in set(blocks.tolist())))
+        alone = (service_time(device, n * sizes.block, 1) for n in set(blocks.tolist()))
+        shared[batch] = max(shared[batch], *alone)
     times: Counts = shared + device.dispatch_ns * np.minimum(reads, depth)
     return times
 
@@ -132,13 +133,13 @@ def _starts(counts: Sequence[Counts]) -> Counts:
 
 
 def _costs(device: Device, sizes: Sizes, blocks: Counts, outstanding: int) -> Counts:
-    """tau of every read of so many blocks, with so many under way."""
+    """The service_time of every read of so many blocks, with so many under way."""
     largest = int(blocks.max(initial=0))
     # To look which sizes there are takes longer than to cost a few that there are not.
     few = largest <= FEW_SIZES
     costs = np.zeros(largest + 1, np.int64)
     for each in range(1, largest + 1) if few else np.unique(blocks).tolist():
-        costs[each] = tau(device, each * sizes.block, outstanding)
+        costs[each] = service_time(device, each * sizes.block, outstanding)
     return costs.take(blocks)
 
 

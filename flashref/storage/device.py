@@ -71,11 +71,20 @@ def check_device(device: Device) -> Device:
 
 
 @lru_cache(maxsize=65_536)  # a trace repeats the same few sizes token after token
-def tau(device: Device, size: int, outstanding: int) -> int:
-    """Device nanoseconds of one read while `outstanding` are under way: the soft roofline, rounded up.
+def service_time(device: Device, size: int, outstanding: int) -> int:
+    """The time that one read of a batch takes from the device: the soft roofline, rounded up.
 
-    size: bytes ≥ 1; outstanding: reads ≥ 1; both Python ints, of a device that check_device accepts; not
-    checked here, since every read of a batch asks. Requirements: DEV-2, DEV-3.
+    The arguments are not checked here, since every read of a batch asks.
+
+    Args:
+        device: a device that `check_device` accepts.
+        size: the bytes of the read, a Python int ≥ 1.
+        outstanding: the reads that are under way together, this one included, a Python int ≥ 1.
+
+    Returns:
+        Nanoseconds.
+
+    Paper: section 2.2, Fig. 2b. Requirements: DEV-2, DEV-3.
     """
     command = min(size, device.split_bytes) if device.split_bytes else size
     alone = device.latency_ns + _nanoseconds(command, device.stream_bandwidth)
@@ -97,8 +106,8 @@ def read_time(device: Device, sizes: Sequence[int]) -> int:
     if not counts:
         return 0
     outstanding = min(device.queue_depth, len(sizes))
-    shared = sum(count * tau(device, size, outstanding) for size, count in counts.items())
-    longest = max(tau(device, size, 1) for size in counts)
+    shared = sum(count * service_time(device, size, outstanding) for size, count in counts.items())
+    longest = max(service_time(device, size, 1) for size in counts)
     return max(shared, longest) + device.dispatch_ns * outstanding
 
 
@@ -116,8 +125,8 @@ def completion_times(device: Device, sizes: Sequence[int]) -> tuple[int, ...]:
     times = []
     for size in sizes:
         start = free[0]
-        served = max(served, start) + tau(device, size, outstanding)
-        done = max(served, start + tau(device, size, 1))
+        served = max(served, start) + service_time(device, size, outstanding)
+        done = max(served, start + service_time(device, size, 1))
         heapq.heapreplace(free, done)
         times.append(done)
     return tuple(times)

@@ -122,12 +122,13 @@ def batch_ns(
     outstanding = np.minimum([point.depth for point in points], reads)
     alone = latency_ns + np.minimum(size, SPLIT_BYTES) * (1e9 / stream_bandwidth)
 
-    def tau(depth: Floats | float) -> Floats:
+    def service_time(depth: Floats | float) -> Floats:
         costs = np.stack(np.broadcast_arrays(alone / depth, 1e9 / max_iops, size * (1e9 / max_bandwidth)))
         largest = costs.max(axis=0)  # a power of the costs themselves could overflow
         return np.asarray(largest * ((costs / largest) ** knee).sum(axis=0) ** (1 / knee))
 
-    return np.asarray(np.maximum(reads * tau(outstanding), tau(1.0)) + dispatch_ns * outstanding)
+    busy = np.maximum(reads * service_time(outstanding), service_time(1.0))
+    return np.asarray(busy + dispatch_ns * outstanding)
 
 
 def point_time(device: Device, point: Point) -> int:

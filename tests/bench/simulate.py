@@ -26,7 +26,7 @@ from flashref.simulate.sweep import Choices, Configuration, Outcome, configurati
 from flashref.simulate.synthetic import OPT_PROCESS, synthetic_trace
 from flashref.simulate.tokens import M1_MAX_CPU
 from flashref.simulate.window import uses_of, windowed
-from flashref.storage.device import PRESETS, completion_times, tau
+from flashref.storage.device import PRESETS, completion_times, service_time
 
 SHAPE = preset_shape("opt-6.7b", "F16")
 TOKENS, BLOCK, LONGEST = 256, 4096, 25
@@ -112,8 +112,8 @@ def event_loop(device, batches):
         costs = shared_of.setdefault(outstanding, {})
         for size in set(sizes):
             if size not in costs:
-                costs[size] = tau(device, size, outstanding)
-                alone_of[size] = tau(device, size, 1)
+                costs[size] = service_time(device, size, outstanding)
+                alone_of[size] = service_time(device, size, 1)
         served = device.dispatch_ns * outstanding
         free = [served] * outstanding
         done = last = 0

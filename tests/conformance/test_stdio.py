@@ -215,7 +215,9 @@ def test_the_reference_behind_a_process_gives_the_bits_that_it_gives_here(served
 
 
 def test_the_adapter_of_the_chapter_works(monkeypatch):
-    [text] = re.findall(r"^```python\n(.*?)^```", (ROOT / "specs" / "96-stdio.md").read_text(), re.M | re.S)
+    [text] = re.findall(
+        r"^```python\n(\"\"\".*?)^```", (ROOT / "specs" / "96-stdio.md").read_text(), re.M | re.S
+    )
     assert len(text.splitlines()) <= 32
 
     def network(up, down, up_bias, down_bias, activation, tau):

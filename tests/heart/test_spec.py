@@ -10,7 +10,7 @@ from conftest import CITED
 from flashref.conformance.requirements import requirements, specs_folder
 
 HEADING = re.compile(r"^## `(\w+)\(", re.M)
-MODULE = re.compile(r"^Module: `flashref/(\S+)\.py`", re.M)
+MODULE = re.compile(r"^Module: \[`flashref/(\S+)\.py`\]", re.M)
 CHAPTERS = sorted(specs_folder().glob("[0-9]*.md"))
 
 
@@ -62,8 +62,16 @@ def test_every_chapter_has_an_example_that_runs(page):
     assert ">>> " in page.read_text()
 
 
+def test_a_quoted_sentence_has_no_links_and_keeps_other_brackets():
+    sentences = {name: requirement.sentence for name, requirement in requirements().items()}
+    assert sentences["FFN-1"].startswith("For dyadic inputs (ACC-9) the result MUST equal")
+    assert "the sum of chapter 10 over the chosen neurons" in sentences["DEC-2"]
+    assert "the bytes [offset, offset + length) of the image" in sentences["RDR-1"]
+    assert [name for name, sentence in sentences.items() if re.search(r"\[[A-Z]+-\d+\]", sentence)] == []
+
+
 def test_capitals_of_rfc_2119_stand_in_requirements_only():
     for page in CHAPTERS:
         for line in page.read_text().splitlines():
             if re.search(r"\b(MUST|SHOULD|MAY|SHALL)\b", line):
-                assert line.startswith("**"), f"{page.name}: {line}"
+                assert line.startswith('<a id="'), f"{page.name}: {line}"

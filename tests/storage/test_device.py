@@ -63,8 +63,8 @@ def batches(smallest=0):
     return st.one_of(st.lists(BYTES, min_size=smallest, max_size=20), equal)
 
 
-def rational_tau(device, size, outstanding):
-    """The chapter's tau for knee 1 and inf, by the letter."""
+def rational_costs(device, size, outstanding):
+    """The three costs of the chapter's service time, by the letter."""
     alone = Fraction(device.latency_ns)
     if device.stream_bandwidth:
         command = size if device.split_bytes == 0 else min(size, device.split_bytes)
@@ -75,8 +75,8 @@ def rational_tau(device, size, outstanding):
     return costs
 
 
-def ceil_tau(device, size, outstanding):
-    costs = rational_tau(device, size, outstanding)
+def defined_service_time(device, size, outstanding):
+    costs = rational_costs(device, size, outstanding)
     if device.knee == 1:
         return math.ceil(sum(costs))
     if device.knee == math.inf:
@@ -91,8 +91,8 @@ def defined_time(device, sizes):
     if not sizes:
         return 0
     outstanding = min(device.queue_depth, len(sizes))
-    shared = sum(ceil_tau(device, size, outstanding) for size in sizes)
-    longest = max(ceil_tau(device, size, 1) for size in sizes)
+    shared = sum(defined_service_time(device, size, outstanding) for size in sizes)
+    longest = max(defined_service_time(device, size, 1) for size in sizes)
     return max(shared, longest) + device.dispatch_ns * outstanding
 
 
@@ -102,8 +102,8 @@ def defined_completions(device, sizes):
     served, times = 0, []
     for size in sizes:
         worker = free.index(min(free))
-        served = max(served, free[worker]) + ceil_tau(device, size, workers)
-        free[worker] = max(served, free[worker] + ceil_tau(device, size, 1))
+        served = max(served, free[worker]) + defined_service_time(device, size, workers)
+        free[worker] = max(served, free[worker] + defined_service_time(device, size, 1))
         times.append(free[worker])
     return tuple(times)
 
