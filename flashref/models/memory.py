@@ -17,8 +17,8 @@ MEMORY = Path("/proc/meminfo")
 RESET_PEAK = "5"  # what clear_refs takes for it (proc(5))
 
 # What a run may take beside its budget, its KV cache and its record of what was predicted: biases, id tables,
-# modules that are loaded on the way, and the workspace of one layer at a time, whose rows are copied when they
-# are gathered, moved, widened and summed. Measured, not derived.
+# modules that are loaded on the way, and the workspace of one layer at a time, whose rows are copied when
+# they are gathered, moved, widened and summed. Measured, not derived.
 ALLOWANCE = 32 << 20
 ALLOWED_COPIES = 6  # of the bundles of one layer
 

@@ -32,7 +32,7 @@ from flashref.models.request import (
     chosen,
 )
 from flashref.models.setup import Setup, set_up
-from flashref.models.text import Text, TextRequest, id_pieces
+from flashref.models.text import Text, TextRequest, id_pieces, shown_ids
 from flashref.models.tokens import Tokenizer, text_pieces, written_text
 from flashref.storage.calibration import find_device
 from flashref.storage.device import Device
@@ -131,11 +131,15 @@ class OpenModel:
         config = self.prepared.checkpoint.config
         return f"<{self.name}: {config.family}, {config.layers} layers of {config.neurons} neurons>"
 
-    def open(self) -> Setup:
-        """Pack the image or open it, and check it; nothing if that was done."""
+    def open(self, progress: Progress | None = None) -> Setup:
+        """Pack the image or open it, and check it; nothing if that was done.
+
+        Args:
+            progress: is told how far it has come; None: as the model was opened with.
+        """
         if self._setup is None:
             with ExitStack() as resources:
-                self._setup = set_up(self._prepared, resources, self._progress)
+                self._setup = set_up(self._prepared, resources, progress or self._progress)
                 self._resources = resources.pop_all()
         return self._setup
 
@@ -188,8 +192,7 @@ class OpenModel:
             progress: is told of every pass; None: as the model was opened with.
         """
         setup = self.open()
-        advance = self._progress if progress is None else progress
-        new_ids = decode_flash(setup.decoder, request, setup.proof, keep_steps, advance)
+        new_ids = decode_flash(setup.decoder, request, setup.proof, keep_steps, progress or self._progress)
         return TextStream(new_ids, request, self._prepared.tokenizer, self._text)
 
     def generate(
@@ -219,7 +222,7 @@ class OpenModel:
         return self.stream(request).finish()
 
     def dense_ids(self, request: TextRequest) -> tuple[int, ...] | None:
-        """The new tokens of the same text by the dense model; None without a proof, whose weights it needs."""
+        """The new tokens of the same text by the dense model; None without the weights of a proof."""
         setup = self.open()
         return None if setup.ffns is None else decode_dense(setup.decoder.model, request, setup.ffns)
 
@@ -240,8 +243,9 @@ class OpenModel:
             activation, tau = prepared.own_activation
             unchanged = tuple(ffn._replace(activation=activation, tau=tau) for ffn in setup.ffns)
         self._longest_pass = max(self._longest_pass, min(len(ids), config.context) - 1)
-        advance = self._progress if progress is None else progress
-        return measure_perplexities(ids, setup.decoder, setup.ffns, advance, unchanged=unchanged)
+        return measure_perplexities(
+            ids, setup.decoder, setup.ffns, progress or self._progress, unchanged=unchanged
+        )
 
     def verify(self) -> Verdict:
         """What the proof has found in all that was read and decoded so far."""
@@ -279,6 +283,13 @@ class TextStream:
     ) -> None:
         self._new_ids, self._request, self._tokenizer, self._text_of = new_ids, request, tokenizer, text_of
         self._decoded: Decoded | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What the text begins with: the prompt, or its ids and an arrow where there is no tokenizer."""
+        if self._tokenizer is None:
+            return f"{shown_ids(self._request.prompt_ids)} → "
+        return self._tokenizer.decode(self._request.prompt_ids)
 
     def __iter__(self) -> Iterator[str]:
         ids = self._remembering()

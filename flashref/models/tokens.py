@@ -56,7 +56,8 @@ def text_pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Iterab
         if len(settled) > len(shown) and settled.startswith(shown):
             yield settled[len(shown) :]
             shown = settled
-    yield written_text(tokenizer, prompt_ids, ids)[len(shown) :]
+    if rest := written_text(tokenizer, prompt_ids, ids)[len(shown) :]:
+        yield rest
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -15,13 +15,13 @@ from flashref.simulate.methods import Cost, Method, replay_methods
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.trace import Reads, trace_of
 from flashref.slots import empty_slots
-from flashref.types import IO, Ids
+from flashref.types import IO, Array
 from flashref.window import empty_window, window_update
 
 PIECE = 1 << 16  # ids whose reads are costed at a time
 POLICIES = ("predictor", "windowing", "bundling")  # the methods that depend on what is predicted
 
-Batches = list[tuple[int, Ids]]  # a layer, and what is read for it
+Batches = list[tuple[int, Array]]  # a layer, and what is read for it
 
 
 class Replay(NamedTuple):
@@ -44,7 +44,7 @@ class Totals(NamedTuple):
     moved_rows: int
 
 
-def replay_tokens(replay: Replay, tokens: Iterable[Sequence[Ids]], first_counted: int) -> Totals:
+def replay_tokens(replay: Replay, tokens: Iterable[Sequence[Array]], first_counted: int) -> Totals:
     """Replay what was predicted, with the reference's own window and placement.
 
     Args:
@@ -53,7 +53,9 @@ def replay_tokens(replay: Replay, tokens: Iterable[Sequence[Ids]], first_counted
         first_counted: tokens before it warm the window, and their cost is not counted.
     """
     k, capacities, bypass_rows = replay.budget.window, replay.budget.capacities, replay.demand.bypass_rows
-    windows = [empty_window(layout.n, k, rows) for layout, rows in zip(replay.flash.bundled, capacities)]
+    windows = [
+        empty_window(layout.n, k, rows) for layout, rows in zip(replay.flash.bundled, capacities, strict=True)
+    ]
     slots = [empty_slots(rows) for rows in capacities]
     nothing = tuple(tuple(IO(0, 0, 0, 0) for _ in replay.costs) for _ in POLICIES)
     totals, moved_rows = Totals(nothing, 0), 0

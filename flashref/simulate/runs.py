@@ -14,7 +14,7 @@ from flashref.simulate.trace import Trace, trace_of
 
 
 class Tables(NamedTuple):
-    """The five methods on what was read, and at OPT 6.7B's shape; scaled: empty where it was not asked for."""
+    """The five methods on what was read, and at OPT 6.7B's shape, empty where that was not asked for."""
 
     methods: tuple[Method, ...]
     scaled: tuple[Method, ...]
