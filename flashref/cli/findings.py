@@ -189,8 +189,8 @@ def _memory_lines(found: Findings) -> Iterator[str]:
         )
     peak = f"peak of memory: {size(memory.peak)} above the {size(memory.before)} of Python before the model"
     allowed = (
-        f"{size(memory.allowed)}: a budget of {size(memory.budget)}, and beside it {size(memory.kv_cache)} of "
-        f"KV cache, {size(memory.trace)} for the record of what was predicted, and an allowance of "
+        f"{size(memory.allowed)}: a budget of {size(memory.budget)}, and beside it {size(memory.kv_cache)} "
+        f"of KV cache, {size(memory.trace)} for the record of what was predicted, and an allowance of "
         f"{size(memory.allowance)} for biases, id tables and the work on one layer"
     )
     if memory.held is None:
@@ -264,8 +264,8 @@ def _size_sentence(methods: Sequence[Method], layout: Layout) -> str:
     )
     if last.useful_bytes_per_token == 0:
         return (
-            f"{hybrid} With all of them together nothing had to be read: what the tokens needed was in memory "
-            "already."
+            f"{hybrid} With all of them together nothing had to be read: what the tokens needed was in "
+            "memory already."
         )
     useful = naive.useful_bytes_per_token / last.useful_bytes_per_token
     amplified = last.flash_bytes_per_token / last.useful_bytes_per_token

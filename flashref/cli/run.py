@@ -108,7 +108,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--window",
         metavar="K",
         type=options.at_least(1),
-        help="how many tokens the window remembers (default: the largest number up to 5 whose mean need fits)",
+        help="how many tokens the window remembers (default: the most, up to 5, whose mean need fits)",
     )
     add(
         "--semantics",

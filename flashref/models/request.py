@@ -26,10 +26,10 @@ class Request(NamedTuple):
 
     memory: a share of the model's bytes, or bytes; window: k in tokens, None for the largest up to 5 whose
     mean need fits; predictor: "trained", "exact", "gate", or a function; predictors: the file of trained
-    ones, None for the model's own; semantics: which rows are summed; placement: where new rows go; device: whose
-    times are simulated, and whose queue depth is used; reader: "memory" or "direct"; image: the file that is
-    used, or packed and kept, None for one in a temporary folder; activation: instead of the model's own, with
-    its tau; proof: whether every weight is kept in memory to judge each step by.
+    ones, None for the model's own; semantics: which rows are summed; placement: where new rows go; device:
+    whose times are simulated, and whose queue depth is used; reader: "memory" or "direct"; image: the file
+    that is used, or packed and kept, None for one in a temporary folder; activation: instead of the model's
+    own, with its tau; proof: whether every weight is kept in memory to judge each step by.
     """
 
     memory: float | Amount

@@ -29,6 +29,8 @@ KEYS = [
     "text",
     "token_ids",
     "tokens",
+    "seconds",
+    "tokens_per_second",
     "activation",
     "semantics",
     "window",
@@ -59,9 +61,10 @@ METHOD_KEYS = [
 NAMES = ["naive", "hybrid", "predictor", "windowing", "bundling"]
 
 
-def test_json_has_these_keys_in_this_order(report, model):
-    result = report("--prompt", "In the", "--perplexity-tokens", "40")
-    assert list(result) == KEYS
+def test_json_has_these_keys_in_this_order(run, report, model):
+    words = ("--prompt", "In the", "--perplexity-tokens", "40")
+    assert list(json.loads(run("--json", *words).out)) == KEYS
+    result = report(*words)
     assert result["model"] == str(model) and result["prompt"] == "In the"
     assert result["token_ids"][:6] == list(b"In the") and len(result["token_ids"]) == 9
     assert result["text"] == bytes(result["token_ids"][6:]).decode("utf-8", "replace")
@@ -261,7 +264,7 @@ def test_what_does_not_hold_is_exit_code_1(run, monkeypatch):
 
 
 def test_an_oracle_that_misses_a_neuron_is_exit_code_1(run, monkeypatch):
-    from flashref.cli import setup
+    from flashref.models import setup
 
     monkeypatch.setattr(setup, "active_neurons", lambda x, ffn: active_neurons(x, ffn)[1:])
     outcome = run("--predictor", "exact", "--semantics", "predicted")

@@ -8,11 +8,12 @@ from flashref import bundle_layout, pack_bundles, same
 from flashref.decode import decode_layer, sum_predicted, sum_resident
 from flashref.ffn import dense_ffn
 from flashref.models import flash
-from flashref.models.flash import decode_text
-from flashref.models.generate import greedy, perplexity, sampler
+from flashref.models.decoding import decode_dense, decode_flash, measure_perplexities
+from flashref.models.flash import flash_ffn
+from flashref.models.generate import generate, greedy, perplexity, sampler
 from flashref.models.model import one_at_a_time
 from flashref.models.proof import Proof
-from flashref.models.session import decode_dense, decode_flash, measure_perplexities
+from flashref.models.text import TextRequest
 from flashref.storage.readers import memory_reader
 from flashref.types import FFN, Extent, Read
 
@@ -40,22 +41,23 @@ class Recorder(Proof):
         self.passes[-1].append((x, step))
 
 
-def decode(opened, decoder=None, exact=False, semantics=None, cold=False, choose=greedy, layouts=None):
+def finished(stream):
+    """What a generator returns."""
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            return end.value
+
+
+def decode(opened, decoder=None, exact=False, semantics=None, cold=False, layouts=None):
     """A run and its proof; the decoder may be made to lie, the proof is told the truth."""
     decoder = decoder or opened.decoder
     proof = Recorder(opened.ffns, opened.budget, semantics or opened.decoder.semantics, exact)
     read = proof.checking_reader(decoder.read, layouts or opened.layouts, opened.ffns)
-    seen = []
-    decoded = decode_flash(
-        decoder._replace(read=read),
-        PROMPT,
-        COUNT,
-        choose,
-        cold,
-        opened.ffns,
-        proof,
-        lambda *a: seen.append(a),
-    )
+    request, seen = TextRequest(tuple(PROMPT), COUNT, cold=cold), []
+    decoding = decode_flash(decoder._replace(read=read), request, proof, True, lambda *a: seen.append(a))
+    decoded = finished(decoding)
     assert seen == [("decoding from flash", i + 1, len(PROMPT) - 1 + COUNT) for i in range(len(seen))]
     assert len(seen) == len(PROMPT) - 1 + COUNT
     return decoded, proof
@@ -79,8 +81,8 @@ def test_a_true_run_is_proven(folder, semantics, predictor, capacities):
     decoded, proof = decode(opened, exact=predictor == "exact")
     assert proof.failure is None
     assert proof.steps == LAYERS * (len(PROMPT) - 1 + COUNT)
-    assert len(decoded.new_ids) == COUNT and decoded.first_counted == len(PROMPT) - 1
-    dense = decode_dense(opened.decoder.model, PROMPT, COUNT, greedy, opened.ffns)
+    assert len(decoded.new_ids) == COUNT and decoded.record.first_counted == len(PROMPT) - 1
+    dense = decode_dense(opened.decoder.model, TextRequest(tuple(PROMPT), COUNT), opened.ffns)
     if predictor == "exact":
         assert decoded.new_ids == dense
         assert decoded.errors.false_negatives == decoded.errors.false_positives == 0
@@ -97,7 +99,7 @@ def test_overflows_and_bypass_against_plain_sets(folder, capacities, window):
     overflows = bypassed = 0
     for layer, capacity in enumerate(capacities):
         kept = []  # (token, its kept set), of the tokens that are still in the window
-        for token, layers in enumerate(decoded.predicted):
+        for token, layers in enumerate(decoded.record.predicted):
             predicted = set(layers[layer].tolist())
             there = set().union(*(ids for _, ids in kept))
             kept = [(t, ids) for t, ids in kept if t > token - window]
@@ -112,7 +114,7 @@ def test_overflows_and_bypass_against_plain_sets(folder, capacities, window):
             bypassed += len(predicted) - len(chosen)
             step = proof.passes[token][layer][1]
             assert set(step.resident.tolist()) == set().union(*(ids for _, ids in kept))
-    assert (decoded.overflows, proof.overflows, proof.bypassed) == (overflows, overflows, bypassed)
+    assert (decoded.account.overflows, proof.overflows, proof.bypassed) == (overflows, overflows, bypassed)
     assert (overflows > 0) == (capacities != (48, 48))
     assert (bypassed > 0) == (capacities not in ((48, 48), (20, 14)))
 
@@ -258,8 +260,9 @@ def test_cold_empties_the_windows_before_the_first_new_token(folder):
     assert warm_proof.failure is cold_proof.failure is None
     # With predicted semantics no window can change the text; the trace begins with the first counted pass.
     assert cold.new_ids == warm.new_ids
-    assert (cold.first_counted, len(cold.predicted)) == (0, COUNT)
-    assert same(cold.predicted, warm.predicted[len(PROMPT) - 1 :])
+    assert (cold.record.first_counted, len(cold.record.predicted)) == (0, COUNT)
+    for recorded, due in zip(cold.record.predicted, warm.record.predicted[len(PROMPT) - 1 :], strict=True):
+        assert same(tuple(recorded), tuple(due))
     first = len(PROMPT) - 1
     for _, step in cold_proof.passes[first]:
         assert same(step.resident, step.load) and same(step.load, step.predicted)
@@ -270,7 +273,18 @@ def test_cold_empties_the_windows_before_the_first_new_token(folder):
 def test_windows_that_are_emptied_unasked_are_found_out(folder):
     opened = open_packed(folder, (NEURONS, NEURONS))
     proof = Proof(opened.ffns, opened.budget, sum_resident, exact=False)
-    decode_text(opened.decoder, PROMPT, COUNT, greedy, proof.observe, lambda number: number == 5)
+    emptied = iter([flash_ffn(opened.decoder, proof.observe) for _ in range(2)])
+    feed_forward, passes = next(emptied), []
+
+    def forward(token_id):
+        nonlocal feed_forward
+        if len(passes) == 5:
+            feed_forward = next(emptied)
+        passes.append(token_id)
+        return forward_one(token_id)
+
+    forward_one = one_at_a_time(opened.decoder.model, lambda layer, x: feed_forward(layer, x))
+    list(generate(forward, PROMPT, COUNT, greedy, context=64, vocabulary=256))
     assert "the resident set" in proof.failure
 
 
@@ -283,7 +297,8 @@ def test_the_dense_text_is_that_of_dense_ffns(folder):
     for _ in range(COUNT):
         expected.append(choose(logits))
         logits = forward(expected[-1])
-    assert decode_dense(opened.decoder.model, PROMPT, COUNT, sampler(1.5, 4), opened.ffns) == expected
+    request = TextRequest(tuple(PROMPT), COUNT, temperature=1.5, seed=4)
+    assert decode_dense(opened.decoder.model, request, opened.ffns) == tuple(expected)
 
 
 def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
