@@ -135,14 +135,12 @@ def test_a_real_process_is_measured(llama, hoarded):
 
 def test_what_is_allowed_is_the_sum_of_what_is_shown(report, llama):
     words = ("--predictor", "gate", "--no-proof", "--memory", "1")
-    memory, model = (
-        report(llama, *words)["memory"],
-        open_model(llama, predictor="gate", proof=False, memory=1),
-    )
+    memory = report(llama, *words)["memory"]
     assert memory["allowed"] == sum(memory[part] for part in ("budget", "kv_cache", "trace", "allowance"))
     # Keys and values: 2 layers of 2 heads of 4 float32; a prompt of 6 tokens and all but the last of 4 new.
     assert memory["kv_cache"] == 2 * LAYERS * 2 * 9 * 4 * 4
-    with model:  # a byte for each of the 48 neurons that was predicted
+    # A byte for each of the 48 neurons that was predicted.
+    with open_model(llama, predictor="gate", proof=False, memory=1) as model:
         steps = model.generate("In the", 4).steps
     assert memory["trace"] == sum(len(step.predicted) for layers in steps for step in layers)
     bundles = 48 * 128  # of two rows of 16 float32

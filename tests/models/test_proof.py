@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from proven_runs import COUNT, PROMPT, Recorder, decode
 from random_models import DEVICE, LAYERS, NEURONS, WIDTH, open_packed, random_weights, write_model
 
 from flashref import bundle_layout, pack_bundles, same
 from flashref.decode import decode_layer, sum_predicted, sum_resident
 from flashref.ffn import dense_ffn
 from flashref.models import flash
-from flashref.models.decoding import decode_dense, decode_flash, measure_perplexities
+from flashref.models.decoding import decode_dense, measure_perplexities
 from flashref.models.flash import flash_ffn
 from flashref.models.generate import generate, greedy, perplexity, sampler
 from flashref.models.model import one_at_a_time
@@ -17,50 +18,12 @@ from flashref.models.text import TextRequest
 from flashref.storage.readers import memory_reader
 from flashref.types import FFN, Extent, Read
 
-PROMPT = list(b"In the beginning")
-COUNT = 10
 LONG = 2 * len(PROMPT)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model"), random_weights(rank=6))
-
-
-class Recorder(Proof):
-    """A proof that keeps every step that it saw, pass by pass."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.passes = []
-
-    def observe(self, layer, x, y, step):
-        super().observe(layer, x, y, step)
-        if layer == 0:
-            self.passes.append([])
-        self.passes[-1].append((x, step))
-
-
-def finished(stream):
-    """What a generator returns."""
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            return end.value
-
-
-def decode(opened, decoder=None, exact=False, semantics=None, cold=False, layouts=None):
-    """A run and its proof; the decoder may be made to lie, the proof is told the truth."""
-    decoder = decoder or opened.decoder
-    proof = Recorder(opened.ffns, opened.budget, semantics or opened.decoder.semantics, exact)
-    read = proof.checking_reader(decoder.read, layouts or opened.layouts, opened.ffns)
-    request, seen = TextRequest(tuple(PROMPT), COUNT, cold=cold), []
-    decoding = decode_flash(decoder._replace(read=read), request, proof, True, lambda *a: seen.append(a))
-    decoded = finished(decoding)
-    assert seen == [("decoding from flash", i + 1, len(PROMPT) - 1 + COUNT) for i in range(len(seen))]
-    assert len(seen) == len(PROMPT) - 1 + COUNT
-    return decoded, proof
 
 
 def observer_of(proof):

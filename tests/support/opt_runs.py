@@ -67,7 +67,7 @@ def run(capsys, model):
 
 @pytest.fixture
 def report(run):
-    """The object that --json prints, of a run that must hold; the measured peak and times are no part of it."""
+    """The object that --json prints, of a run that must hold, but for its peak of memory and its times."""
 
     def report(*words):
         outcome = run("--json", *words)
