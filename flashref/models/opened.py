@@ -102,7 +102,8 @@ def open_model(
         activation=parse_activation(activation) if isinstance(activation, str) else activation,
         proof=proof,
     )
-    return OpenModel(prepare(TINY if path == "tiny" else Path(path), request), progress)
+    shipped = str(path) == "tiny" and not Path(path).is_dir()
+    return OpenModel(prepare(TINY if shipped else Path(path), request), progress)
 
 
 class OpenModel:
