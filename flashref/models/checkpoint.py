@@ -53,8 +53,8 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         if folder.is_file():
             raise ImageError(f"{folder}: is a file; give the directory that holds config.json")
         raise ImageError(
-            f"{folder}: there is no such directory; give the one that holds config.json (a model of the hub is "
-            "not downloaded here: hf download NAME --local-dir DIR)"
+            f"{folder}: there is no such directory; give the one that holds config.json (a model of the hub "
+            "is not downloaded here: hf download NAME --local-dir DIR)"
         )
     config_file = folder / "config.json"
     if not config_file.is_file():

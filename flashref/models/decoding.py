@@ -1,6 +1,6 @@
 """A text decoded from flash and proven, the same by the dense model, and the perplexity of both."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from flashref.models.memory import peak_bytes
 from flashref.models.model import FeedForward, Model, one_at_a_time
 from flashref.models.predictors import Errors, count_errors, pool_errors
 from flashref.models.proof import Proof
-from flashref.models.text import Account, Record, RecordedIds, TextRequest
+from flashref.models.text import Account, Record, RecordedIds, Text, TextRequest, id_pieces, shown_ids
+from flashref.models.tokens import Tokenizer, text_pieces
 from flashref.storage.progress import Progress, unseen
 from flashref.types import FFN, IO, Array, Ids, Vector
 
@@ -124,6 +125,45 @@ def decode_flash(
             peak_memory=peak_bytes(),
         ),
     )
+
+
+class TextStream:
+    """A text while it is written: iterate over its pieces, then `finish` gives the whole of it."""
+
+    def __init__(
+        self,
+        new_ids: Generator[int, None, Decoded],
+        request: TextRequest,
+        tokenizer: Tokenizer | None,
+        text_of: Callable[[TextRequest, Decoded], Text],
+    ) -> None:
+        self._new_ids, self._request, self._tokenizer, self._text_of = new_ids, request, tokenizer, text_of
+        self._decoded: Decoded | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What the text begins with: the prompt, or its ids and an arrow where there is no tokenizer."""
+        if self._tokenizer is None:
+            return f"{shown_ids(self._request.prompt_ids)} → "
+        return self._tokenizer.decode(self._request.prompt_ids)
+
+    def __iter__(self) -> Iterator[str]:
+        ids = self._remembering()
+        if self._tokenizer is None:
+            return id_pieces(ids)
+        return text_pieces(self._tokenizer, self._request.prompt_ids, ids)
+
+    def finish(self) -> Text:
+        """The whole text, what is missing of it written first."""
+        for _ in self._remembering():
+            pass
+        assert self._decoded is not None
+        return self._text_of(self._request, self._decoded)
+
+    def _remembering(self) -> Iterator[int]:
+        """The ids that are left, and then what they came to."""
+        decoded = yield from self._new_ids
+        self._decoded = self._decoded or decoded
 
 
 def decode_dense(model: Model, request: TextRequest, ffns: Sequence[FFN]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """A model that is opened and writes text with part of its weights in memory: `open_model`."""
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from flashref.models.checkpoint import parse_activation
 from flashref.models.decoding import (
     Decoded,
     FlashPerplexity,
+    TextStream,
     decode_dense,
     decode_flash,
     measure_perplexities,
@@ -32,8 +33,8 @@ from flashref.models.request import (
     chosen,
 )
 from flashref.models.setup import Setup, set_up
-from flashref.models.text import Text, TextRequest, id_pieces, shown_ids
-from flashref.models.tokens import Tokenizer, text_pieces, written_text
+from flashref.models.text import Text, TextRequest
+from flashref.models.tokens import written_text
 from flashref.storage.calibration import find_device
 from flashref.storage.device import Device
 from flashref.storage.progress import Progress, unseen
@@ -184,7 +185,7 @@ class OpenModel:
 
     def stream(
         self, request: TextRequest, keep_steps: bool = True, progress: Progress | None = None
-    ) -> "TextStream":
+    ) -> TextStream:
         """A text while it is written: iterate over its pieces, or `finish` it.
 
         Args:
@@ -270,42 +271,3 @@ class OpenModel:
         peak = max(0, decoded.account.peak_memory - self._prepared.memory_before)
         account = decoded.account._replace(peak_memory=peak)
         return Text(prompt, text, request, *decoded._replace(account=account))
-
-
-class TextStream:
-    """A text while it is written: iterate over its pieces, then `finish` gives the whole of it."""
-
-    def __init__(
-        self,
-        new_ids: Generator[int, None, Decoded],
-        request: TextRequest,
-        tokenizer: Tokenizer | None,
-        text_of: Callable[[TextRequest, Decoded], Text],
-    ) -> None:
-        self._new_ids, self._request, self._tokenizer, self._text_of = new_ids, request, tokenizer, text_of
-        self._decoded: Decoded | None = None
-
-    @property
-    def prompt(self) -> str:
-        """What the text begins with: the prompt, or its ids and an arrow where there is no tokenizer."""
-        if self._tokenizer is None:
-            return f"{shown_ids(self._request.prompt_ids)} → "
-        return self._tokenizer.decode(self._request.prompt_ids)
-
-    def __iter__(self) -> Iterator[str]:
-        ids = self._remembering()
-        if self._tokenizer is None:
-            return id_pieces(ids)
-        return text_pieces(self._tokenizer, self._request.prompt_ids, ids)
-
-    def finish(self) -> Text:
-        """The whole text, what is missing of it written first."""
-        for _ in self._remembering():
-            pass
-        assert self._decoded is not None
-        return self._text_of(self._request, self._decoded)
-
-    def _remembering(self) -> Iterator[int]:
-        """The ids that are left, and then what they came to."""
-        decoded = yield from self._new_ids
-        self._decoded = self._decoded or decoded
