@@ -55,45 +55,18 @@ def decode_flash(
 
     Decision 21: the prompt is decoded token by token, and counts for nothing but the windows.
     """
-    config = decoder.model.config
-    first_new = len(request.prompt_ids) - 1
-    smallest = np.min_scalar_type(config.neurons - 1)
-    steps: list[list[Step]] = []
-    predicted: list[list[RecordedIds]] = []
-    errors: list[Errors] = []
-    seconds: list[float] = []  # of each pass
-    total, moved_rows, overflows_before = IO(0, 0, 0, 0), 0, proof.overflows
-
-    def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
-        nonlocal total, moved_rows
-        proof.observe(layer, x, y, step)
-        if proof.ffns is not None:
-            active = active_neurons(x, proof.ffns[layer])
-            masks = (_mask(ids, config.neurons) for ids in (step.predicted, active))
-            errors.append(count_errors(*masks))
-        predicted[-1].append(step.predicted.astype(smallest))
-        if keep_steps:
-            steps[-1].append(step)
-        if len(seconds) >= first_new:  # a pass that chooses a new token
-            total = IO(*(a + b for a, b in zip(total, step.io, strict=True)))
-            moved_rows += len(step.moves.source)
-
-    proof.restart()
-    feed_forward = flash_ffn(decoder, observe)
+    config, first_new = decoder.model.config, len(request.prompt_ids) - 1
+    ledger = _Ledger(decoder, proof, first_new, keep_steps)
+    feed_forward = flash_ffn(decoder, ledger.observer())
 
     def one_pass(token_id: int) -> Array:
         nonlocal feed_forward
-        if request.cold and len(seconds) == first_new:
-            proof.restart()
-            feed_forward = flash_ffn(decoder, observe)
-            predicted.clear()
-            steps.clear()
-        predicted.append([])
-        steps.append([])
-        progress("decoding from flash", len(seconds) + 1, first_new + request.tokens)
+        if request.cold and len(ledger.seconds) == first_new:
+            feed_forward = flash_ffn(decoder, ledger.observer())
+        progress("decoding from flash", len(ledger.seconds) + 1, first_new + request.tokens)
         started = perf_counter()
         logits = forward_one(token_id)
-        seconds.append(perf_counter() - started)
+        ledger.seconds.append(perf_counter() - started)
         return logits
 
     tokens = generate(  # which looks at what was asked for before there is a cache of that size
@@ -110,21 +83,65 @@ def decode_flash(
     for token_id, _ in tokens:
         new_ids.append(token_id)
         yield token_id
-    return Decoded(
-        tuple(new_ids),
-        steps if keep_steps else (),
-        Record(predicted, 0 if request.cold else first_new),
-        pool_errors(errors) if proof.ffns is not None else None,
-        Account(
-            *total,
-            moved_rows=moved_rows,
-            moved_bytes=moved_rows * _bundle_bytes(decoder),
-            overflows=proof.overflows - overflows_before,
-            seconds=sum(seconds),
-            tokens_per_second=len(new_ids) / sum(seconds[first_new:]),
+    return ledger.decoded(tuple(new_ids), 0 if request.cold else first_new)
+
+
+class _Ledger:
+    """What is noted of a text while it is decoded; passes before `first_new` are not in the account."""
+
+    def __init__(self, decoder: Decoder, proof: Proof, first_new: int, keep_steps: bool) -> None:
+        self._decoder, self._proof, self._first_new, self._keep_steps = decoder, proof, first_new, keep_steps
+        self.seconds: list[float] = []  # of each pass
+        self._io, self._moved_rows, self._overflows = IO(0, 0, 0, 0), 0, 0
+        self._errors = Errors(0, 0, 0, 0)
+
+    def observer(self) -> Observe:
+        """Who sees the steps from here on, from empty windows; what was recorded before is forgotten."""
+        self._steps: list[list[Step]] = []
+        self._predicted: list[list[RecordedIds]] = []
+        neurons, check, ffns = self._decoder.model.config.neurons, self._proof.observer(), self._proof.ffns
+        smallest, first_pass = np.min_scalar_type(neurons - 1), len(self.seconds)
+
+        def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
+            overflows = self._proof.overflows
+            check(layer, x, y, step)
+            self._overflows += self._proof.overflows - overflows
+            if ffns is not None:
+                active = active_neurons(x, ffns[layer])
+                masks = (_mask(ids, neurons) for ids in (step.predicted, active))
+                self._errors = pool_errors([self._errors, count_errors(*masks)])
+            if len(self._predicted) == len(self.seconds) - first_pass:  # the pass's first step
+                self._predicted.append([])
+                self._steps.append([])
+            self._predicted[-1].append(step.predicted.astype(smallest))
+            if self._keep_steps:
+                self._steps[-1].append(step)
+            if len(self.seconds) >= self._first_new:
+                self._io = IO(*(a + b for a, b in zip(self._io, step.io, strict=True)))
+                self._moved_rows += len(step.moves.source)
+
+        return observe
+
+    def decoded(self, new_ids: tuple[int, ...], first_counted: int) -> Decoded:
+        """What the text came to."""
+        layers = (state for state in self._decoder.layers if isinstance(state, LayerState))
+        bundle_bytes = next((state.layout.bundle_bytes for state in layers), 0)
+        account = Account(
+            *self._io,
+            moved_rows=self._moved_rows,
+            moved_bytes=self._moved_rows * bundle_bytes,
+            overflows=self._overflows,
+            seconds=sum(self.seconds),
+            tokens_per_second=len(new_ids) / sum(self.seconds[self._first_new :]),
             peak_memory=peak_bytes(),
-        ),
-    )
+        )
+        return Decoded(
+            new_ids,
+            self._steps if self._keep_steps else (),
+            Record(self._predicted, first_counted),
+            self._errors if self._proof.ffns is not None else None,
+            account,
+        )
 
 
 class TextStream:
@@ -241,7 +258,3 @@ def _mask(ids: Ids, n: int) -> npt.NDArray[np.bool_]:
     mask = np.zeros(n, bool)
     mask[ids] = True
     return mask
-
-
-def _bundle_bytes(decoder: Decoder) -> int:
-    return next((s.layout.bundle_bytes for s in decoder.layers if isinstance(s, LayerState)), 0)

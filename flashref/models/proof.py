@@ -11,6 +11,7 @@ from flashref.decode import Semantics, Step
 from flashref.definitions import WindowStep, window_model
 from flashref.ffn import dense_ffn, sparse_ffn
 from flashref.models.budget import Budget
+from flashref.models.flash import Observe
 from flashref.types import FFN, Array, Extent, Read, Reader, Vector, same
 
 
@@ -41,7 +42,6 @@ class Proof:
         self._budget, self._semantics, self._exact = budget, semantics, exact
         self.steps, self.overflows, self.bypassed = 0, 0, 0
         self.failure: str | None = None
-        self.restart()
 
     @property
     def verdict(self) -> Verdict:
@@ -49,15 +49,19 @@ class Proof:
         held = None if self.ffns is None else True
         return Verdict(held if self.failure is None else False, self.failure, self.steps)
 
-    def restart(self) -> None:
-        """Forget the history: the next token finds empty windows."""
-        self._windows: dict[int, Callable[[set[int]], WindowStep]] = {}
+    def observer(self) -> Observe:
+        """Who checks the steps of a text that begins with empty windows."""
+        windows: dict[int, Callable[[set[int]], WindowStep]] = {}
 
-    def observe(self, layer: int, x: Vector, y: Vector, step: Step) -> None:
-        """Check one step of one layer: the resident set, and the output to the bit."""
-        if layer not in self._windows:
-            self._windows[layer] = defined_window(self._budget.window, self._budget.capacities[layer])
-        due = self._windows[layer](set(step.predicted.tolist()))
+        def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
+            if layer not in windows:
+                windows[layer] = defined_window(self._budget.window, self._budget.capacities[layer])
+            self._check(layer, x, y, step, windows[layer](set(step.predicted.tolist())))
+
+        return observe
+
+    def _check(self, layer: int, x: Vector, y: Vector, step: Step, due: WindowStep) -> None:
+        """One step of one layer: the resident set, and the output to the bit."""
         if set(step.resident.tolist()) != due.resident:
             self._fail(f"layer {layer}: the resident set is not the union of the kept sets in the window")
         if self.ffns is not None:

@@ -114,6 +114,24 @@ def test_texts_of_one_model_do_not_touch_each_other(opened):
     assert opened.verify().verified and opened.verify().steps == LAYERS * (11 + 10 + 11)
 
 
+def test_texts_may_be_written_in_turns(opened):
+    prompts = (PROMPT, "another", "In the")
+    alone = [opened.generate(prompt, tokens=5) for prompt in prompts]
+    streams = [opened.stream(opened.request(prompt, 5)) for prompt in prompts]
+    pieces = [iter(stream) for stream in streams]
+    for _ in range(3):
+        for piece in pieces:
+            next(piece, None)
+    for stream, text in zip(streams, alone, strict=True):
+        found = stream.finish()
+        assert (found.new_ids, found.account[:7], found.errors) == (
+            text.new_ids,
+            text.account[:7],
+            text.errors,
+        )
+    assert opened.verify().verified
+
+
 def test_pieces_come_while_the_text_is_written(opened):
     stream = opened.stream(opened.request(PROMPT, 6), keep_steps=False)
     pieces = list(stream)

@@ -26,16 +26,6 @@ def folder(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model"), random_weights(rank=6))
 
 
-def observer_of(proof):
-    """For measure_perplexities: every chunk is proven, from an empty history on."""
-
-    def fresh():
-        proof.restart()
-        return proof.observe
-
-    return fresh
-
-
 @pytest.mark.parametrize("semantics", [sum_resident, sum_predicted])
 @pytest.mark.parametrize("predictor", ["trained", "exact"])
 @pytest.mark.parametrize("capacities", [(NEURONS, NEURONS), (9, 3), (0, 0)])
@@ -212,7 +202,7 @@ def test_the_first_failure_stays(folder):
     decoder = open_packed(folder, window=1).decoder
     _, proof = decode(opened, decoder)
     first = proof.failure
-    proof.restart()
+    proof.checking_reader(opened.decoder.read, [], [])((Extent(0, 4096),))  # of no layer: it fails, too
     assert proof.failure == first is not None
 
 
@@ -236,7 +226,8 @@ def test_cold_empties_the_windows_before_the_first_new_token(folder):
 def test_windows_that_are_emptied_unasked_are_found_out(folder):
     opened = open_packed(folder, (NEURONS, NEURONS))
     proof = Proof(opened.ffns, opened.budget, sum_resident, exact=False)
-    emptied = iter([flash_ffn(opened.decoder, proof.observe) for _ in range(2)])
+    observe = proof.observer()
+    emptied = iter([flash_ffn(opened.decoder, observe) for _ in range(2)])
     feed_forward, passes = next(emptied), []
 
     def forward(token_id):
@@ -270,7 +261,7 @@ def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
     proof = Recorder(opened.ffns, opened.budget, sum_resident, exact=False)
     seen = []
     found = measure_perplexities(
-        text_ids, opened.decoder, opened.ffns, lambda *a: seen.append(a), observer_of(proof)
+        text_ids, opened.decoder, opened.ffns, lambda *a: seen.append(a), proof.observer
     )
     assert proof.failure is None
     assert len(proof.passes) == 63 + 15
@@ -285,7 +276,7 @@ def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
     assert found.dense == dense.perplexity != found.flash
     exact = open_packed(folder, (5, 5), predictor="exact")
     proof = Proof(exact.ffns, exact.budget, sum_resident, exact=True)
-    found = measure_perplexities(text_ids, exact.decoder, exact.ffns, lambda *a: None, observer_of(proof))
+    found = measure_perplexities(text_ids, exact.decoder, exact.ffns, lambda *a: None, proof.observer)
     assert proof.failure is None and found.dense == found.flash == dense.perplexity
 
 

@@ -15,11 +15,16 @@ class Recorder(Proof):
         super().__init__(*arguments, **options)
         self.passes = []
 
-    def observe(self, layer, x, y, step):
-        super().observe(layer, x, y, step)
-        if layer == 0:
-            self.passes.append([])
-        self.passes[-1].append((x, step))
+    def observer(self):
+        check = super().observer()
+
+        def observe(layer, x, y, step):
+            check(layer, x, y, step)
+            if layer == 0:
+                self.passes.append([])
+            self.passes[-1].append((x, step))
+
+        return observe
 
 
 def finished(stream):
