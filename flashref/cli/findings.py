@@ -15,9 +15,9 @@ from flashref.models.budget import Amount
 from flashref.models.decoding import FlashPerplexity
 from flashref.models.memory import Memory
 from flashref.models.prepared import shown_activation
-from flashref.models.proof import Verdict
+from flashref.models.proof import Proven
 from flashref.models.setup import Setup
-from flashref.models.text import Text
+from flashref.models.text import GeneratedText
 from flashref.simulate.methods import Method
 from flashref.simulate.runs import Tables
 from flashref.simulate.scaled import FFN_BYTES, PAPER_IO_MS
@@ -33,10 +33,10 @@ class Findings(NamedTuple):
     name: str
     names: tuple[str, str, str]
     setup: Setup
-    text: Text
+    text: GeneratedText
     dense_ids: tuple[int, ...] | None
     perplexity: FlashPerplexity | None
-    verdict: Verdict
+    verdict: Proven
     memory: Memory
     tables: Tables
 

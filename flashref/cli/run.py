@@ -15,7 +15,7 @@ from flashref.models.decoding import FlashPerplexity
 from flashref.models.opened import OpenModel, open_model
 from flashref.models.predictors import FILE_NAME
 from flashref.models.request import PLACEMENTS, PREDICTORS, READERS, SEMANTICS
-from flashref.models.text import Text, TextRequest
+from flashref.models.text import GeneratedText, TextRequest
 from flashref.models.tokens import read_text
 from flashref.simulate.runs import tables_of_text, trace_of_text
 from flashref.simulate.trace_file import Description, save_trace
@@ -248,7 +248,7 @@ def _held_out(asked: argparse.Namespace, model: OpenModel) -> list[int] | None:
     return ids[: PERPLEXITY_TOKENS if count is None else count]
 
 
-def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> Text:
+def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> GeneratedText:
     """The text, shown while it is written if it is to be."""
     if not shown:
         with progress(quiet) as advance:
@@ -263,7 +263,11 @@ def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> 
 
 
 def _find(
-    asked: argparse.Namespace, model: OpenModel, text: Text, held_out: list[int] | None, advance: Progress
+    asked: argparse.Namespace,
+    model: OpenModel,
+    text: GeneratedText,
+    held_out: list[int] | None,
+    advance: Progress,
 ) -> Findings:
     """Everything else that there is to say about the text."""
     perplexity: FlashPerplexity | None = None

@@ -8,6 +8,6 @@ its block; `model` passes one token at a time through any of them, with the FFN 
 """
 
 from flashref.models.opened import OpenModel, open_model
-from flashref.models.text import Account, Text
+from flashref.models.text import Account, GeneratedText
 
-__all__ = ["Account", "OpenModel", "Text", "open_model"]
+__all__ = ["Account", "GeneratedText", "OpenModel", "open_model"]

@@ -15,14 +15,22 @@ from flashref.models.memory import peak_bytes
 from flashref.models.model import FeedForward, Model, one_at_a_time
 from flashref.models.predictors import Errors, count_errors, pool_errors
 from flashref.models.proof import Proof
-from flashref.models.text import Account, Record, RecordedIds, Text, TextRequest, id_pieces, shown_ids
+from flashref.models.text import (
+    Account,
+    GeneratedText,
+    Record,
+    RecordedIds,
+    TextRequest,
+    id_pieces,
+    shown_ids,
+)
 from flashref.models.tokens import Tokenizer, text_pieces
 from flashref.storage.progress import Progress, unseen
 from flashref.types import FFN, IO, Array, Ids, Vector
 
 
 class Decoded(NamedTuple):
-    """A text decoded from flash, as token ids; the fields are those of Text."""
+    """A text decoded from flash, as token ids; the fields are those of GeneratedText."""
 
     new_ids: tuple[int, ...]
     steps: Sequence[Sequence[Step]]
@@ -152,7 +160,7 @@ class TextStream:
         new_ids: Generator[int, None, Decoded],
         request: TextRequest,
         tokenizer: Tokenizer | None,
-        text_of: Callable[[TextRequest, Decoded], Text],
+        text_of: Callable[[TextRequest, Decoded], GeneratedText],
     ) -> None:
         self._new_ids, self._request, self._tokenizer, self._text_of = new_ids, request, tokenizer, text_of
         self._decoded: Decoded | None = None
@@ -170,7 +178,7 @@ class TextStream:
             return id_pieces(ids)
         return text_pieces(self._tokenizer, self._request.prompt_ids, ids)
 
-    def finish(self) -> Text:
+    def finish(self) -> GeneratedText:
         """The whole text, what is missing of it written first."""
         for _ in self._remembering():
             pass

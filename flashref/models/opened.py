@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from flashref.decode import Place, Semantics
 from flashref.models.budget import Amount, parse_memory
@@ -21,7 +20,7 @@ from flashref.models.decoding import (
 from flashref.models.generate import check_request
 from flashref.models.memory import Memory, kv_cache_bytes, measure_memory
 from flashref.models.prepared import Prepared, encode, prepare
-from flashref.models.proof import Verdict
+from flashref.models.proof import Proven
 from flashref.models.request import (
     PLACEMENTS,
     PREDICTORS,
@@ -33,7 +32,7 @@ from flashref.models.request import (
     chosen,
 )
 from flashref.models.setup import Setup, set_up
-from flashref.models.text import Text, TextRequest
+from flashref.models.text import GeneratedText, TextRequest
 from flashref.models.tokens import written_text
 from flashref.storage.calibration import find_device
 from flashref.storage.device import Device
@@ -165,38 +164,6 @@ class OpenModel:
         """The token ids of a text. Raises DomainError where the model has no tokenizer."""
         return encode(self._prepared, text)
 
-    def request(self, prompt: str | Sequence[int], tokens: int, **sampling: Any) -> TextRequest:
-        """A text that is asked for, checked before anything is packed or decoded.
-
-        Args:
-            prompt: a text, or token ids.
-            tokens: how many new ones.
-            sampling: temperature, seed and cold of TextRequest.
-
-        Raises:
-            DomainError: prompt and new tokens do not fit the model; the largest number is named.
-        """
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        config = self._prepared.checkpoint.config
-        check_request(ids, tokens, config.context, config.vocabulary)
-        request = TextRequest(tuple(ids), tokens, **sampling)
-        request.sampler()  # which refuses a temperature or a seed below 0
-        return request
-
-    def stream(
-        self, request: TextRequest, keep_steps: bool = True, progress: Progress | None = None
-    ) -> TextStream:
-        """A text while it is written: iterate over its pieces, or `finish` it.
-
-        Args:
-            request: of `request`.
-            keep_steps: whether the Text has every Step; without them it takes far less memory.
-            progress: is told of every pass; None: as the model was opened with.
-        """
-        setup = self.open()
-        new_ids = decode_flash(setup.decoder, request, setup.proof, keep_steps, progress or self._progress)
-        return TextStream(new_ids, request, self._prepared.tokenizer, self._text)
-
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -204,7 +171,7 @@ class OpenModel:
         temperature: float = 0.0,
         seed: int = 0,
         cold: bool = False,
-    ) -> Text:
+    ) -> GeneratedText:
         """Write a text.
 
         Args:
@@ -215,13 +182,53 @@ class OpenModel:
             cold: whether the windows are emptied after the prompt (decision 21).
 
         Returns:
-            The Text; `str()` of it is the text, and it has every Step.
+            The text with everything that happened; `str()` of it is the prompt and what was written.
 
         Raises:
             DomainError: prompt and new tokens do not fit the model.
         """
-        request = self.request(prompt, tokens, temperature=temperature, seed=seed, cold=cold)
-        return self.stream(request).finish()
+        return self.stream(prompt, tokens, temperature, seed, cold).finish()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        cold: bool = False,
+    ) -> TextStream:
+        """Write a text piece by piece: iterate over what is returned. As `generate` otherwise."""
+        return self.write(self.request(prompt, tokens, temperature, seed, cold))
+
+    def request(
+        self,
+        prompt: str | Sequence[int],
+        tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        cold: bool = False,
+    ) -> TextRequest:
+        """A text that is asked for, checked before anything is packed or decoded. As `generate` otherwise."""
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        config = self._prepared.checkpoint.config
+        check_request(ids, tokens, config.context, config.vocabulary)
+        request = TextRequest(tuple(ids), tokens, temperature, seed, cold)
+        request.sampler()  # which refuses a temperature or a seed below 0
+        return request
+
+    def write(
+        self, request: TextRequest, keep_steps: bool = True, progress: Progress | None = None
+    ) -> TextStream:
+        """The text of a request, while it is written: iterate over its pieces, or `finish` it.
+
+        Args:
+            request: as `request` gives it.
+            keep_steps: whether the text has every Step; without them it takes far less memory.
+            progress: is told of every pass; None: as the model was opened with.
+        """
+        setup = self.open()
+        new_ids = decode_flash(setup.decoder, request, setup.proof, keep_steps, progress or self._progress)
+        return TextStream(new_ids, request, self._prepared.tokenizer, self._text)
 
     def dense_ids(self, request: TextRequest) -> tuple[int, ...] | None:
         """The new tokens of the same text by the dense model; None without the weights of a proof."""
@@ -249,7 +256,7 @@ class OpenModel:
             ids, setup.decoder, setup.ffns, progress or self._progress, unchanged=unchanged
         )
 
-    def verify(self) -> Verdict:
+    def verify(self) -> Proven:
         """What the proof has found in all that was read and decoded so far."""
         return self.open().proof.verdict
 
@@ -260,7 +267,7 @@ class OpenModel:
         beside = kv_cache_bytes(config, self._longest_pass), self._largest_record
         return measure_memory(setup.budget, setup.demand, before, beside, self._prepared.request.proof)
 
-    def _text(self, request: TextRequest, decoded: Decoded) -> Text:
+    def _text(self, request: TextRequest, decoded: Decoded) -> GeneratedText:
         """The text of what was decoded, whose sizes are kept for `measure_memory`."""
         self._longest_pass = max(self._longest_pass, len(request.prompt_ids) + request.tokens - 1)
         self._largest_record = max(self._largest_record, decoded.record.nbytes)
@@ -270,4 +277,4 @@ class OpenModel:
             text = written_text(self._prepared.tokenizer, request.prompt_ids, decoded.new_ids)
         peak = max(0, decoded.account.peak_memory - self._prepared.memory_before)
         account = decoded.account._replace(peak_memory=peak)
-        return Text(prompt, text, request, *decoded._replace(account=account))
+        return GeneratedText(prompt, text, request, *decoded._replace(account=account))

@@ -15,7 +15,7 @@ from flashref.models.flash import Observe
 from flashref.types import FFN, Array, Extent, Read, Reader, Vector, same
 
 
-class Verdict(NamedTuple):
+class Proven(NamedTuple):
     """What a proof says so far.
 
     verified: True if everything held, False if something did not, None if there are no weights in memory to
@@ -44,10 +44,10 @@ class Proof:
         self.failure: str | None = None
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Proven:
         """What was found so far."""
         held = None if self.ffns is None else True
-        return Verdict(held if self.failure is None else False, self.failure, self.steps)
+        return Proven(held if self.failure is None else False, self.failure, self.steps)
 
     def observer(self) -> Observe:
         """Who checks the steps of a text that begins with empty windows."""

@@ -70,7 +70,7 @@ class Account(NamedTuple):
     peak_memory: int
 
 
-class Text(NamedTuple):
+class GeneratedText(NamedTuple):
     """What a model wrote; `str()` is the prompt and the text.
 
     prompt, text: None where the model has no tokenizer; steps: [pass][layer], empty where they were not to be
@@ -103,7 +103,7 @@ class Text(NamedTuple):
 
     def __repr__(self) -> str:
         speed = f"{self.account.tokens_per_second:.3g} tokens a second"
-        return f"<Text of {len(self.new_ids)} new tokens, {speed}: {str(self)!r}>"
+        return f"<GeneratedText of {len(self.new_ids)} new tokens, {speed}: {str(self)!r}>"
 
     def _repr_html_(self) -> str:
         prompt, text = map(escape, self.shown)

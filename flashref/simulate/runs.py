@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.models.opened import OpenModel
-from flashref.models.text import Text
+from flashref.models.text import GeneratedText
 from flashref.simulate.flash import Flash, unbundled_layouts
 from flashref.simulate.methods import Method, measured_cost, simulated_cost
 from flashref.simulate.pieces import Replay, methods_of, replay_tokens
@@ -20,7 +20,7 @@ class Tables(NamedTuple):
     scaled: tuple[Method, ...]
 
 
-def trace_of_text(model: OpenModel, text: Text) -> Trace:
+def trace_of_text(model: OpenModel, text: GeneratedText) -> Trace:
     """What was predicted for a text as a trace, which `simulate` replays and `save_trace` keeps.
 
     The tokens of the prompt are not counted, and layers that are resident whole are left out.
@@ -30,7 +30,7 @@ def trace_of_text(model: OpenModel, text: Text) -> Trace:
     return trace_of(predicted, [neurons] * len(model.prepared.sparse), text.record.first_counted)
 
 
-def tables_of_text(model: OpenModel, text: Text, scaled: bool = True) -> Tables:
+def tables_of_text(model: OpenModel, text: GeneratedText, scaled: bool = True) -> Tables:
     """What each method of Table 2 would have cost for a text, per new token.
 
     Args:

@@ -164,7 +164,7 @@ def test_a_model_without_a_tokenizer_takes_and_gives_ids(tmp_path):
 
 def test_a_text_shows_itself(opened):
     text = opened.generate("a<b", tokens=2)
-    assert repr(text).startswith("<Text of 2 new tokens, ") and repr("a<b")[:-1] in repr(text)
+    assert repr(text).startswith("<GeneratedText of 2 new tokens, ") and repr("a<b")[:-1] in repr(text)
     shown = text._repr_html_()
     assert "<b>a&lt;b</b>" in shown and f"<td>read_bytes<td>{text.account.read_bytes:,}" in shown
 
