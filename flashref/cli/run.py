@@ -58,8 +58,7 @@ def run(asked: argparse.Namespace) -> int:
         proof=not asked.no_proof,
     )
     prompt = asked.prompt if asked.prompt_ids is None else asked.prompt_ids
-    sampling = {"temperature": asked.temperature, "seed": asked.seed, "cold": asked.cold}
-    request = model.request(prompt, asked.tokens, **sampling)
+    request = model.request(prompt, asked.tokens, asked.temperature, asked.seed, asked.cold)
     held_out = _held_out(asked, model)
     with model:
         with progress(asked.quiet) as advance:
@@ -252,9 +251,9 @@ def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> 
     """The text, shown while it is written if it is to be."""
     if not shown:
         with progress(quiet) as advance:
-            return model.stream(request, keep_steps=False, progress=advance).finish()
+            return model.write(request, keep_steps=False, progress=advance).finish()
     out = Output(highlight=False, emoji=False)
-    stream = model.stream(request, keep_steps=False, progress=unseen)
+    stream = model.write(request, keep_steps=False, progress=unseen)
     out.print(Styled(stream.prompt, "bold"), end="", soft_wrap=True)
     for piece in stream:
         out.print(Styled(piece), end="", soft_wrap=True)

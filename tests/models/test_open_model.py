@@ -117,7 +117,7 @@ def test_texts_of_one_model_do_not_touch_each_other(opened):
 def test_texts_may_be_written_in_turns(opened):
     prompts = (PROMPT, "another", "In the")
     alone = [opened.generate(prompt, tokens=5) for prompt in prompts]
-    streams = [opened.stream(opened.request(prompt, 5)) for prompt in prompts]
+    streams = [opened.stream(prompt, tokens=5) for prompt in prompts]
     pieces = [iter(stream) for stream in streams]
     for _ in range(3):
         for piece in pieces:
@@ -133,13 +133,13 @@ def test_texts_may_be_written_in_turns(opened):
 
 
 def test_pieces_come_while_the_text_is_written(opened):
-    stream = opened.stream(opened.request(PROMPT, 6), keep_steps=False)
+    stream = opened.write(opened.request(PROMPT, 6), keep_steps=False)
     pieces = list(stream)
     text = stream.finish()
     assert len(pieces) > 1 and all(pieces) and "".join(pieces) == text.text
     assert text.steps == () and text.new_ids == opened.generate(PROMPT, 6).new_ids
     assert stream.prompt == PROMPT and list(stream) == [] and stream.finish() == text
-    begun = opened.stream(opened.request(PROMPT, 6))
+    begun = opened.stream(PROMPT, tokens=6)
     assert next(iter(begun)) == pieces[0] and begun.finish().new_ids == text.new_ids
 
 
@@ -154,7 +154,7 @@ def test_a_model_without_a_tokenizer_takes_and_gives_ids(tmp_path):
     folder = write_family(tmp_path / "model", "llama", vocab_size=300)
     with open_model(folder, predictor="exact", memory=1) as model:
         text = model.generate([299, 2], tokens=3)
-        stream = model.stream(text.request)
+        stream = model.write(text.request)
         assert stream.prompt + "".join(stream) == str(text)
         with pytest.raises(DomainError, match=r"no tokenizer.json; add it .* or give token ids"):
             model.generate("text", tokens=3)
