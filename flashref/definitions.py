@@ -12,12 +12,16 @@ from flashref.types import Array
 
 
 class WindowStep(NamedTuple):
-    """What one token does to a window, as plain sets; resident: after it."""
+    """What one token does to a window, as plain sets.
+
+    resident: after the token; left_early: whether older tokens had to leave although k still held them.
+    """
 
     resident: set[int]
     load: set[int]
     evict: set[int]
     bypass: set[int]
+    left_early: bool
 
 
 class DecodeStep(NamedTuple):
@@ -32,13 +36,15 @@ def window_model(k: int, capacity: int, actives: Iterable[Iterable[int]]) -> Ite
     kept: list[set[int]] = []
     start, before = 0, set[int]()
     for t, predicted in enumerate(set(map(int, token)) for token in actives):
-        start = max(start, t - k + 1)
+        start = full = max(start, t - k + 1)
+        if t >= k:
+            kept[t - k] = set()  # it never comes back, and a long text would fill memory with such sets
         while start < t and len(predicted.union(*kept[start:t])) > capacity:
             start += 1
         by_newness = sorted(predicted & before) + sorted(predicted - before)
         kept.append(set(by_newness[:capacity]))
         after = set[int]().union(*kept[start:])
-        yield WindowStep(after, after - before, before - after, predicted - kept[-1])
+        yield WindowStep(after, after - before, before - after, predicted - kept[-1], start > full)
         before = after
 
 

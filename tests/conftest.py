@@ -10,7 +10,14 @@ from hypothesis import settings
 
 # Their asserts say as much as a test's own.
 pytest.register_assert_rewrite(
-    "command_line", "family_runs", "image_edits", "opt_runs", "pack_runs", "simulated_disk", "vector_folders"
+    "command_line",
+    "family_runs",
+    "image_edits",
+    "opt_runs",
+    "pack_runs",
+    "proven_runs",
+    "simulated_disk",
+    "vector_folders",
 )
 
 settings.register_profile("dev", max_examples=30, deadline=None)

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from flashref.cli import options as words
 from flashref.cli import report
-from flashref.cli.opening import block_for, bundled_layers
 from flashref.models.checkpoint import Checkpoint, open_checkpoint
 from flashref.models.memory import peak_bytes
+from flashref.models.storage import block_for, bundled_layers
 from flashref.storage.container import tensor_bytes
 from flashref.storage.files import remove_stale_parts
 from flashref.storage.image import (

@@ -2,206 +2,287 @@
 
 import argparse
 import json
-import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+import sys
+from pathlib import Path
 from typing import Any
 
-from flashref.cli import options as words
-from flashref.cli.report import progress
-from flashref.cli.result import Activation, Memory, Result
-from flashref.cli.run_report import show
-from flashref.cli.setup import Setup, set_up, with_own_activation
-from flashref.cli.wish import Wish, read_wish
-from flashref.models.memory import peak_bytes, uncounted
-from flashref.models.session import (
-    Decoded,
-    Perplexities,
-    decode_dense,
-    decode_flash,
-    measure_perplexities,
-)
-from flashref.simulate.flash import Flash, unbundled_layouts
-from flashref.simulate.methods import Method, measured_cost, replay_methods, simulated_cost
-from flashref.simulate.scaled import scale_to_opt_6_7b
-from flashref.simulate.trace import Trace, trace_of
+from rich.text import Text as Styled
+
+from flashref.cli import options
+from flashref.cli.findings import Findings, as_json, show
+from flashref.cli.report import Output, progress
+from flashref.models.decoding import FlashPerplexity
+from flashref.models.opened import OpenModel, open_model
+from flashref.models.predictors import FILE_NAME
+from flashref.models.request import PLACEMENTS, PREDICTORS, READERS, SEMANTICS
+from flashref.models.text import GeneratedText, TextRequest
+from flashref.models.tokens import read_text
+from flashref.simulate.runs import tables_of_text, trace_of_text
 from flashref.simulate.trace_file import Description, save_trace
-from flashref.storage.progress import Progress
+from flashref.storage.progress import Progress, unseen
+from flashref.types import DomainError
+
+PROMPT = "And the king said unto David, "
+PERPLEXITY_TOKENS = 1024
 
 
 def add_parser(commands: Any) -> None:
     """`run` among the commands."""
-    parser = commands.add_parser("run", help="write text with a model read from flash, and account for it")
-    words.add_run_options(parser)
+    parser = commands.add_parser(
+        "run",
+        help="write text with a model read from flash, and account for it",
+        description="Writes text with a model whose feed-forward weights are read from flash as they are "
+        "needed, checks every step against the definition, and says what each token cost.",
+    )
+    _add_model_options(parser)
+    _add_text_options(parser)
+    _add_output_options(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Decode, verify, replay and report; 0 if everything that was checked held, else 1."""
-    wish = read_wish(options)
-    with ExitStack() as resources, progress(options.quiet) as advance:
-        wish, setup = set_up(wish, resources, advance)
-        decoder, ffns = setup.decoder, setup.ffns
-        decoded = decode_flash(
-            decoder, wish.prompt_ids, options.tokens, wish.choose(), options.cold, ffns, setup.proof, advance
-        )
-        perplexities = _perplexities(wish, setup, advance)
-        dense_ids = None
-        if ffns is not None:
-            dense_ids = decode_dense(decoder.model, wish.prompt_ids, options.tokens, wish.choose(), ffns)
-        methods, scaled = _replay(wish, setup, decoded)
-        memory = _memory(wish, setup, decoded)  # last: what the tables take counts, too
-    if options.save_trace is not None:
-        _save_trace(wish, decoded)
-    result = _result(wish, setup, decoded, dense_ids, perplexities, memory, methods, scaled)
-    if options.json:
-        print(json.dumps(result.as_json(), indent=2, allow_nan=False))
+def run(asked: argparse.Namespace) -> int:
+    """Open the model, write the text, and report; 0 if everything that was checked held, else 1."""
+    _check_outputs(asked)
+    model = open_model(
+        asked.model,
+        memory=asked.memory,
+        window=asked.window,
+        predictor=asked.predictor,
+        predictors=asked.predictors,
+        semantics=asked.semantics,
+        placement=asked.placement,
+        device=asked.device,
+        reader=asked.reader,
+        image=asked.image,
+        activation=asked.activation,
+        proof=not asked.no_proof,
+    )
+    prompt = asked.prompt if asked.prompt_ids is None else asked.prompt_ids
+    request = model.request(prompt, asked.tokens, asked.temperature, asked.seed, asked.cold)
+    held_out = _held_out(asked, model)
+    with model:
+        with progress(asked.quiet) as advance:
+            model.open(advance)
+        shown = not asked.json and Output().is_terminal
+        text = _write(model, request, shown, asked.quiet)
+        with progress(asked.quiet) as advance:
+            findings = _find(asked, model, text, held_out, advance)
+    if asked.json:
+        print(json.dumps(as_json(findings), indent=2, allow_nan=False))
     else:
-        show(result, methods, scaled, setup.layouts[0], setup.proof)
-    return 1 if setup.proof.failure is not None or memory.held is False else 0
+        show(findings, text_too=not shown)
+    if asked.save_trace is not None:  # last: whatever becomes of the file, the result has been said
+        sys.stdout.flush()
+        source = f"flashref run --predictor {asked.predictor} --semantics {asked.semantics}"
+        description = Description(what=findings.name, source=source)
+        save_trace(asked.save_trace, trace_of_text(model, text), description)
+    return 1 if findings.verdict.failure is not None or findings.memory.held is False else 0
 
 
-def _perplexities(wish: Wish, setup: Setup, advance: Progress) -> Perplexities | None:
-    if not wish.held_out:
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="DIR",
+        default=options.TINY,
+        type=Path,
+        help="the folder of a Hugging Face checkpoint (default: a tiny model that is shipped)",
+    )
+    add(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        help="the model's flash image: it is used if it exists, else it is packed and kept "
+        "(with --reader direct also FILE.unbundled)",
+    )
+    add(
+        "--memory",
+        metavar="SHARE|BYTES",
+        type=options.memory,
+        default=0.5,
+        help="how much memory the model gets: a share of its bytes, such as 0.5 (the default), "
+        "or bytes, such as 6GB or 512MiB",
+    )
+    add(
+        "--window",
+        metavar="K",
+        type=options.at_least(1),
+        help="how many tokens the window remembers (default: the most, up to 5, whose mean need fits)",
+    )
+    add(
+        "--semantics",
+        choices=SEMANTICS,
+        default="resident",
+        help="which rows the FFN sums: all that are resident (the default), or those that are predicted",
+    )
+    add(
+        "--predictor",
+        choices=PREDICTORS,
+        default="trained",
+        help="what predicts the active neurons: trained predictors (the default); exact, an oracle that is "
+        "not counted as memory; or gate, a gate projection that stays in memory",
+    )
+    add(
+        "--predictors",
+        metavar="FILE",
+        type=Path,
+        help=f"the file of the trained predictors (default: DIR/{FILE_NAME})",
+    )
+    add(
+        "--activation",
+        metavar="NAME",
+        type=options.activation,
+        help="run the model with relu or fatrelu:T instead of its own activation",
+    )
+    add(
+        "--placement",
+        choices=PLACEMENTS,
+        default="swap_with_last",
+        help="how rows are placed in the DRAM matrix (default: swap_with_last)",
+    )
+    options.add_device_option(parser)
+    add(
+        "--reader",
+        choices=READERS,
+        default="memory",
+        help="memory: the device's times are simulated (the default); direct: the image is really read, "
+        "past the page cache",
+    )
+    add(
+        "--no-proof",
+        action="store_true",
+        help="keep no weights in memory to judge by: there is no measured column and no table of another "
+        "model, and the peak of memory is held to --memory",
+    )
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompt", metavar="TEXT", default=PROMPT, help=f"what the text begins with (default: {PROMPT!r})"
+    )
+    prompts.add_argument(
+        "--prompt-ids", metavar="IDS", type=options.ids, help="the prompt as token ids, such as 3,17,96"
+    )
+    add(
+        "--tokens",
+        metavar="N",
+        type=options.at_least(1),
+        default=96,
+        help="how many new tokens are written (default: 96)",
+    )
+    add(
+        "--temperature",
+        metavar="T",
+        type=options.temperature,
+        default=0.0,
+        help="the temperature that tokens are sampled with; 0, the default, takes the likeliest",
+    )
+    add(
+        "--seed",
+        metavar="S",
+        type=options.at_least(0),
+        default=0,
+        help="the seed of sampling: equal seeds give equal texts (default: 0)",
+    )
+    add("--cold", action="store_true", help="empty the windows after the prompt")
+    add(
+        "--held-out",
+        metavar="FILE",
+        type=Path,
+        help=f"a text in UTF-8 whose perplexity is measured (default: DIR/{options.HELD_OUT})",
+    )
+    add(
+        "--perplexity-tokens",
+        metavar="N",
+        type=options.at_least(0),
+        help="measure the perplexity of so many of its tokens at most, with two passes each "
+        f"(default: {PERPLEXITY_TOKENS}; 0: do not measure it)",
+    )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--save-trace",
+        metavar="FILE",
+        type=Path,
+        help="a new file for the neurons that were predicted, which `flashref simulate --trace` takes",
+    )
+    add("--json", action="store_true", help="print one JSON object instead of text and tables")
+    add("--quiet", action="store_true", help="show no progress on stderr")
+
+
+def _check_outputs(asked: argparse.Namespace) -> None:
+    """DomainError for a trace that could not be written at the end, or that has the name of an image."""
+    options.check_new_file("--save-trace", asked.save_trace)
+    if asked.save_trace is None or asked.image is None:
+        return
+    trace, image = asked.save_trace.resolve(), asked.image.resolve()
+    if trace in (image, image.with_name(image.name + ".unbundled")):
+        raise DomainError(f"--save-trace {asked.save_trace}: is the name of an image, too; choose another")
+
+
+def _held_out(asked: argparse.Namespace, model: OpenModel) -> list[int] | None:
+    """The first tokens of the held-out text; None if there is none and none were asked for."""
+    prepared, count = model.prepared, asked.perplexity_tokens
+    path = asked.held_out or prepared.checkpoint.directory / options.HELD_OUT
+    if count == 0:
         return None
-    unchanged = None
-    config = wish.checkpoint.config
-    if wish.own != (config.activation, config.tau) and setup.ffns is not None:
-        unchanged = with_own_activation(wish, setup.ffns)
-    return measure_perplexities(wish.held_out, setup.decoder, setup.ffns, advance, unchanged=unchanged)
+    if count == 1:
+        raise DomainError("--perplexity-tokens 1 foresees nothing; ask for two tokens or more, or for 0")
+    if asked.held_out is None and (prepared.tokenizer is None or not path.is_file()):
+        if count is not None:
+            what = "there is no held-out text" if prepared.tokenizer else "there is no tokenizer"
+            print(f"flashref run: {path}: {what}, so no perplexity", file=sys.stderr)
+        return None
+    ids = model.encode(read_text(path))
+    vocabulary = prepared.checkpoint.config.vocabulary
+    if len(ids) < 2 or max(ids) >= vocabulary:
+        raise DomainError(
+            f"{path}: is no text of two tokens or more in the model's vocabulary of {vocabulary}; "
+            "give another with --held-out, or --perplexity-tokens 0"
+        )
+    return ids[: PERPLEXITY_TOKENS if count is None else count]
 
 
-def _memory(wish: Wish, setup: Setup, decoded: Decoded) -> Memory:
-    """The peak until now beside what it may be."""
-    tensors = wish.checkpoint.tensors
-    predictors, config = wish.predictors.layers if wish.predictors else (), wish.checkpoint.config
-    measured = min(len(wish.held_out or ()), config.context)
-    beside = uncounted(
-        setup.decoder.model,
-        setup.demand,
-        setup.budget,
-        setup.layouts[0],
-        sum(tensors[name].tensors[name].length for name in tensors if name.endswith(".bias")),
-        decoded.predicted,
-        predictors,
-        max(len(wish.prompt_ids) + wish.options.tokens, measured) - 1,
-    )
-    peak = max(0, peak_bytes() - wish.before)
-    allowed = setup.budget.memory + sum(beside)
-    held = peak <= allowed if wish.options.no_proof else None
-    return Memory(
-        setup.budget.memory,
-        setup.budget.dram_bytes,
-        wish.before,
-        peak,
-        allowed,
-        **beside._asdict(),
-        held=held,
-    )
+def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> GeneratedText:
+    """The text, shown while it is written if it is to be."""
+    if not shown:
+        with progress(quiet) as advance:
+            return model.write(request, keep_steps=False, progress=advance).finish()
+    out = Output(highlight=False, emoji=False)
+    stream = model.write(request, keep_steps=False, progress=unseen)
+    out.print(Styled(stream.prompt, "bold"), end="", soft_wrap=True)
+    for piece in stream:
+        out.print(Styled(piece), end="", soft_wrap=True)
+    out.print()
+    return stream.finish()
 
 
-def _replay(wish: Wish, setup: Setup, decoded: Decoded) -> tuple[Sequence[Method], Sequence[Method]]:
-    """The five methods on what is read, and at OPT 6.7B's shape; really read if there is a disk.
-
-    Without a proof neither is really read nor at another shape: that takes more memory than the run.
-    """
-    storage, sparse = setup.storage, list(wish.sparse)
-    costs = [simulated_cost(wish.device)]
-    if storage.read_rows is not None:
-        costs.append(measured_cost(storage.read, storage.read_rows))
-    bundled = tuple(setup.layouts[layer] for layer in sparse)
-    flash = Flash(
-        bundled=bundled,
-        unbundled=tuple(storage.rows[layer] for layer in sparse)
-        if storage.rows
-        else tuple(map(unbundled_layouts, bundled)),
-        image_bytes=storage.image.container.size,
-        tensor_bytes=setup.demand.total,
-    )
-    demand = setup.demand._replace(layers=len(sparse), dense=())
-    budget = setup.budget._replace(capacities=tuple(setup.budget.capacities[layer] for layer in sparse))
-    statistics = [None if known is None else known[sparse] for known in wish.statistics()]
-    trace, count_moves = _trace(wish, decoded), words.MOVES[wish.options.placement]
-    methods = replay_methods(trace, flash, demand, budget, count_moves, costs)
-    if wish.options.no_proof:  # the other model's tables would take more memory than this one
-        return methods, ()
-    scaled = scale_to_opt_6_7b(
-        trace, wish.options.window, statistics[0], statistics[1], count_moves, wish.device
-    )
-    return methods, scaled
-
-
-def _save_trace(wish: Wish, decoded: Decoded) -> None:
-    options = wish.options
-    source = f"flashref run --predictor {options.predictor} --semantics {options.semantics}"
-    description = Description(what=_model_name(options), source=source)
-    save_trace(options.save_trace, _trace(wish, decoded), description)
-
-
-def _trace(wish: Wish, decoded: Decoded) -> Trace:
-    """What was predicted, token by token; the prompt's tokens are not counted."""
-    units = [wish.checkpoint.config.neurons] * len(wish.sparse)
-    return trace_of(decoded.predicted, units, decoded.first_counted)
-
-
-def _model_name(options: argparse.Namespace) -> str:
-    return "tiny" if options.model == words.TINY else str(options.model)
-
-
-def _texts(wish: Wish, new_ids: list[int]) -> tuple[str | None, str | None]:
-    """Prompt and new text as the tokenizer has them; None without one: the token ids are the truth."""
-    if wish.tokenizer is None:
-        return None, None
-    prompt, whole = (wish.tokenizer.decode(ids) for ids in (wish.prompt_ids, [*wish.prompt_ids, *new_ids]))
-    if whole.startswith(prompt):  # what begins a text may look otherwise than what goes on
-        return prompt, whole[len(prompt) :]
-    return prompt, wish.tokenizer.decode(new_ids)
-
-
-def _result(
-    wish: Wish,
-    setup: Setup,
-    decoded: Decoded,
-    dense_ids: list[int] | None,
-    perplexities: Perplexities | None,
-    memory: Memory,
-    methods: Sequence[Method],
-    scaled: Sequence[Method],
-) -> Result:
-    options, budget, errors = wish.options, setup.budget, decoded.errors
-    prompt, text = _texts(wish, decoded.new_ids)
-    given = perplexities._asdict() if perplexities else dict.fromkeys(Perplexities._fields)
-    failed = setup.proof.failure is not None
-    config = wish.checkpoint.config
-    return Result(
-        model=_model_name(options),
-        prompt=prompt,
+def _find(
+    asked: argparse.Namespace,
+    model: OpenModel,
+    text: GeneratedText,
+    held_out: list[int] | None,
+    advance: Progress,
+) -> Findings:
+    """Everything else that there is to say about the text."""
+    perplexity: FlashPerplexity | None = None
+    if held_out is not None:
+        perplexity = model.perplexity(held_out, advance)
+    dense_ids = model.dense_ids(text.request)
+    # Without a proof there is no table of another model: nothing but this one is to take memory.
+    tables = tables_of_text(model, text, scaled=not asked.no_proof)
+    return Findings(
+        name=model.name,
+        names=(asked.semantics, asked.device, asked.reader),
+        setup=model.open(),
         text=text,
-        token_ids=[*wish.prompt_ids, *decoded.new_ids],
-        tokens=len(decoded.new_ids),
-        activation=Activation(config.activation, config.tau, *wish.own),
-        semantics=options.semantics,
-        window=budget.window,
-        rows=[None if layer in setup.demand.dense else rows for layer, rows in enumerate(budget.capacities)],
-        memory_fraction=(
-            options.memory if isinstance(options.memory, float) else budget.memory / setup.demand.total
-        ),
-        memory=memory,
-        device=options.device,
-        reader=options.reader,
-        direct=setup.storage.direct,
-        verified=False if failed else None if setup.ffns is None else True,
-        same_as_dense=None if dense_ids is None else decoded.new_ids == dense_ids,
-        overflows=decoded.overflows,
-        predictor={
-            "false_negative_rate": None if errors is None else errors.false_negative_rate,
-            "false_positive_rate": None if errors is None else errors.false_positive_rate,
-        },
-        # JSON has no infinity: a loss beyond every float is null, as is one that was not measured.
-        perplexity={
-            which: value if value is not None and math.isfinite(value) else None
-            for which, value in given.items()
-        },
-        methods=[method._asdict() for method in methods],
-        scaled=[method._asdict() for method in scaled],
+        dense_ids=dense_ids,
+        perplexity=perplexity,
+        verdict=model.verify(),
+        memory=model.measure_memory(),  # last: what the tables take counts, too
+        tables=tables,
     )

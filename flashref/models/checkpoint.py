@@ -50,7 +50,12 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     """
     folder = Path(directory)
     if not folder.is_dir():
-        raise ImageError(f"{folder}: there is no such directory; give the one that holds config.json")
+        if folder.is_file():
+            raise ImageError(f"{folder}: is a file; give the directory that holds config.json")
+        raise ImageError(
+            f"{folder}: there is no such directory; give the one that holds config.json (a model of the hub "
+            "is not downloaded here: hf download NAME --local-dir DIR)"
+        )
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise ImageError(f"{folder}: has no config.json; give the directory of a Hugging Face checkpoint")
@@ -73,6 +78,32 @@ def tensor_shapes(config: Config) -> Iterator[Tensor]:
     for layer in range(config.layers):
         yield from leaves(family.block(config, layer))
         yield from leaves(family.ffn(config, layer))
+
+
+def parse_activation(word: str) -> tuple[str, float]:
+    """An activation to run instead of a model's own.
+
+    Args:
+        word: "relu", or "fatrelu:T" with FATReLU's threshold T.
+
+    Returns:
+        Its name, and tau: T, or 0.
+
+    Raises:
+        DomainError: it is neither.
+    """
+    name, _, threshold = word.partition(":")
+    if word == "relu":
+        return "relu", 0.0
+    if name != "fatrelu" or not threshold:
+        raise DomainError(f"{word!r} is not relu, nor fatrelu with its tau, such as fatrelu:0.05")
+    try:
+        tau = float(threshold)
+    except ValueError:
+        raise DomainError(f"{threshold!r} is not a number such as 0.05") from None
+    if not 0 <= tau < float("inf"):
+        raise DomainError(f"FATReLU's tau must be finite and at least 0, not {threshold}")
+    return name, tau
 
 
 def with_activation(checkpoint: Checkpoint, activation: tuple[str, float] | None) -> Checkpoint:

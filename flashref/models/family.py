@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from flashref.models.config_values import Values, activation, count, flag
-from flashref.models.parts import Linear, Norm, Place
+from flashref.models.parts import Linear, Norm, Position
 from flashref.types import FFN, Array, DomainError, ImageError
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ class Config(NamedTuple):
     """What is known of a model of any family, before a weight is read.
 
     width is d, neurons is n; key_heads: heads of keys and values, which groups of `heads` share; tau:
-    FATReLU's; tied: the output head is the token embedding; own: what only this family knows.
+    FATReLU's; tied: the output head is the token embedding; family_config: what only this family knows.
     """
 
     family: str
@@ -29,11 +29,11 @@ class Config(NamedTuple):
     activation: str
     tau: float
     tied: bool
-    own: Any
+    family_config: Any
 
 
 def usual_config(family: str, values: Values) -> Config:
-    """What Llama, Persimmon and Phi say under the same keys; own is left to the family. Raises ImageError."""
+    """What Llama, Persimmon and Phi say under the same keys, without a family_config. Raises ImageError."""
     width, heads = count(values, "hidden_size"), count(values, "num_attention_heads")
     key_heads = count(values, "num_key_value_heads", default=heads)
     divided("num_attention_heads", heads, "num_key_value_heads", key_heads)
@@ -51,7 +51,7 @@ def usual_config(family: str, values: Values) -> Config:
         activation=name,
         tau=tau,
         tied=flag(values, "tie_word_embeddings", False),
-        own=None,
+        family_config=None,
     )
 
 
@@ -91,7 +91,7 @@ class Family(NamedTuple):
     """One family of models.
 
     ends, block, ffn: trees whose leaves are `Tensor`s; a block is a tuple of the family's own, an FFN has
-    `down` as it is stored, (d, n). compute: config, a loaded block, x (…, d) and its place to x after the
+    `down` as it is stored, (d, n). compute: config, a loaded block, x (…, d) and its position to x after the
     block. final_norm: config, the last norm and x to x.
     """
 
@@ -99,7 +99,7 @@ class Family(NamedTuple):
     ends: Callable[[Config], Ends]
     block: Callable[[Config, int], Any]
     ffn: Callable[[Config, int], FFN]
-    compute: Callable[[Config, Any, Any, Place], Any]
+    compute: Callable[[Config, Any, Any, Position], Any]
     final_norm: Callable[[Config, Norm, Any], Any]
 
 

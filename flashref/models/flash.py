@@ -1,6 +1,6 @@
 """A model whose FFNs are read from flash, one token at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +17,7 @@ from flashref.decode import (
 )
 from flashref.ffn import active_neurons, dense_ffn
 from flashref.models.budget import Budget, Demand
-from flashref.models.generate import Choose, generate
-from flashref.models.model import FeedForward, Model, one_at_a_time
+from flashref.models.model import FeedForward, Model
 from flashref.storage.container import byte_pieces
 from flashref.storage.image import Image
 from flashref.types import FFN, STORED_DTYPES, Array, Reader, Vector
@@ -121,33 +120,3 @@ def flash_ffn(decoder: Decoder, observe: Observe) -> FeedForward:
         return y
 
     return feed_forward
-
-
-def decode_text(
-    decoder: Decoder,
-    prompt_ids: Sequence[int],
-    count: int,
-    choose: Choose,
-    observe: Observe,
-    before_pass: Callable[[int], bool],
-) -> list[int]:
-    """`count` new tokens after the prompt, whose tokens pass through the same windows (decision 21).
-
-    before_pass: called with the number of each forward pass; if it answers True, windows are emptied first.
-    """
-    config, passes = decoder.model.config, 0
-    feed_forward = flash_ffn(decoder, observe)
-
-    def next_pass(token_id: int) -> Array:
-        nonlocal feed_forward, passes
-        if before_pass(passes):
-            feed_forward = flash_ffn(decoder, observe)
-        passes += 1
-        return forward_one(token_id)
-
-    tokens = generate(  # which looks at what was asked for before there is a cache of that size
-        next_pass, prompt_ids, count, choose, context=config.context, vocabulary=config.vocabulary
-    )
-    room = len(prompt_ids) + count - 1
-    forward_one = one_at_a_time(decoder.model, lambda layer, x: feed_forward(layer, x), room)
-    return [token_id for token_id, _ in tokens]

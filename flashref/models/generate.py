@@ -14,7 +14,7 @@ import numpy as np
 from flashref.types import Array, DomainError
 
 ForwardOne = Callable[[int], Array]  # token id to the logits of the next one (vocabulary,)
-Choose = Callable[[Array], int]  # logits to a token id
+Sampler = Callable[[Array], int]  # logits to the id of the next token
 
 
 class Perplexity(NamedTuple):
@@ -30,7 +30,7 @@ def greedy(logits: Array) -> int:
     return int(np.argmax(logits))
 
 
-def sampler(temperature: float, seed: int) -> Choose:
+def sampler(temperature: float, seed: int) -> Sampler:
     """A seeded draw from softmax(logits / temperature), in float64; temperature 0 is greedy.
 
     Equal seeds give equal draws for equal logits. Raises DomainError for a negative temperature or seed.
@@ -67,7 +67,7 @@ def generate(
     forward_one: ForwardOne,
     prompt_ids: Sequence[int],
     count: int,
-    choose: Choose = greedy,
+    choose: Sampler = greedy,
     *,
     context: int,
     vocabulary: int,
@@ -98,7 +98,7 @@ def check_request(prompt_ids: Sequence[int], count: int, context: int, vocabular
 
 
 def _generate(
-    forward_one: ForwardOne, prompt_ids: Sequence[int], count: int, choose: Choose
+    forward_one: ForwardOne, prompt_ids: Sequence[int], count: int, choose: Sampler
 ) -> Iterator[tuple[int, Array]]:
     for token_id in prompt_ids[:-1]:
         forward_one(token_id)

@@ -14,7 +14,7 @@ from flashref.decode import ResidentFFN
 from flashref.models.families import FAMILIES
 from flashref.models.families.opt import POSITION_OFFSET
 from flashref.models.family import Config, Ends, fill
-from flashref.models.parts import Bias, Heads, Place, apply
+from flashref.models.parts import Bias, Heads, Position, apply
 from flashref.types import Array, DomainError, ShapeError, widen
 
 Load = Callable[[str], Array]  # a tensor's name to its values in the stored dtype
@@ -110,7 +110,7 @@ def forward(model: Model, cache: Cache, token_id: int, feed_forward: FeedForward
     x = embed(model, token_id, position)
     for layer, block in enumerate(model.blocks):
         attend, feed = partial(_attend, cache, layer), partial(checked_ffn, layer)
-        x = family.compute(config, fill(block, _wide), x, Place(np.array(position), attend, feed))
+        x = family.compute(config, fill(block, _wide), x, Position(np.array(position), attend, feed))
     cache.filled[0] = position + 1
     return _logits(model, x), cache._replace(length=position + 1)
 

@@ -35,7 +35,7 @@ class Heads(NamedTuple):
 Bias = Callable[[int], Array]  # how many keys, to what their scores get more (heads, keys)
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a block's tokens stand, and what surrounds its arithmetic.
 
     positions: () or (tokens,), from 0. attend: causal attention of these tokens to themselves and to every

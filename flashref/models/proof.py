@@ -1,14 +1,31 @@
 """The proof that reading from flash changes nothing: every step against the definition, in memory."""
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from flashref.bundle import Layout
 from flashref.decode import Semantics, Step
+from flashref.definitions import WindowStep, window_model
 from flashref.ffn import dense_ffn, sparse_ffn
 from flashref.models.budget import Budget
-from flashref.types import FFN, Array, Extent, Ids, Read, Reader, Vector, same
+from flashref.models.flash import Observe
+from flashref.types import FFN, Array, Extent, Read, Reader, Vector, same
+
+
+class Proven(NamedTuple):
+    """What a proof says so far.
+
+    verified: True if everything held, False if something did not, None if there are no weights in memory to
+    judge by, so that only the resident sets were checked; failure: what did not hold first; steps: how many
+    steps of a layer were checked.
+    """
+
+    verified: bool | None
+    failure: str | None
+    steps: int
 
 
 class Proof:
@@ -21,34 +38,50 @@ class Proof:
     """
 
     def __init__(self, ffns: Sequence[FFN] | None, budget: Budget, semantics: Semantics, exact: bool) -> None:
-        self._ffns, self._budget, self._semantics, self._exact = ffns, budget, semantics, exact
+        self.ffns = ffns
+        self._budget, self._semantics, self._exact = budget, semantics, exact
         self.steps, self.overflows, self.bypassed = 0, 0, 0
         self.failure: str | None = None
-        self.restart()
 
-    def restart(self) -> None:
-        """Forget the history: the next token finds empty windows."""
-        self._kept: dict[int, list[Ids]] = {}
-        self._start: dict[int, int] = {}
+    @property
+    def verdict(self) -> Proven:
+        """What was found so far."""
+        held = None if self.ffns is None else True
+        return Proven(held if self.failure is None else False, self.failure, self.steps)
 
-    def observe(self, layer: int, x: Vector, y: Vector, step: Step) -> None:
-        """Check one step of one layer: the resident set, and the output to the bit."""
-        resident, bypass = self._defined_sets(layer, set(step.predicted.tolist()))
-        if set(step.resident.tolist()) != resident:
+    def observer(self) -> Observe:
+        """Who checks the steps of a text that begins with empty windows."""
+        windows: dict[int, Callable[[set[int]], WindowStep]] = {}
+
+        def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
+            if layer not in windows:
+                windows[layer] = defined_window(self._budget.window, self._budget.capacities[layer])
+            self._check(layer, x, y, step, windows[layer](set(step.predicted.tolist())))
+
+        return observe
+
+    def _check(self, layer: int, x: Vector, y: Vector, step: Step, due: WindowStep) -> None:
+        """One step of one layer: the resident set, and the output to the bit."""
+        if set(step.resident.tolist()) != due.resident:
             self._fail(f"layer {layer}: the resident set is not the union of the kept sets in the window")
-        if self._ffns is not None:
-            ffn = self._ffns[layer]
-            chosen = self._semantics(step.predicted, np.array(sorted(resident | bypass), np.int64))
+        if self.ffns is not None:
+            ffn = self.ffns[layer]
+            in_dram = np.array(sorted(due.resident | due.bypass), np.int64)
+            chosen = self._semantics(step.predicted, in_dram)
             expected = dense_ffn(x, ffn) if self._exact else sparse_ffn(x, ffn, chosen)
             if not same(y, expected):
                 self._fail(f"layer {layer}: the output differs from what the definition gives in memory")
         self.steps += 1
-        self.bypassed += len(bypass)
+        self.overflows += due.left_early or bool(due.bypass)
+        self.bypassed += len(due.bypass)
 
     def checking_reader(self, read: Reader, layouts: Iterable[Layout], stored: Iterable[FFN]) -> Reader:
         """The same reader, which compares every byte that it gives with the checkpoint's.
 
-        stored: a layer's FFN in the stored dtype; bundles are its rows one after the other, then zeros.
+        Args:
+            read: a reader of the image.
+            layouts: of each layer's bundles.
+            stored: each layer's FFN in the stored dtype; its bundles are its rows, then zeros.
         """
         tables = [(layout, _padded_rows(layout, ffn)) for layout, ffn in zip(layouts, stored, strict=True)]
 
@@ -69,28 +102,25 @@ class Proof:
 
         return checked
 
-    def _defined_sets(self, layer: int, predicted: set[int]) -> tuple[set[int], set[int]]:
-        """C_t and the bypass by decisions 1, 2 and 8, from the list of kept sets and nothing else."""
-        kept, capacity = self._kept.setdefault(layer, []), self._budget.capacities[layer]
-
-        def union(first: int) -> set[int]:
-            return set().union(*(ids.tolist() for ids in kept[first:]))
-
-        t, window = len(kept), self._budget.window
-        before = union(self._start.get(layer, 0))
-        start = full = max(self._start.get(layer, 0), t - window + 1)
-        while start < t and len(predicted | union(start)) > capacity:
-            start += 1
-        self.overflows += start > full or len(predicted) > capacity
-        kept.append(np.array((sorted(predicted & before) + sorted(predicted - before))[:capacity], np.int64))
-        self._start[layer] = start
-        after = union(start)
-        if t >= window:
-            kept[t - window] = np.zeros(0, np.int64)  # it never comes back
-        return after, predicted.difference(kept[t].tolist())
-
     def _fail(self, what: str) -> None:
         self.failure = self.failure or what
+
+
+def defined_window(k: int, capacity: int) -> Callable[[set[int]], WindowStep]:
+    """`window_model`, which goes through a whole text, as a function that is called token by token.
+
+    Args:
+        k: tokens that the window remembers.
+        capacity: rows of the layer's DRAM matrix.
+    """
+    waiting: deque[set[int]] = deque()
+    steps = window_model(k, capacity, iter(waiting.popleft, None))
+
+    def step(predicted: set[int]) -> WindowStep:
+        waiting.append(predicted)
+        return next(steps)
+
+    return step
 
 
 def _padded_rows(layout: Layout, ffn: FFN) -> Array:

@@ -1,7 +1,7 @@
 """Text and token ids: by a model's tokenizer.json (extra `hf`), or a byte a token where it has none."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,30 @@ def open_tokenizer(folder: str | os.PathLike[str], vocabulary: int) -> Tokenizer
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))"
         )
     return Tokenizer(encode_bytes, decode_bytes)
+
+
+def written_text(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
+    """The text of new ids, as it goes on where the prompt ends."""
+    prompt, whole = (tokenizer.decode(ids) for ids in (prompt_ids, [*prompt_ids, *new_ids]))
+    # What begins a text may look otherwise than what goes on: some tokenizers drop a first space.
+    return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(new_ids)
+
+
+def text_pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Iterable[int]) -> Iterator[str]:
+    """The text of new ids piece by piece, as they come; the pieces together are `written_text`.
+
+    A character whose bytes are not all there waits until they are.
+    """
+    ids: list[int] = []
+    shown = ""
+    for token_id in new_ids:
+        ids.append(token_id)
+        settled = written_text(tokenizer, prompt_ids, ids).rstrip("\ufffd")
+        if len(settled) > len(shown) and settled.startswith(shown):
+            yield settled[len(shown) :]
+            shown = settled
+    if rest := written_text(tokenizer, prompt_ids, ids)[len(shown) :]:
+        yield rest
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

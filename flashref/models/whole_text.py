@@ -15,7 +15,7 @@ import numpy as np
 from flashref.models.families import FAMILIES
 from flashref.models.family import Config, fill
 from flashref.models.model import Model, embed, last_hidden
-from flashref.models.parts import Bias, Heads, Place, apply
+from flashref.models.parts import Bias, Heads, Position, apply
 from flashref.types import FFN, Array, widen
 from flashref.xla.activations import ACTIVATIONS
 
@@ -94,7 +94,7 @@ def _pass_block(
 
         positions: Any = jnp.arange(len(hidden))
         after = FAMILIES[config.family].compute(
-            config, block, hidden, Place(positions, _attend, feed_forward)
+            config, block, hidden, Position(positions, _attend, feed_forward)
         )
         return Passed(after, received[0])
 

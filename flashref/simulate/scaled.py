@@ -1,13 +1,17 @@
-"""A small model's trace at OPT 6.7B's shape: what the same sparsity costs where bundles are large."""
+"""A small model's text at OPT 6.7B's shape: what the same sparsity costs where bundles are large."""
+
+from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
+from flashref.decode import Place
 from flashref.models.budget import solve_budget
-from flashref.simulate.methods import Method, replay_methods, simulated_cost
+from flashref.models.text import Record
+from flashref.simulate.methods import Method, simulated_cost
+from flashref.simulate.pieces import Replay, add_totals, methods_of, replay_tokens
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import shape_demand, shape_flash
-from flashref.simulate.trace import Trace, trace_of
-from flashref.simulate.window import CountMoves
 from flashref.storage.device import Device
 from flashref.types import Array, Ids
 
@@ -19,39 +23,48 @@ PAPER_IO_MS = (2196, 1090, 738, 164, 87)  # Table 2's I/O column, which nothing 
 
 
 def scale_to_opt_6_7b(
-    trace: Trace,
+    record: Record,
+    neurons: int,
     window: int | None,
-    mean_resident: Array | None,
-    largest_resident: Array | None,
-    count_moves: CountMoves,
+    statistics: tuple[Array | None, Array | None],
+    place: Place,
     device: Device,
 ) -> tuple[Method, ...]:
-    """The five methods on the trace blown up: a layer stands for many, neuron i for ids i + neurons·j.
+    """The five methods on a text blown up: a layer stands for many, neuron i for ids i + neurons·j.
 
-    Capacities are solved for half of the large model. All simulated.
+    Args:
+        record: what was predicted for each token and layer.
+        neurons: of each layer of the small model.
+        window: k in tokens, or None for the largest up to 5 whose mean need fits.
+        statistics: the mean and the largest |C_t| of the small model's layers and windows, or None.
+        place: where new rows go.
+        device: the simulated device.
+
+    Returns:
+        The table's rows, all simulated, with capacities solved for half of the large model.
+
+    Layers that are alike are replayed once, a few tokens at a time: it takes little memory at any length.
     """
-    stands_for = np.arange(LAYERS) * trace.layers // LAYERS  # which traced layer each large layer is
-    demand = shape_demand(SHAPE, device.block)
+    traced = len(record.predicted[0])
+    stands_for = np.arange(LAYERS) * traced // LAYERS  # which traced layer each large layer is
+    demand, flash = shape_demand(SHAPE, device.block), shape_flash(SHAPE, device.block)
+    mean, largest = (None if known is None else known[stands_for] for known in statistics)
     # Of the largest |C_t| only the proportions count, so they stay whole numbers of the traced model.
-    largest = None if largest_resident is None else largest_resident[stands_for]
-    mean = None if mean_resident is None else mean_resident[stands_for] * (NEURONS / trace.units[0])
+    mean = None if mean is None else mean * (NEURONS / neurons)
     budget = solve_budget(demand, MEMORY, window, mean, largest)
-    large = []
-    for token in range(trace.tokens):
-        small = [trace.active(token, layer) for layer in range(trace.layers)]
-        blown_up = [_blown_up(ids, trace.units[0]) for ids in small]
-        large.append([blown_up[layer] for layer in stands_for])
-    return replay_methods(
-        trace_of(large, (NEURONS,) * LAYERS, trace.first_counted),
-        shape_flash(SHAPE, device.block),
-        demand,
-        budget,
-        count_moves,
-        [simulated_cost(device)],
-    )
+    costs = [simulated_cost(device)]
 
+    def blown_up(layer: int) -> Iterator[list[Ids]]:
+        copies = np.arange(0, NEURONS, neurons)
+        for layers in record.predicted:
+            large = (copies[:, None] + layers[layer]).reshape(-1)
+            yield [large[large < NEURONS]]
 
-def _blown_up(ids: Ids, neurons: int) -> Ids:
-    copies = np.arange(0, NEURONS, neurons)
-    large = (copies[:, None] + ids[None, :]).reshape(-1)
-    return large[large < NEURONS].astype(np.int64)
+    alike = Counter(zip(stands_for.tolist(), budget.capacities, strict=True))
+    weighted = []
+    for (layer, capacity), times in alike.items():
+        one = flash._replace(bundled=flash.bundled[:1], unbundled=flash.unbundled[:1])
+        replay = Replay(one, demand, budget._replace(capacities=(capacity,)), place, costs)
+        weighted.append((times, replay_tokens(replay, blown_up(layer), record.first_counted)))
+    whole = Replay(flash, demand, budget, place, costs)
+    return methods_of(whole, add_totals(weighted), len(record.predicted) - record.first_counted)

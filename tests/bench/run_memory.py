@@ -3,9 +3,10 @@
     PYTHONPATH=. python tests/bench/run_memory.py [--tokens 12] [--folder DIR] [SHAPE ...]
 
 The gate is resident and predicts; the weights are random, so half of the neurons are active: far more than
-rows hold. A row for each shape and budget: the peak of the process beyond what Python had, as the command
-measures it, beside the sum that it is held to, part by part, all in MB. The peak less that sum, but for its
-constant for the interpreter, is what nobody derived.
+rows hold. A row for each shape and budget, in MB: the peak of the process beyond what Python had, as the
+command measures it; the budget, the KV cache and the record of what was predicted; `beside`, the peak less
+these three; the allowance that it is held to; and the bundles of one layer, of which the allowance has
+ALLOWED_COPIES.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from checkpoints import flashref, write_checkpoint
 
-from flashref.models.memory import INTERPRETER
+from flashref.models.memory import ALLOWANCE, ALLOWED_COPIES
 
 USUAL = {
     "model_type": "llama",
@@ -38,7 +39,7 @@ SHAPES = {
     | {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 64000},
 }
 BUDGETS = ("0.65", "0.7", "0.85", "1")
-PARTS = ("budget", "kv_cache", "id_tables", "workspace")
+PARTS = ("budget", "kv_cache", "trace")
 
 
 def main() -> None:
@@ -47,7 +48,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=12, help="(default 12)")
     parser.add_argument("--folder", default="/var/tmp", help="where models are written (default /var/tmp)")
     options = parser.parse_args()
-    print(f"{'shape':<10}{'memory':>7}{'peak':>8}{'allowed':>9}{'underived':>11}", *PARTS)
+    headings = ("peak", *PARTS, "beside", "allowance", "one layer")
+    print(f"{'shape':<10}{'memory':>7}", *(f"{heading:>9}" for heading in headings))
     for shape in options.shapes or SHAPES:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="flashref-bench-") as folder:
             model, image = Path(folder) / "model", Path(folder) / "image"
@@ -60,16 +62,20 @@ def main() -> None:
                     told, _ = flashref(*words, "--memory", budget)
                 except SystemExit:
                     continue  # less than what is always resident: said by the command
-                memory = {name: value / 1e6 for name, value in told["memory"].items() if name != "held"}
-                beyond = memory["peak"] - memory["allowed"] + INTERPRETER / 1e6
-                print(
-                    f"{shape:<10}{budget:>7}{memory['peak']:>8.1f}{memory['allowed']:>9.1f}{beyond:>11.1f}",
-                    end="",
+                memory = told["memory"]
+                beside = memory["peak"] - sum(memory[part] for part in PARTS)
+                layer = (memory["allowance"] - ALLOWANCE) // ALLOWED_COPIES
+                sizes = (
+                    memory["peak"],
+                    *(memory[part] for part in PARTS),
+                    beside,
+                    memory["allowance"],
+                    layer,
                 )
                 print(
-                    "",
-                    *(f"{memory[part]:.1f}" for part in PARTS),
-                    "" if told["memory"]["held"] else "MORE",
+                    f"{shape:<10}{budget:>7}",
+                    *(f"{size / 1e6:9.1f}" for size in sizes),
+                    "" if memory["held"] else "MORE",
                     flush=True,
                 )
 

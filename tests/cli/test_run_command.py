@@ -1,8 +1,10 @@
 """`flashref run`: results that say what was proven, in JSON and in words."""
 
+import io
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import opt_runs
@@ -14,7 +16,9 @@ from safetensors.numpy import save_file
 from flashref.cli import main
 from flashref.ffn import active_neurons
 from flashref.models import flash
+from flashref.simulate import trace_file
 from flashref.storage.device import PRESETS, device_to_json
+from flashref.types import ImageError
 
 pytestmark = opt_runs.IGNORED_WARNINGS
 no_waiting_for_the_disk = opt_runs.no_waiting_for_the_disk
@@ -29,6 +33,8 @@ KEYS = [
     "text",
     "token_ids",
     "tokens",
+    "seconds",
+    "tokens_per_second",
     "activation",
     "semantics",
     "window",
@@ -59,9 +65,10 @@ METHOD_KEYS = [
 NAMES = ["naive", "hybrid", "predictor", "windowing", "bundling"]
 
 
-def test_json_has_these_keys_in_this_order(report, model):
-    result = report("--prompt", "In the", "--perplexity-tokens", "40")
-    assert list(result) == KEYS
+def test_json_has_these_keys_in_this_order(run, report, model):
+    words = ("--prompt", "In the", "--perplexity-tokens", "40")
+    assert list(json.loads(run("--json", *words).out)) == KEYS
+    result = report(*words)
     assert result["model"] == str(model) and result["prompt"] == "In the"
     assert result["token_ids"][:6] == list(b"In the") and len(result["token_ids"]) == 9
     assert result["text"] == bytes(result["token_ids"][6:]).decode("utf-8", "replace")
@@ -261,11 +268,61 @@ def test_what_does_not_hold_is_exit_code_1(run, monkeypatch):
 
 
 def test_an_oracle_that_misses_a_neuron_is_exit_code_1(run, monkeypatch):
-    from flashref.cli import setup
+    from flashref.models import setup
 
     monkeypatch.setattr(setup, "active_neurons", lambda x, ffn: active_neurons(x, ffn)[1:])
     outcome = run("--predictor", "exact", "--semantics", "predicted")
     assert outcome.code == 1 and "NOT verified: layer 0: the output differs" in outcome.out
+
+
+def test_the_text_is_shown_while_it_is_written_on_a_terminal(run, monkeypatch):
+    whole, told = run("--predictor", "exact").out, []
+    real = flash.decode_layer
+
+    def watched(*arguments):
+        told.append(sys.stdout.getvalue())
+        return real(*arguments)
+
+    monkeypatch.setattr(flash, "decode_layer", watched)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal
+    assert run("--predictor", "exact").code == 0
+    shown, *_ = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue()).split("\n\n")
+    assert whole.startswith(shown)
+    # The prompt is there before the first step, and a piece of the text before the last token's.
+    texts = [re.sub(r"\x1b\[[0-9;]*m", "", each) for each in told]
+    assert texts[0] == "In the" and len(set(texts)) > 1 and all(map(shown.startswith, texts))
+
+
+@pytest.mark.parametrize("output", [[], ["--json"]])
+def test_a_trace_that_cannot_be_saved_does_not_lose_the_result(run, tmp_path, monkeypatch, output):
+    def full(path, size):
+        raise ImageError(f"{path}: needs {size} bytes, but 0 are free; make room")
+
+    whole = run("--quiet", *output).out
+    monkeypatch.setattr(trace_file, "create_file", full)
+    outcome = run("--save-trace", tmp_path / "trace", *output)
+    assert outcome.code == 2 and outcome.err.endswith("0 are free; make room\n")
+    if output:
+        assert without_peak(outcome.out) == without_peak(whole)
+    else:
+        assert outcome.out.startswith("In the") and "+ bundling" in outcome.out
+
+
+def test_two_outputs_of_one_name_are_refused_at_the_start(run, tmp_path):
+    for image in (tmp_path / "x", tmp_path / "." / "x"):
+        words = ("--image", image, "--save-trace")
+        for name in ("x", "x.unbundled"):
+            told = sentence(run(*words, tmp_path / name))
+            assert f"--save-trace {tmp_path}/{name}: is the name of an image, too; choose another" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_is_shown(run):
+    told = " ".join(run("--perplexity-tokens", "0").out.split())
+    assert re.search(
+        r"time: [\d.]+ seconds by the clock, [\d.]+ new tokens a second, with the time that", told
+    )
 
 
 def test_progress_is_shown_on_a_terminal_and_nowhere_else(run, monkeypatch):

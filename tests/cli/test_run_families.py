@@ -1,15 +1,13 @@
 """`flashref run --model` on every family: transformers' tokens, the dense model's, another activation."""
 
 import re
-from types import SimpleNamespace
 
 import family_runs
 import pytest
 from family_runs import TEXT, sentence
 from random_models import FAMILIES, write_family
 
-from flashref.cli import run as command
-from flashref.models.tokens import Tokenizer
+from flashref.models.tokens import Tokenizer, written_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be read past the page cache")
 run = family_runs.run
@@ -77,12 +75,9 @@ def test_every_family_and_dtype_is_proven_at_any_memory(run, report, tmp_path, f
 def test_what_is_written_goes_on_where_the_prompt_ends():
     # A decoder that drops the space at a text's start, as Llama's does.
     tokenizer = Tokenizer(lambda text: [], lambda ids: "".join(" abc"[one] for one in ids).lstrip())
-    wish = SimpleNamespace(tokenizer=tokenizer, prompt_ids=[1])
-    assert command._texts(wish, [0, 2]) == ("a", " b")
-    wish = SimpleNamespace(
-        tokenizer=Tokenizer(lambda text: [], lambda ids: "?" * (len(ids) == 1)), prompt_ids=[1]
-    )
-    assert command._texts(wish, [2]) == ("?", "?")  # half a letter, and the whole text another
+    assert (tokenizer.decode([1]), written_text(tokenizer, [1], [0, 2])) == ("a", " b")
+    tokenizer = Tokenizer(lambda text: [], lambda ids: "?" * (len(ids) == 1))
+    assert written_text(tokenizer, [1], [2]) == "?"  # half a letter, and the whole text another
 
 
 def test_the_held_out_text_has_tokens_of_the_vocabulary_only(run, tmp_path):

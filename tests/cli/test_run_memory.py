@@ -12,12 +12,12 @@ from family_runs import PYTHON_BYTES, TEXT, sentence, write_predictors
 from random_models import LAYERS, NEURONS, WIDTH, write_family
 from safetensors.numpy import load_file, save_file
 
-from flashref.cli import opening, setup, wish
-from flashref.cli import run as command
 from flashref.cli.report import size
-from flashref.models import flash
+from flashref.models import flash, memory, open_model, prepared, setup, storage
 from flashref.models.checkpoint import open_checkpoint
+from flashref.models.memory import ALLOWANCE, ALLOWED_COPIES
 from flashref.models.model import load_model
+from flashref.simulate import runs
 from flashref.storage import packing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be read past the page cache")
@@ -71,7 +71,7 @@ def test_weights_kept_as_stored_give_the_same_text(report, tmp_path, monkeypatch
 
 
 def test_without_a_proof_no_file_is_mapped(report, llama, monkeypatch):
-    monkeypatch.setattr(opening, "memory_reader", None)  # pages of a mapped file would count as memory
+    monkeypatch.setattr(storage, "memory_reader", None)  # pages of a mapped file would count as memory
     assert report(llama, "--predictor", "gate", "--no-proof")["reader"] == "memory"
 
 
@@ -89,16 +89,16 @@ def test_a_resident_value_that_is_not_finite_is_named_whoever_packed_it(run, tmp
 def test_a_peak_above_what_is_allowed_is_exit_code_1(run, llama, monkeypatch):
     words = ("--predictor", "gate", "--no-proof", "--memory", "1")
 
-    def memory(peak):
-        monkeypatch.setattr(command, "peak_bytes", lambda: PYTHON_BYTES + peak)
+    def measured(peak):
+        monkeypatch.setattr(memory, "peak_bytes", lambda: PYTHON_BYTES + peak)
         outcome = run(llama, *words, "--json")
         shown = json.loads(outcome.out)["memory"]
         assert (shown["before"], shown["peak"]) == (PYTHON_BYTES, peak)
         return outcome.code, shown["held"], shown["allowed"]
 
-    allowed = memory(0)[2]
-    assert memory(allowed) == (0, True, allowed)
-    assert memory(allowed + 1) == (1, False, allowed)
+    allowed = measured(0)[2]
+    assert measured(allowed) == (0, True, allowed)
+    assert measured(allowed + 1) == (1, False, allowed)
     outcome = run(llama, *words)
     assert outcome.code == 1 and " MORE than " in outcome.out
     assert run(llama, *words[:2]).code == 0  # with the proof it is shown and not held
@@ -134,11 +134,17 @@ def test_a_real_process_is_measured(llama, hoarded):
 
 
 def test_what_is_allowed_is_the_sum_of_what_is_shown(report, llama):
-    memory = report(llama, "--predictor", "gate", "--no-proof", "--memory", "1")["memory"]
-    parts = ("budget", "kv_cache", "biases", "id_tables", "workspace")
-    assert memory["allowed"] == sum(memory[part] for part in parts)
+    words = ("--predictor", "gate", "--no-proof", "--memory", "1")
+    memory = report(llama, *words)["memory"]
+    assert memory["allowed"] == sum(memory[part] for part in ("budget", "kv_cache", "trace", "allowance"))
     # Keys and values: 2 layers of 2 heads of 4 float32; a prompt of 6 tokens and all but the last of 4 new.
-    assert memory["kv_cache"] == 2 * LAYERS * 2 * 9 * 4 * 4 and memory["biases"] == 0
+    assert memory["kv_cache"] == 2 * LAYERS * 2 * 9 * 4 * 4
+    # A byte for each of the 48 neurons that was predicted.
+    with open_model(llama, predictor="gate", proof=False, memory=1) as model:
+        steps = model.generate("In the", 4).steps
+    assert memory["trace"] == sum(len(step.predicted) for layers in steps for step in layers)
+    bundles = 48 * 128  # of two rows of 16 float32
+    assert memory["allowance"] == ALLOWANCE + ALLOWED_COPIES * bundles
 
 
 @pytest.mark.parametrize(
@@ -166,29 +172,19 @@ def test_too_little_memory_is_one_sentence(run, llama, monkeypatch):
     def refused(*_):
         raise MemoryError(*why)
 
-    monkeypatch.setattr(command, "replay_methods", refused)
+    monkeypatch.setattr(runs, "replay_tokens", refused)
     why = ["Unable to allocate 9 GiB"]
     assert sentence(run(llama)) == "not enough memory (Unable to allocate 9 GiB); free some, or ask for less"
     why = []
     assert sentence(run(llama)) == "not enough memory; free some, or ask for less"
 
 
-def test_what_is_allowed_is_worked_out_of_the_run_itself(report, llama, tmp_path, monkeypatch):
-    asked, real = [], command.uncounted
-    monkeypatch.setattr(command, "uncounted", lambda *arguments: asked.append(arguments) or real(*arguments))
+def test_what_is_allowed_begins_with_the_budget_that_was_asked_for(report, llama, tmp_path):
     path = write_predictors(llama, tmp_path / "p")
     words = ("--predictor", "trained", "--predictors", path, "--no-proof", "--memory", "99999B")
-    result = report(llama, *words)
-    ((_, _, budget, _, _, predicted, predictors, _),), memory = asked, result["memory"]
-    assert memory["budget"] == 99_999 > memory["counted"] == budget.dram_bytes
-    beside = ("kv_cache", "biases", "id_tables", "workspace")
-    assert memory["allowed"] == 99_999 + sum(memory[part] for part in beside)
-    steps = len(result["token_ids"]) - 1
-    assert [len(layers) for layers in predicted] == [LAYERS] * steps
-    assert [one.b.shape for one in predictors] == [(NEURONS, 6)] * LAYERS
-    # Predictors that are not used take nothing.
-    report(llama, "--predictor", "gate", "--predictors", path, "--no-proof", "--memory", "1")
-    assert asked[1][-2] == ()
+    memory = report(llama, *words)["memory"]
+    assert memory["budget"] == 99_999 > memory["counted"]
+    assert memory["allowed"] == 99_999 + sum(memory[part] for part in ("kv_cache", "trace", "allowance"))
 
 
 def test_what_is_shown_of_memory_is_what_json_has(run, report, tmp_path):
@@ -198,21 +194,19 @@ def test_what_is_shown_of_memory_is_what_json_has(run, report, tmp_path):
     shown = {part: size(figure) for part, figure in memory.items() if part != "held"}
     told = " ".join(run(folder, *words).out.split())
     assert f" of the model, {shown['counted']} used (biases" in told
-    beside = (
-        f"{shown['kv_cache']} of KV cache, {shown['biases']} of biases, {shown['id_tables']} of id tables"
-    )
     assert f"peak of memory: {shown['peak']} above the {shown['before']} of Python" in told
-    assert f", within {shown['allowed']}: a budget of {shown['budget']}, and beside it {beside}" in told
-    assert f" of id tables, {shown['workspace']} of workspace" in told
-    assert len({*shown.values()} - {shown["allowed"], shown["workspace"]}) == 7  # all others differ
+    assert f", within {shown['allowed']}: a budget of {shown['budget']}, and beside it " in told
+    assert f" {shown['kv_cache']} of KV cache, {shown['trace']} for the record of what was pred" in told
+    assert f" predicted, and an allowance of {shown['allowance']} for biases" in told
+    assert len({*shown.values()} - {shown["allowed"], shown["allowance"]}) == 6  # all others differ
 
 
 def test_without_a_proof_no_rows_are_packed_and_the_peak_is_the_last_that_is_read(
     run, llama, tmp_path, monkeypatch
 ):
-    order, measured, replayed = [], command.peak_bytes, command.replay_methods
-    monkeypatch.setattr(command, "peak_bytes", lambda: order.append("peak") or measured())
-    monkeypatch.setattr(command, "replay_methods", lambda *words: order.append("replay") or replayed(*words))
+    order, measured, replayed = [], memory.peak_bytes, runs.replay_tokens
+    monkeypatch.setattr(memory, "peak_bytes", lambda: order.append("peak") or measured())
+    monkeypatch.setattr(runs, "replay_tokens", lambda *words: order.append("replay") or replayed(*words))
     words = ("--predictor", "gate", "--no-proof", "--reader", "direct", "--image", tmp_path / "image")
     assert run(llama, *words).code == 0 and order == ["replay", "peak"]
     assert [path.name for path in tmp_path.glob("image*")] == ["image"]
@@ -261,9 +255,9 @@ def test_the_oracle_needs_the_weights_that_no_proof_keeps_out(run, llama):
 
 def test_a_proof_that_does_not_fit_memory_names_the_way_out(run, llama, monkeypatch):
     needed = 3 * LAYERS * NEURONS * WIDTH * (4 + 4)
-    monkeypatch.setattr(wish, "available_bytes", lambda: needed)
+    monkeypatch.setattr(prepared, "available_bytes", lambda: needed)
     assert run(llama).code == 0
-    monkeypatch.setattr(wish, "available_bytes", lambda: needed - 1)
+    monkeypatch.setattr(prepared, "available_bytes", lambda: needed - 1)
     text = sentence(run(llama))
     assert f"the proof takes {needed} bytes of memory" in text and text.endswith("with --no-proof")
     assert run(llama, "--predictor", "gate", "--no-proof").code == 0

@@ -101,6 +101,8 @@ def test_a_device_that_is_none(run, tmp_path):
 def test_a_directory_that_is_no_model(run, tmp_path):
     assert f"{tmp_path}/x: there is no such directory; give" in sentence(run("--model", tmp_path / "x"))
     assert "has no config.json; give" in sentence(run("--model", tmp_path))
+    (tmp_path / "text").write_text("no model")
+    assert f"{tmp_path}/text: is a file; give the directory" in sentence(run("--model", tmp_path / "text"))
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     text = sentence(run("--model", tmp_path))
     assert f"{tmp_path}: config.json has model_type 'mamba', which is not supported; use one of opt" in text

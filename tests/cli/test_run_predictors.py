@@ -6,11 +6,10 @@ import pytest
 from family_runs import SCALED, TEXT, sentence, write_predictors
 from random_models import LAYERS, NEURONS, WIDTH, write_family
 
-from flashref.cli import run as command
-from flashref.cli import setup
 from flashref.decode import ResidentFFN
-from flashref.models import flash
+from flashref.models import flash, setup
 from flashref.models.checkpoint import load_ffn, open_checkpoint
+from flashref.simulate import runs
 from flashref.storage import container
 from flashref.storage.container import read_container
 from flashref.storage.image import open_image, pack_image
@@ -152,11 +151,11 @@ def test_a_layer_without_a_predictor_is_resident_and_counted(report, llama, iden
 
 def test_only_the_layers_on_flash_are_scaled_to_another_model(report, llama, identity, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(command, "scale_to_opt_6_7b", lambda *arguments: asked.append(arguments) or SCALED)
+    monkeypatch.setattr(runs, "scale_to_opt_6_7b", lambda *arguments: asked.append(arguments) or SCALED)
     path = write_predictors(llama, tmp_path / "p", (0,), identity)
     report(llama, "--predictor", "trained", "--predictors", path, "--window", "3")
-    ((trace, window, mean, largest, *_),) = asked
-    assert window == 3 and list(trace.units) == [NEURONS]
+    ((record, neurons, window, (mean, largest), *_),) = asked
+    assert window == 3 and neurons == NEURONS and {len(layers) for layers in record.predicted} == {1}
     assert mean.tolist() == largest.tolist() == [[3, 6, 9, 12, 15]]  # of the second layer
 
 

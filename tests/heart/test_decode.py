@@ -88,7 +88,7 @@ def chosen_by_definition(setup, tokens, semantics):
     """Per token: the ids summed, and the sets, from plain sets over the full history."""
     window = setup.layer.window
     history = window_model(window.k, window.capacity, [predicted for _, predicted in tokens])
-    for (_, predicted), (after, load, evict, bypass) in zip(tokens, history, strict=True):
+    for (_, predicted), (after, load, evict, bypass, _) in zip(tokens, history, strict=True):
         chosen = predicted if semantics is sum_predicted else after | bypass
         yield sorted(chosen), after, load, evict, bypass
 

@@ -35,7 +35,7 @@ def run(n, k, capacity, tokens):
 def test_sets_equal_the_definition(history):
     n, k, capacity, tokens = history
     expected = window_model(k, capacity, tokens)
-    for (window, delta), (after, load, evict, bypass) in zip(run(*history), expected, strict=True):
+    for (window, delta), (after, load, evict, bypass, _) in zip(run(*history), expected, strict=True):
         event("bypass" if bypass else "room")
         assert resident_neurons(window).tolist() == sorted(after)
         assert delta.load.tolist() == sorted(load)

@@ -71,7 +71,7 @@ def test_what_an_opened_checkpoint_says(tmp_path):
     config = checkpoint.config
     sizes = (LAYERS, WIDTH, NEURONS, HEADS, HEADS, WIDTH // HEADS, CONTEXT, VOCABULARY)
     assert config[:12] == ("opt", *sizes, "relu", 0.0, True)
-    assert config.own == (WIDTH, True, True, True, True)
+    assert config.family_config == (WIDTH, True, True, True, True)
     assert checkpoint.config_text == json.dumps(CONFIG, sort_keys=True, separators=(",", ":"))
     assert parse_config(checkpoint.config_text) == config
     assert dict(checkpoint.layers[1]) == {"up": UP, "down": DOWN}
@@ -120,7 +120,7 @@ def test_parts_that_the_config_leaves_out_are_not_needed(tmp_path):
 def test_a_directory_that_is_none(tmp_path):
     assert "no such directory" in refusal(tmp_path / "absent")
     (tmp_path / "file").write_text("")
-    assert "no such directory" in refusal(tmp_path / "file")
+    assert "is a file; give the directory" in refusal(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refusal(tmp_path / "empty")
 
@@ -225,7 +225,7 @@ def test_the_variant_of_opt_350m_needs_its_projections_and_no_last_norm(tmp_path
     assert "has the shape (6, 4), but config.json asks for (4, 6)" in text
     tensors["model.decoder.project_out.weight"] = np.ones((4, WIDTH), np.float32)
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, tensors, **variant))
-    assert checkpoint.config.own == (4, False, True, True, False)
+    assert checkpoint.config.family_config == (4, False, True, True, False)
 
 
 def test_weights_that_are_missing_or_of_torch(tmp_path):

@@ -254,7 +254,7 @@ def test_a_damaged_config_opens_or_is_refused_in_one_sentence(values):
         refusal = str(error)
     if refusal is None:
         assert config.family == values["model_type"] and next(tensor_shapes(config)).shape
-        rotary = getattr(config.own, "rotary", None)
+        rotary = getattr(config.family_config, "rotary", None)
         assert rotary is None or np.isfinite([*rotary.frequencies, rotary.scale]).all()
     else:
         assert refusal.startswith("config.json") and "\n" not in refusal

@@ -2,73 +2,28 @@
 
 import numpy as np
 import pytest
+from proven_runs import COUNT, PROMPT, Recorder, decode
 from random_models import DEVICE, LAYERS, NEURONS, WIDTH, open_packed, random_weights, write_model
 
 from flashref import bundle_layout, pack_bundles, same
 from flashref.decode import decode_layer, sum_predicted, sum_resident
 from flashref.ffn import dense_ffn
 from flashref.models import flash
-from flashref.models.flash import decode_text
-from flashref.models.generate import greedy, perplexity, sampler
+from flashref.models.decoding import decode_dense, measure_perplexities
+from flashref.models.flash import flash_ffn
+from flashref.models.generate import generate, greedy, perplexity, sampler
 from flashref.models.model import one_at_a_time
 from flashref.models.proof import Proof
-from flashref.models.session import decode_dense, decode_flash, measure_perplexities
+from flashref.models.text import TextRequest
 from flashref.storage.readers import memory_reader
 from flashref.types import FFN, Extent, Read
 
-PROMPT = list(b"In the beginning")
-COUNT = 10
 LONG = 2 * len(PROMPT)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model"), random_weights(rank=6))
-
-
-class Recorder(Proof):
-    """A proof that keeps every step that it saw, pass by pass."""
-
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        self.passes = []
-
-    def observe(self, layer, x, y, step):
-        super().observe(layer, x, y, step)
-        if layer == 0:
-            self.passes.append([])
-        self.passes[-1].append((x, step))
-
-
-def decode(opened, decoder=None, exact=False, semantics=None, cold=False, choose=greedy, layouts=None):
-    """A run and its proof; the decoder may be made to lie, the proof is told the truth."""
-    decoder = decoder or opened.decoder
-    proof = Recorder(opened.ffns, opened.budget, semantics or opened.decoder.semantics, exact)
-    read = proof.checking_reader(decoder.read, layouts or opened.layouts, opened.ffns)
-    seen = []
-    decoded = decode_flash(
-        decoder._replace(read=read),
-        PROMPT,
-        COUNT,
-        choose,
-        cold,
-        opened.ffns,
-        proof,
-        lambda *a: seen.append(a),
-    )
-    assert seen == [("decoding from flash", i + 1, len(PROMPT) - 1 + COUNT) for i in range(len(seen))]
-    assert len(seen) == len(PROMPT) - 1 + COUNT
-    return decoded, proof
-
-
-def observer_of(proof):
-    """For measure_perplexities: every chunk is proven, from an empty history on."""
-
-    def fresh():
-        proof.restart()
-        return proof.observe
-
-    return fresh
 
 
 @pytest.mark.parametrize("semantics", [sum_resident, sum_predicted])
@@ -79,8 +34,8 @@ def test_a_true_run_is_proven(folder, semantics, predictor, capacities):
     decoded, proof = decode(opened, exact=predictor == "exact")
     assert proof.failure is None
     assert proof.steps == LAYERS * (len(PROMPT) - 1 + COUNT)
-    assert len(decoded.new_ids) == COUNT and decoded.first_counted == len(PROMPT) - 1
-    dense = decode_dense(opened.decoder.model, PROMPT, COUNT, greedy, opened.ffns)
+    assert len(decoded.new_ids) == COUNT and decoded.record.first_counted == len(PROMPT) - 1
+    dense = decode_dense(opened.decoder.model, TextRequest(tuple(PROMPT), COUNT), opened.ffns)
     if predictor == "exact":
         assert decoded.new_ids == dense
         assert decoded.errors.false_negatives == decoded.errors.false_positives == 0
@@ -97,7 +52,7 @@ def test_overflows_and_bypass_against_plain_sets(folder, capacities, window):
     overflows = bypassed = 0
     for layer, capacity in enumerate(capacities):
         kept = []  # (token, its kept set), of the tokens that are still in the window
-        for token, layers in enumerate(decoded.predicted):
+        for token, layers in enumerate(decoded.record.predicted):
             predicted = set(layers[layer].tolist())
             there = set().union(*(ids for _, ids in kept))
             kept = [(t, ids) for t, ids in kept if t > token - window]
@@ -112,7 +67,7 @@ def test_overflows_and_bypass_against_plain_sets(folder, capacities, window):
             bypassed += len(predicted) - len(chosen)
             step = proof.passes[token][layer][1]
             assert set(step.resident.tolist()) == set().union(*(ids for _, ids in kept))
-    assert (decoded.overflows, proof.overflows, proof.bypassed) == (overflows, overflows, bypassed)
+    assert (decoded.account.overflows, proof.overflows, proof.bypassed) == (overflows, overflows, bypassed)
     assert (overflows > 0) == (capacities != (48, 48))
     assert (bypassed > 0) == (capacities not in ((48, 48), (20, 14)))
 
@@ -247,7 +202,7 @@ def test_the_first_failure_stays(folder):
     decoder = open_packed(folder, window=1).decoder
     _, proof = decode(opened, decoder)
     first = proof.failure
-    proof.restart()
+    proof.checking_reader(opened.decoder.read, [], [])((Extent(0, 4096),))  # of no layer: it fails, too
     assert proof.failure == first is not None
 
 
@@ -258,8 +213,9 @@ def test_cold_empties_the_windows_before_the_first_new_token(folder):
     assert warm_proof.failure is cold_proof.failure is None
     # With predicted semantics no window can change the text; the trace begins with the first counted pass.
     assert cold.new_ids == warm.new_ids
-    assert (cold.first_counted, len(cold.predicted)) == (0, COUNT)
-    assert same(cold.predicted, warm.predicted[len(PROMPT) - 1 :])
+    assert (cold.record.first_counted, len(cold.record.predicted)) == (0, COUNT)
+    for recorded, due in zip(cold.record.predicted, warm.record.predicted[len(PROMPT) - 1 :], strict=True):
+        assert same(tuple(recorded), tuple(due))
     first = len(PROMPT) - 1
     for _, step in cold_proof.passes[first]:
         assert same(step.resident, step.load) and same(step.load, step.predicted)
@@ -270,7 +226,19 @@ def test_cold_empties_the_windows_before_the_first_new_token(folder):
 def test_windows_that_are_emptied_unasked_are_found_out(folder):
     opened = open_packed(folder, (NEURONS, NEURONS))
     proof = Proof(opened.ffns, opened.budget, sum_resident, exact=False)
-    decode_text(opened.decoder, PROMPT, COUNT, greedy, proof.observe, lambda number: number == 5)
+    observe = proof.observer()
+    emptied = iter([flash_ffn(opened.decoder, observe) for _ in range(2)])
+    feed_forward, passes = next(emptied), []
+
+    def forward(token_id):
+        nonlocal feed_forward
+        if len(passes) == 5:
+            feed_forward = next(emptied)
+        passes.append(token_id)
+        return forward_one(token_id)
+
+    forward_one = one_at_a_time(opened.decoder.model, lambda layer, x: feed_forward(layer, x))
+    list(generate(forward, PROMPT, COUNT, greedy, context=64, vocabulary=256))
     assert "the resident set" in proof.failure
 
 
@@ -283,7 +251,8 @@ def test_the_dense_text_is_that_of_dense_ffns(folder):
     for _ in range(COUNT):
         expected.append(choose(logits))
         logits = forward(expected[-1])
-    assert decode_dense(opened.decoder.model, PROMPT, COUNT, sampler(1.5, 4), opened.ffns) == expected
+    request = TextRequest(tuple(PROMPT), COUNT, temperature=1.5, seed=4)
+    assert decode_dense(opened.decoder.model, request, opened.ffns) == tuple(expected)
 
 
 def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
@@ -292,7 +261,7 @@ def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
     proof = Recorder(opened.ffns, opened.budget, sum_resident, exact=False)
     seen = []
     found = measure_perplexities(
-        text_ids, opened.decoder, opened.ffns, lambda *a: seen.append(a), observer_of(proof)
+        text_ids, opened.decoder, opened.ffns, lambda *a: seen.append(a), proof.observer
     )
     assert proof.failure is None
     assert len(proof.passes) == 63 + 15
@@ -307,7 +276,7 @@ def test_perplexities_are_teacher_forced_with_empty_windows_a_chunk(folder):
     assert found.dense == dense.perplexity != found.flash
     exact = open_packed(folder, (5, 5), predictor="exact")
     proof = Proof(exact.ffns, exact.budget, sum_resident, exact=True)
-    found = measure_perplexities(text_ids, exact.decoder, exact.ffns, lambda *a: None, observer_of(proof))
+    found = measure_perplexities(text_ids, exact.decoder, exact.ffns, lambda *a: None, proof.observer)
     assert proof.failure is None and found.dense == found.flash == dense.perplexity
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from proven_runs import COUNT, decode
 from random_models import DEVICE, LAYERS, NEURONS, open_packed, random_weights, write_model
-from test_proof import COUNT, decode
 
 from flashref.bundle import bundle_layout
 from flashref.models.budget import Budget, Demand
 from flashref.models.checkpoint import open_checkpoint
+from flashref.models.text import Record
 from flashref.simulate import scaled
 from flashref.simulate.flash import Flash, front_to_back, unbundled_layouts
 from flashref.simulate.methods import Cost, measured_cost, replay_methods, simulated_cost
@@ -272,7 +273,7 @@ def folder(tmp_path_factory):
 
 
 def traced(decoded):
-    return trace_of(decoded.predicted, (NEURONS,) * LAYERS, decoded.first_counted)
+    return trace_of(decoded.record.predicted, (NEURONS,) * LAYERS, decoded.record.first_counted)
 
 
 def flash_of(opened):
@@ -379,9 +380,9 @@ def test_opt_6_7b_has_as_many_parameters_as_it_says():
     assert SIXTY_SEVEN.bypass_rows == 1024
 
 
-def scale(predicted, neurons, window=None, mean=None, largest=None, count_moves=moved_by_swap, first=0):
-    trace = trace_of(predicted, (neurons,) * len(predicted[0]), first)
-    return scale_to_opt_6_7b(trace, window, mean, largest, count_moves, PRESETS["paper_m1max"])
+def scale(predicted, neurons, window=None, mean=None, largest=None, place=swap_with_last, first=0):
+    record = Record([[np.array(ids) for ids in layers] for layers in predicted], first)
+    return scale_to_opt_6_7b(record, neurons, window, (mean, largest), place, PRESETS["paper_m1max"])
 
 
 def test_a_scaled_case_worked_by_hand():
@@ -456,8 +457,9 @@ def test_capacities_and_window_at_the_large_shape(dtype):
 def test_the_table_falls_from_row_to_row():
     trace = random_trace(1, 4, 1024, 12, 4, share=0.04)
     largest = np.full((4, 5), 250)
-    for count_moves in MOVES.values():
-        methods = scale_to_opt_6_7b(trace, None, largest / 2, largest, count_moves, PRESETS["paper_m1max"])
+    predicted = [[trace.active(token, layer) for layer in range(4)] for token in range(12)]
+    for place in MOVES:
+        methods = scale(predicted, 1024, None, largest / 2, largest, place, first=4)
         for figure in ("useful_bytes_per_token", "flash_bytes_per_token", "simulated_io_ms_per_token"):
             values = [getattr(method, figure) for method in methods]
             assert values == sorted(values, reverse=True)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from proven_runs import decode
 from random_models import LAYERS, NEURONS, open_packed, random_weights, write_model
-from test_proof import decode
 
 from flashref.simulate.costs import batch_times, read_sizes
 from flashref.simulate.placement import moved_by_fill, moved_by_swap
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 def simulated(decoded, opened):
     """Reads of the trace under the same window and rows, and the changes that its placement was told."""
-    trace = trace_of(decoded.predicted, (NEURONS,) * LAYERS)
+    trace = trace_of(decoded.record.predicted, (NEURONS,) * LAYERS)
     told = []
     budget = opened.budget
     reads = windowed(

@@ -8,12 +8,12 @@ import pytest
 from command_line import called, sentence_of
 from random_models import LAYERS, write_family
 
-from flashref.cli import run as command
-from flashref.cli import wish
 from flashref.cli.report import LABELS
+from flashref.models import memory, prepared
 from flashref.models.checkpoint import load_ffn, open_checkpoint
 from flashref.models.origin import Origin, Source
 from flashref.models.predictors import Predictors, save_predictors
+from flashref.simulate import runs
 from flashref.simulate.methods import Method
 from flashref.storage.container import read_container
 from flashref.types import Predictor
@@ -32,10 +32,10 @@ sentence = partial(sentence_of, "run")
 def run(capsys, monkeypatch):
     """`flashref run` in this process: exit code, stdout, stderr. OPT 6.7B's table is another test's."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr(command, "scale_to_opt_6_7b", lambda *_: SCALED)  # it takes most of the time
+    monkeypatch.setattr(runs, "scale_to_opt_6_7b", lambda *_: SCALED)  # it takes most of the time
     # What this process has in memory is the other tests' too.
-    monkeypatch.setattr(wish, "resident_bytes", lambda: PYTHON_BYTES)
-    monkeypatch.setattr(command, "peak_bytes", lambda: PYTHON_BYTES + 1)
+    monkeypatch.setattr(prepared, "resident_bytes", lambda: PYTHON_BYTES)
+    monkeypatch.setattr(memory, "peak_bytes", lambda: PYTHON_BYTES + 1)
 
     def run(folder, *words):
         few = ["--tokens", "4", "--memory", "0.9", "--perplexity-tokens", "0", "--predictor", "exact"]
@@ -47,12 +47,14 @@ def run(capsys, monkeypatch):
 
 @pytest.fixture
 def report(run):
-    """The object that --json prints, of a run that must hold."""
+    """The object that --json prints, of a run that must hold; but for its times."""
 
     def report(folder, *words):
         outcome = run(folder, "--json", *words)
         assert (outcome.code, outcome.err) == (0, ""), outcome
-        return json.loads(outcome.out)
+        result = json.loads(outcome.out)
+        assert result.pop("seconds") > 0 and result.pop("tokens_per_second") > 0
+        return result
 
     return report
 

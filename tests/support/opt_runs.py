@@ -67,7 +67,7 @@ def run(capsys, model):
 
 @pytest.fixture
 def report(run):
-    """The object that --json prints, of a run that must hold; the measured peak is no part of it."""
+    """The object that --json prints, of a run that must hold, but for its peak of memory and its times."""
 
     def report(*words):
         outcome = run("--json", *words)
@@ -81,6 +81,7 @@ def without_peak(out):
     """What --json printed, but for what no two runs have alike."""
     result = json.loads(out)
     assert result["memory"].pop("peak") >= 0 and result["memory"].pop("before") > 0
+    assert result.pop("seconds") > 0 and result.pop("tokens_per_second") > 0
     return result
 
 

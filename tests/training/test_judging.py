@@ -10,10 +10,10 @@ from train_runs import QUICK, TEXT
 
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
 from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
+from flashref.models.decoding import measure_perplexities
 from flashref.models.generate import perplexity
 from flashref.models.model import load_model, one_at_a_time
 from flashref.models.predictors import Errors, load_predictors
-from flashref.models.session import measure_perplexities
 from flashref.predictor import predict_active
 from flashref.training import judging
 from flashref.types import Predictor

@@ -17,7 +17,7 @@ from flashref.models.parts import (
     Heads,
     Linear,
     Norm,
-    Place,
+    Position,
     Rotary,
     apply,
     layer_norm,
@@ -30,7 +30,7 @@ from flashref.types import FFN, Array, DomainError
 TOP = "transformer"  # every tensor's name begins so, but for an output head's
 
 
-class Own(NamedTuple):
+class FalconConfig(NamedTuple):
     """What only the config.json of a Falcon says. rotary: None where it has ALiBi."""
 
     epsilon: float
@@ -81,7 +81,7 @@ def config_from(values: Values) -> Config:
         activation=name,
         tau=tau,
         tied=flag(values, "tie_word_embeddings", True),
-        own=Own(
+        family_config=FalconConfig(
             epsilon=positive(values, "layer_norm_epsilon", 1e-5),
             rotary=None if flag(values, "alibi", False) else whole_rotary_from(values, head_size, context),
             parallel=parallel,
@@ -101,14 +101,14 @@ def block(config: Config, layer: int) -> Block:
     d, name = config.width, f"{TOP}.h.{layer}"
     values = (config.heads + 2 * config.key_heads) * config.head_size
     attention_norm, ffn_norm = f"{name}.input_layernorm", None
-    if config.own.two_norms:
+    if config.family_config.two_norms:
         attention_norm, ffn_norm = f"{name}.ln_attn", f"{name}.ln_mlp"
-    elif not config.own.parallel:
+    elif not config.family_config.parallel:
         ffn_norm = f"{name}.post_attention_layernorm"
     return Block(
         attention_norm=norm(attention_norm, d),
-        attention=linear(f"{name}.self_attention.query_key_value", values, d, config.own.biases),
-        out=linear(f"{name}.self_attention.dense", d, d, config.own.biases),
+        attention=linear(f"{name}.self_attention.query_key_value", values, d, config.family_config.biases),
+        out=linear(f"{name}.self_attention.dense", d, d, config.family_config.biases),
         ffn_norm=None if ffn_norm is None else norm(ffn_norm, d),
     )
 
@@ -116,27 +116,31 @@ def block(config: Config, layer: int) -> Block:
 def ffn(config: Config, layer: int) -> FFN:
     """The tensors of a layer's FFN."""
     name = f"{TOP}.h.{layer}.mlp"
-    return plain_ffn(config, f"{name}.dense_h_to_4h", f"{name}.dense_4h_to_h", config.own.biases)
+    return plain_ffn(config, f"{name}.dense_h_to_4h", f"{name}.dense_4h_to_h", config.family_config.biases)
 
 
-def compute(config: Config, block: Block, x: Array, place: Place) -> Array:
+def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
     """x (…, d) after the block."""
-    normed = layer_norm(x, block.attention_norm, config.own.epsilon)
+    normed = layer_norm(x, block.attention_norm, config.family_config.epsilon)
     heads = split_fused(apply(block.attention, normed), config.key_heads, config.head_size)
-    if config.own.rotary is None:
-        mixed = place.attend(heads, partial(alibi, config.heads, config.head_size))
+    if config.family_config.rotary is None:
+        mixed = position.attend(heads, partial(alibi, config.heads, config.head_size))
     else:
-        query, key = (rotate(part, place.positions, config.own.rotary) for part in (heads.query, heads.key))
-        mixed = place.attend(Heads(query, key, heads.value), None)
+        query, key = (
+            rotate(part, position.positions, config.family_config.rotary) for part in (heads.query, heads.key)
+        )
+        mixed = position.attend(Heads(query, key, heads.value), None)
     after = x + apply(block.out, mixed)
     if block.ffn_norm is not None:
-        normed = layer_norm(x if config.own.parallel else after, block.ffn_norm, config.own.epsilon)
-    return after + place.feed_forward(normed)
+        normed = layer_norm(
+            x if config.family_config.parallel else after, block.ffn_norm, config.family_config.epsilon
+        )
+    return after + position.feed_forward(normed)
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
     """The last norm."""
-    return layer_norm(x, norm, config.own.epsilon)
+    return layer_norm(x, norm, config.family_config.epsilon)
 
 
 def alibi(heads: int, size: int, keys: int) -> npt.NDArray[np.float64]:

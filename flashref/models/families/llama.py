@@ -8,7 +8,7 @@ from flashref.models.parts import (
     Heads,
     Linear,
     Norm,
-    Place,
+    Position,
     Rotary,
     apply,
     rms_norm,
@@ -19,7 +19,7 @@ from flashref.models.rotary import whole_rotary_from
 from flashref.types import FFN, Array
 
 
-class Own(NamedTuple):
+class LlamaConfig(NamedTuple):
     """What only the config.json of a Llama says."""
 
     epsilon: float
@@ -44,7 +44,7 @@ def config_from(values: Values) -> Config:
     config = usual_config("llama", values)
     config = config._replace(head_size=count(values, "head_dim", default=config.head_size))
     return config._replace(
-        own=Own(
+        family_config=LlamaConfig(
             epsilon=positive(values, "rms_norm_eps", 1e-6),
             rotary=whole_rotary_from(values, config.head_size, config.context),
             biases=flag(values, "attention_bias", False),
@@ -64,10 +64,10 @@ def block(config: Config, layer: int) -> Block:
     queries, keys = config.heads * config.head_size, config.key_heads * config.head_size
     return Block(
         attention_norm=norm(f"{name}.input_layernorm", d, shift=False),
-        query=linear(f"{name}.self_attn.q_proj", queries, d, config.own.biases),
-        key=linear(f"{name}.self_attn.k_proj", keys, d, config.own.biases),
-        value=linear(f"{name}.self_attn.v_proj", keys, d, config.own.biases),
-        out=linear(f"{name}.self_attn.o_proj", d, queries, config.own.biases),
+        query=linear(f"{name}.self_attn.q_proj", queries, d, config.family_config.biases),
+        key=linear(f"{name}.self_attn.k_proj", keys, d, config.family_config.biases),
+        value=linear(f"{name}.self_attn.v_proj", keys, d, config.family_config.biases),
+        out=linear(f"{name}.self_attn.o_proj", d, queries, config.family_config.biases),
         ffn_norm=norm(f"{name}.post_attention_layernorm", d, shift=False),
     )
 
@@ -75,8 +75,10 @@ def block(config: Config, layer: int) -> Block:
 def ffn(config: Config, layer: int) -> FFN:
     """The tensors of a layer's FFN."""
     d, n, name = config.width, config.neurons, f"model.layers.{layer}.mlp"
-    gate, up = (linear(f"{name}.{which}_proj", n, d, config.own.ffn_biases) for which in ("gate", "up"))
-    down = linear(f"{name}.down_proj", d, n, config.own.ffn_biases)
+    gate, up = (
+        linear(f"{name}.{which}_proj", n, d, config.family_config.ffn_biases) for which in ("gate", "up")
+    )
+    down = linear(f"{name}.down_proj", d, n, config.family_config.ffn_biases)
     return FFN(
         config.activation,
         up.weight,
@@ -89,21 +91,29 @@ def ffn(config: Config, layer: int) -> FFN:
     )
 
 
-def compute(config: Config, block: Block, x: Array, place: Place) -> Array:
+def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
     """x (…, d) after the block."""
-    normed = rms_norm(x, block.attention_norm, config.own.epsilon)
+    normed = rms_norm(x, block.attention_norm, config.family_config.epsilon)
     heads = Heads(
-        rotate(split_heads(apply(block.query, normed), config.heads), place.positions, config.own.rotary),
-        rotate(split_heads(apply(block.key, normed), config.key_heads), place.positions, config.own.rotary),
+        rotate(
+            split_heads(apply(block.query, normed), config.heads),
+            position.positions,
+            config.family_config.rotary,
+        ),
+        rotate(
+            split_heads(apply(block.key, normed), config.key_heads),
+            position.positions,
+            config.family_config.rotary,
+        ),
         split_heads(apply(block.value, normed), config.key_heads),
     )
-    x = x + apply(block.out, place.attend(heads, None))
-    return x + place.feed_forward(rms_norm(x, block.ffn_norm, config.own.epsilon))
+    x = x + apply(block.out, position.attend(heads, None))
+    return x + position.feed_forward(rms_norm(x, block.ffn_norm, config.family_config.epsilon))
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
     """The last norm."""
-    return rms_norm(x, norm, config.own.epsilon)
+    return rms_norm(x, norm, config.family_config.epsilon)
 
 
 LLAMA = Family(config_from, ends, block, ffn, compute, final_norm)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flashref.models.config_values import Values, activation, count, flag
 from flashref.models.family import Config, Ends, Family, divided, linear, norm, plain_ffn, tensor
-from flashref.models.parts import Heads, Linear, Norm, Place, apply, layer_norm, split_heads
+from flashref.models.parts import Heads, Linear, Norm, Position, apply, layer_norm, split_heads
 from flashref.types import FFN, Array
 
 TOP = "model.decoder"  # every tensor's name begins so, but for an output head's
@@ -16,7 +16,7 @@ POSITION_OFFSET = 2  # rows 0 and 1 of embed_positions were for padding and are 
 EPSILON = 1e-5  # torch's default; OPT's config.json has no key for it
 
 
-class Own(NamedTuple):
+class OptConfig(NamedTuple):
     """What only the config.json of an OPT says. embedded: width of the embeddings; pre_norm: not OPT-350m."""
 
     embedded: int
@@ -55,7 +55,7 @@ def config_from(values: Values) -> Config:
         activation=name,
         tau=tau,
         tied=flag(values, "tie_word_embeddings", True),
-        own=Own(
+        family_config=OptConfig(
             embedded=count(values, "word_embed_proj_dim", default=width),
             pre_norm=pre_norm,
             biases=flag(values, "enable_bias", True),
@@ -67,14 +67,14 @@ def config_from(values: Values) -> Config:
 
 def ends(config: Config) -> Ends:
     """The embeddings, the last norm and the head."""
-    d, e = config.width, config.own.embedded
+    d, e = config.width, config.family_config.embedded
     tokens = tensor(f"{TOP}.embed_tokens.weight", config.vocabulary, e)
     return Ends(
         tokens=tokens,
         positions=tensor(f"{TOP}.embed_positions.weight", config.context + POSITION_OFFSET, d),
         project_in=None if e == d else linear(f"{TOP}.project_in", d, e, False),
         project_out=None if e == d else linear(f"{TOP}.project_out", e, d, False),
-        norm=_norm(config, f"{TOP}.final_layer_norm") if config.own.final_norm else None,
+        norm=_norm(config, f"{TOP}.final_layer_norm") if config.family_config.final_norm else None,
         head=Linear(tokens, None) if config.tied else linear("lm_head", config.vocabulary, e, False),
     )
 
@@ -83,7 +83,8 @@ def block(config: Config, layer: int) -> Block:
     """The tensors of a layer, but for its FFN."""
     d, name = config.width, f"{TOP}.layers.{layer}"
     query, key, value, out = (
-        linear(f"{name}.self_attn.{which}_proj", d, d, config.own.biases) for which in ("q", "k", "v", "out")
+        linear(f"{name}.self_attn.{which}_proj", d, d, config.family_config.biases)
+        for which in ("q", "k", "v", "out")
     )
     return Block(
         attention_norm=_norm(config, f"{name}.self_attn_layer_norm"),
@@ -98,24 +99,24 @@ def block(config: Config, layer: int) -> Block:
 def ffn(config: Config, layer: int) -> FFN:
     """The tensors of a layer's FFN."""
     name = f"{TOP}.layers.{layer}"
-    return plain_ffn(config, f"{name}.fc1", f"{name}.fc2", config.own.biases)
+    return plain_ffn(config, f"{name}.fc1", f"{name}.fc2", config.family_config.biases)
 
 
-def compute(config: Config, block: Block, x: Array, place: Place) -> Array:
+def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
     """x (…, d) after the block."""
 
     def attention(x: Array) -> Array:
         query, key, value = (
             split_heads(apply(part, x), config.heads) for part in (block.query, block.key, block.value)
         )
-        return apply(block.out, place.attend(Heads(query, key, value), None))
+        return apply(block.out, position.attend(Heads(query, key, value), None))
 
     def half(x: Array, norm: Norm, part: Callable[[Array], Array]) -> Array:
-        if config.own.pre_norm:
+        if config.family_config.pre_norm:
             return x + part(layer_norm(x, norm, EPSILON))
         return layer_norm(x + part(x), norm, EPSILON)
 
-    return half(half(x, block.attention_norm, attention), block.ffn_norm, place.feed_forward)
+    return half(half(x, block.attention_norm, attention), block.ffn_norm, position.feed_forward)
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
@@ -124,7 +125,7 @@ def final_norm(config: Config, norm: Norm, x: Array) -> Array:
 
 
 def _norm(config: Config, name: str) -> Norm:
-    return norm(name, config.width) if config.own.norm_weights else Norm(None, None)
+    return norm(name, config.width) if config.family_config.norm_weights else Norm(None, None)
 
 
 OPT = Family(config_from, ends, block, ffn, compute, final_norm)

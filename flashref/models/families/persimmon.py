@@ -18,7 +18,7 @@ from flashref.models.parts import (
     Heads,
     Linear,
     Norm,
-    Place,
+    Position,
     Rotary,
     apply,
     layer_norm,
@@ -29,7 +29,7 @@ from flashref.models.rotary import rotary_from
 from flashref.types import FFN, Array
 
 
-class Own(NamedTuple):
+class PersimmonConfig(NamedTuple):
     """What only the config.json of a Persimmon says."""
 
     epsilon: float
@@ -53,7 +53,7 @@ def config_from(values: Values) -> Config:
     config = usual_config("persimmon", {**values, "num_key_value_heads": None})  # it has no groups
     config = with_even_heads(config, values)
     return config._replace(
-        own=Own(
+        family_config=PersimmonConfig(
             epsilon=positive(values, "layer_norm_eps", 1e-5),
             rotary=rotary_from(values, config.head_size, config.context, 0.5),
             head_norms=flag(values, "qk_layernorm", True),
@@ -70,7 +70,9 @@ def block(config: Config, layer: int) -> Block:
     """The tensors of a layer, but for its FFN."""
     d, name = config.width, f"model.layers.{layer}"
     query_norm, key_norm = (
-        norm(f"{name}.self_attn.{which}_layernorm", config.head_size) if config.own.head_norms else None
+        norm(f"{name}.self_attn.{which}_layernorm", config.head_size)
+        if config.family_config.head_norms
+        else None
         for which in ("q", "k")
     )
     return Block(
@@ -89,24 +91,24 @@ def ffn(config: Config, layer: int) -> FFN:
     return plain_ffn(config, f"{name}.dense_h_to_4h", f"{name}.dense_4h_to_h", True)
 
 
-def compute(config: Config, block: Block, x: Array, place: Place) -> Array:
+def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
     """x (…, d) after the block."""
 
     def turned(of_heads: Array, norm: Norm | None) -> Array:
         if norm is not None:
-            of_heads = layer_norm(of_heads, norm, config.own.epsilon)
-        return rotate(of_heads, place.positions, config.own.rotary)
+            of_heads = layer_norm(of_heads, norm, config.family_config.epsilon)
+        return rotate(of_heads, position.positions, config.family_config.rotary)
 
-    fused = apply(block.attention, layer_norm(x, block.attention_norm, config.own.epsilon))
+    fused = apply(block.attention, layer_norm(x, block.attention_norm, config.family_config.epsilon))
     query, key, value = split_fused(fused, config.key_heads, config.head_size)
     heads = Heads(turned(query, block.query_norm), turned(key, block.key_norm), value)
-    x = x + apply(block.out, place.attend(heads, None))
-    return x + place.feed_forward(layer_norm(x, block.ffn_norm, config.own.epsilon))
+    x = x + apply(block.out, position.attend(heads, None))
+    return x + position.feed_forward(layer_norm(x, block.ffn_norm, config.family_config.epsilon))
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
     """The last norm."""
-    return layer_norm(x, norm, config.own.epsilon)
+    return layer_norm(x, norm, config.family_config.epsilon)
 
 
 PERSIMMON = Family(config_from, ends, block, ffn, compute, final_norm)

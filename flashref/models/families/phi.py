@@ -18,7 +18,7 @@ from flashref.models.parts import (
     Heads,
     Linear,
     Norm,
-    Place,
+    Position,
     Rotary,
     apply,
     layer_norm,
@@ -29,7 +29,7 @@ from flashref.models.rotary import rotary_from
 from flashref.types import FFN, Array
 
 
-class Own(NamedTuple):
+class PhiConfig(NamedTuple):
     """What only the config.json of a Phi says."""
 
     epsilon: float
@@ -53,7 +53,7 @@ def config_from(values: Values) -> Config:
     """The config of a Phi out of a parsed config.json. Raises ImageError, DomainError."""
     config = with_even_heads(usual_config("phi", values), values)
     return config._replace(
-        own=Own(
+        family_config=PhiConfig(
             epsilon=positive(values, "layer_norm_eps", 1e-5),
             rotary=rotary_from(values, config.head_size, config.context, 0.5),
             head_norms=flag(values, "qk_layernorm", False),
@@ -73,7 +73,7 @@ def block(config: Config, layer: int) -> Block:
     d, keys, name = config.width, config.key_heads * config.head_size, f"model.layers.{layer}"
     attention = f"{name}.self_attn"
     query_norm, key_norm = (
-        norm(f"{attention}.{which}_layernorm", config.head_size) if config.own.head_norms else None
+        norm(f"{attention}.{which}_layernorm", config.head_size) if config.family_config.head_norms else None
         for which in ("q", "k")
     )
     return Block(
@@ -93,27 +93,27 @@ def ffn(config: Config, layer: int) -> FFN:
     return plain_ffn(config, f"{name}.fc1", f"{name}.fc2", True)
 
 
-def compute(config: Config, block: Block, x: Array, place: Place) -> Array:
+def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
     """x (…, d) after the block."""
-    normed = layer_norm(x, block.norm, config.own.epsilon)
+    normed = layer_norm(x, block.norm, config.family_config.epsilon)
 
     def turned(part: Linear, heads: int, norm: Norm | None) -> Array:
         of_heads = split_heads(apply(part, normed), heads)
         if norm is not None:
-            of_heads = layer_norm(of_heads, norm, config.own.epsilon)
-        return rotate(of_heads, place.positions, config.own.rotary)
+            of_heads = layer_norm(of_heads, norm, config.family_config.epsilon)
+        return rotate(of_heads, position.positions, config.family_config.rotary)
 
     heads = Heads(
         turned(block.query, config.heads, block.query_norm),
         turned(block.key, config.key_heads, block.key_norm),
         split_heads(apply(block.value, normed), config.key_heads),
     )
-    return apply(block.out, place.attend(heads, None)) + place.feed_forward(normed) + x
+    return apply(block.out, position.attend(heads, None)) + position.feed_forward(normed) + x
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
     """The last norm."""
-    return layer_norm(x, norm, config.own.epsilon)
+    return layer_norm(x, norm, config.family_config.epsilon)
 
 
 PHI = Family(config_from, ends, block, ffn, compute, final_norm)

@@ -18,7 +18,10 @@ def windows_model(
     sequences = []
     for sequence in actives:
         layers = [
-            [[ids(sorted(part)) for part in step[1:]] for step in window_model(k, capacity, of_layer)]
+            [
+                [ids(sorted(part)) for part in (step.load, step.evict, step.bypass)]
+                for step in window_model(k, capacity, of_layer)
+            ]
             for capacity, of_layer in zip(capacities, zip(*sequence, strict=True), strict=True)
         ]
         sequences.append([list(token) for token in zip(*layers, strict=True)])

@@ -1,6 +1,5 @@
-"""What a run opens: the image (packed if there is none), and its readers."""
+"""Where a model lies on flash: its image, packed if there is none, checked, and opened with its readers."""
 
-import argparse
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import numpy as np
 from flashref.bundle import Layout
 from flashref.models.checkpoint import Checkpoint
 from flashref.models.memory import reset_peak
+from flashref.models.request import Request
 from flashref.storage.container import require_finite, tensor_pieces
 from flashref.storage.device import Device, read_time
 from flashref.storage.image import (
@@ -29,7 +29,11 @@ from flashref.types import Extent, ImageError, Read, Reader
 
 
 class Storage(NamedTuple):
-    """The opened image with its reader; and, where really read, the unbundled rows with theirs."""
+    """An opened image with its reader.
+
+    rows, read_rows: the same weights without bundling, with their reader, where reads are really made and
+    compared; direct: whether reads went past the page cache, None where nothing is really read.
+    """
 
     image: Image
     read: Reader
@@ -38,32 +42,48 @@ class Storage(NamedTuple):
     direct: bool | None = None
 
 
+class _Wanted(NamedTuple):
+    """An image that is wanted: its path, the tensors of its bundles layer by layer, and how it is packed."""
+
+    path: Path
+    layers: Mapping[int, Mapping[str, str]]
+    device: Device
+    bundled: bool
+
+
 def open_storage(
-    options: argparse.Namespace,
-    checkpoint: Checkpoint,
-    device: Device,
-    resources: ExitStack,
-    advance: Progress,
+    checkpoint: Checkpoint, request: Request, resources: ExitStack, progress: Progress
 ) -> Storage:
-    """The image, packed if there is none, and readers of it; temporary files go with `resources`."""
-    path = options.image
+    """The image that a request names, packed if there is none, and its readers.
+
+    Args:
+        checkpoint: the model.
+        request: names the image and the reader; without an image, one is packed into a temporary folder.
+        resources: closes the readers and removes the temporary folder.
+        progress: is told how far packing and checking have come.
+
+    Raises:
+        ImageError: the image is another model's, damaged, or cannot be written. It is never overwritten.
+    """
+    path = request.image
     if path is None:
         path = Path(resources.enter_context(TemporaryDirectory(prefix="flashref-"))) / "image"
-    wanted = {path: True}
-    if options.reader == "direct" and not options.no_proof:  # the other methods read more than is in memory
-        wanted[path.with_name(path.name + ".unbundled")] = False
-    layers = bundled_layers(checkpoint, options.predictor == "gate")
-    identity = fingerprint(checkpoint.tensors, checkpoint.config_text, advance)
+    layers = bundled_layers(checkpoint, request.predictor == "gate")
+    wanted = [_Wanted(path, layers, request.device, bundled=True)]
+    if request.reader == "direct" and request.proof:  # the other methods read more than is in memory
+        rows_path = path.with_name(path.name + ".unbundled")
+        wanted.append(_Wanted(rows_path, layers, request.device, bundled=False))
+    identity = fingerprint(checkpoint.tensors, checkpoint.config_text, progress)
     opened = []
-    for file, bundled in wanted.items():  # a wrong image is refused before another is packed
-        _pack_missing(file, checkpoint, layers, device, bundled, advance)
+    for each in wanted:  # a wrong image is refused before another is packed
+        _pack_missing(each, checkpoint, progress)
         reset_peak()
-        opened.append(_open(file, identity, layers, device, bundled, advance))
+        opened.append(_open(each, identity, progress))
     image, *rows = opened
     _require_same_residents(image, checkpoint)
-    if options.reader == "memory":
-        return Storage(image, _simulated(image, device, options.no_proof, resources))
-    readers = _direct_readers([image, *rows], device, resources)
+    if request.reader == "memory":
+        return Storage(image, _simulated(image, request, resources))
+    readers = _direct_readers([image, *rows], request.device, resources)
     direct = all(reader.direct for reader in readers)
     if not rows:
         return Storage(image, readers[0].read, direct=direct)
@@ -71,7 +91,12 @@ def open_storage(
 
 
 def bundled_layers(checkpoint: Checkpoint, resident_gate: bool) -> dict[int, Mapping[str, str]]:
-    """For every layer, the field of its bundles to the tensor's name; without the gate if it is resident."""
+    """The tensors that are read from flash: for every layer, each field of its bundles and its tensor's name.
+
+    Args:
+        checkpoint: the model.
+        resident_gate: whether gate projections stay in memory, and so out of the bundles.
+    """
     return {
         layer: {field: name for field, name in fields.items() if not (resident_gate and field == "gate")}
         for layer, fields in enumerate(checkpoint.layers)
@@ -79,60 +104,47 @@ def bundled_layers(checkpoint: Checkpoint, resident_gate: bool) -> dict[int, Map
 
 
 def block_for(device: Device) -> int:
-    """The block of a new image: the device's, and at least a page."""
+    """The block of a new image, in bytes: the device's, and at least a page."""
     return max(4096, device.block)
 
 
-def _pack_missing(
-    path: Path,
-    checkpoint: Checkpoint,
-    layers: Mapping[int, Mapping[str, str]],
-    device: Device,
-    bundled: bool,
-    advance: Progress,
-) -> None:
-    if path.exists():
+def _pack_missing(wanted: _Wanted, checkpoint: Checkpoint, progress: Progress) -> None:
+    if wanted.path.exists():
         return
     try:
         pack_image(
-            path,
+            wanted.path,
             checkpoint.tensors,
-            layers,
+            wanted.layers,
             checkpoint.config_text,
-            block=block_for(device),
-            bundled=bundled,
-            progress=advance,
+            block=block_for(wanted.device),
+            bundled=wanted.bundled,
+            progress=progress,
         )
     except ImageError:
-        if not path.exists():  # else another run has packed it meanwhile
+        if not wanted.path.exists():  # else another process has packed it meanwhile
             raise
 
 
-def _open(
-    path: Path,
-    identity: str,
-    layers: Mapping[int, Mapping[str, str]],
-    device: Device,
-    bundled: bool,
-    advance: Progress,
-) -> Image:
+def _open(wanted: _Wanted, identity: str, progress: Progress) -> Image:
     """An existing image is used or refused, never overwritten. Raises ImageError."""
+    path = wanted.path
     try:
         image = open_image(path)
     except ImageError as error:
         raise ImageError(f"{error}; or give another name with --image") from None
     require_checkpoint(image, identity)
-    if image.bundled != bundled:
+    if image.bundled != wanted.bundled:
         raise ImageError(
             f"{path}: holds {'bundles' if image.bundled else 'rows without bundling'}, not "
-            f"{'bundles' if bundled else 'rows without bundling'}; give another name with --image"
+            f"{'bundles' if wanted.bundled else 'rows without bundling'}; give another name with --image"
         )
-    _require_fields(image, layers)
+    _require_fields(image, wanted.layers)
     # All of them: a block that is read holds unused bundles too.
-    require_bundles(image, advance)
-    if image.layouts[0][0].block % device.block:
+    require_bundles(image, progress)
+    if image.layouts[0][0].block % wanted.device.block:
         raise ImageError(
-            f"{path}: has blocks of {image.layouts[0][0].block} bytes, the device of {device.block}; "
+            f"{path}: has blocks of {image.layouts[0][0].block} bytes, the device of {wanted.device.block}; "
             "pack it again under another name"
         )
     return image
@@ -173,13 +185,14 @@ def _require_same_residents(image: Image, checkpoint: Checkpoint) -> None:
                 )
 
 
-def _simulated(image: Image, device: Device, without_mapping: bool, resources: ExitStack) -> Reader:
+def _simulated(image: Image, request: Request, resources: ExitStack) -> Reader:
     """A reader that takes the device's time.
 
     A mapped file's pages would count as the process's own memory, so where that is held to a budget the
     bytes are read instead, past the page cache where that is possible.
     """
-    if not without_mapping:
+    device = request.device
+    if request.proof:
         return memory_reader(np.memmap(image.container.path, np.uint8, "r"), device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of times that nobody looks at

@@ -1,0 +1,201 @@
+"""A model that is about to be opened: its files read as far as a mistake can be found without packing."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from flashref.bundle import Layout, bundle_layout
+from flashref.ffn import SPARSE_ACTIVATIONS
+from flashref.models.budget import Budget, Demand, demand_of, solve_budget
+from flashref.models.checkpoint import Checkpoint, open_checkpoint, with_activation
+from flashref.models.memory import available_bytes, resident_bytes
+from flashref.models.predictors import FILE_NAME, Predictors, load_predictors, predictor_bytes
+from flashref.models.request import Request
+from flashref.models.storage import block_for, bundled_layers
+from flashref.models.tokens import Tokenizer, open_tokenizer
+from flashref.types import STORED_DTYPES, Array, DomainError, ImageError
+
+
+class Prepared(NamedTuple):
+    """A request and the small files that it names.
+
+    checkpoint: its config has the activation that is run; own_activation: the model's own, and tau;
+    tokenizer: None where there is none, so that token ids must be given; predictors: of trained ones that are
+    not used only the statistics; memory_before: bytes that the process had in memory before them.
+    """
+
+    request: Request
+    checkpoint: Checkpoint
+    own_activation: tuple[str, float]
+    tokenizer: Tokenizer | None
+    predictors: Predictors | None
+    memory_before: int
+
+    @property
+    def dense(self) -> tuple[int, ...]:
+        """The layers without a predictor, resident whole (decision 15)."""
+        if self.request.predictor != "trained" or self.predictors is None:
+            return ()
+        return tuple(layer for layer, one in enumerate(self.predictors.layers) if one is None)
+
+    @property
+    def sparse(self) -> tuple[int, ...]:
+        """The layers that are read from flash."""
+        dense = self.dense
+        return tuple(layer for layer in range(self.checkpoint.config.layers) if layer not in dense)
+
+    @property
+    def statistics(self) -> tuple[Array | None, Array | None]:
+        """The mean and the largest |C_t| of each layer and window, where they are stored."""
+        if self.predictors is None:
+            return None, None
+        return self.predictors.mean_resident, self.predictors.largest_resident
+
+
+def prepare(folder: Path, request: Request) -> Prepared:
+    """Read the headers, the tokenizer and the predictors of a model, and see whether the request can be met.
+
+    Args:
+        folder: a Hugging Face checkpoint.
+        request: how it is to be run.
+
+    Raises:
+        ImageError, ShapeError: a file is missing, damaged or another model's.
+        DomainError: the model is not supported, the memory is too small, or two wishes exclude each other.
+    """
+    checkpoint = open_checkpoint(folder)
+    own_activation = checkpoint.config.activation, checkpoint.config.tau
+    checkpoint = with_activation(checkpoint, request.activation)
+    config = checkpoint.config
+    _check_predictor(request, checkpoint)
+    if request.window is not None and request.window > config.context:
+        raise DomainError(
+            f"--window {request.window} is longer than the context of {config.context} tokens; shorten it"
+        )
+    try:
+        tokenizer = open_tokenizer(folder, config.vocabulary)
+    except DomainError:
+        tokenizer = None  # said again when a text comes
+    memory_before = resident_bytes()
+    predictors = _read_predictors(request, checkpoint)
+    prepared = Prepared(request, checkpoint, own_activation, tokenizer, predictors, memory_before)
+    name = checkpoint.layers[0]["up"]
+    dtype = checkpoint.tensors[name].tensors[name].dtype
+    fields = tuple(bundled_layers(checkpoint, request.predictor == "gate")[0])
+    planned = bundle_layout(config.neurons, config.width, dtype, fields, block_for(request.device))
+    solve(prepared, planned)  # too small a memory is refused before a long packing
+    if request.proof:
+        _require_room_for_proof(checkpoint, planned)
+    return prepared
+
+
+def solve(prepared: Prepared, layout: Layout) -> tuple[Demand, Budget]:
+    """What the model asks of memory, and how the memory that is given is shared.
+
+    Args:
+        prepared: the model.
+        layout: of any layer's bundles.
+
+    Raises:
+        DomainError: the memory is too small; the smallest that works is named.
+
+    Decision 8: rows are shared in proportion to the neurons that a window keeps.
+    """
+    checkpoint, request = prepared.checkpoint, prepared.request
+    on_flash = bundled_layers(checkpoint, request.predictor == "gate")
+    trained = prepared.predictors is not None and request.predictor == "trained"
+    demand = demand_of(
+        {name: container.tensors[name].length for name, container in checkpoint.tensors.items()},
+        {name for layer in prepared.sparse for name in on_flash[layer].values()},
+        predictor_bytes(prepared.predictors) if trained and prepared.predictors else 0,
+        checkpoint.config.layers,
+        layout,
+        prepared.dense,
+    )
+    return demand, solve_budget(demand, request.memory, request.window, *prepared.statistics)
+
+
+def encode(prepared: Prepared, text: str) -> list[int]:
+    """The token ids of a text. Raises DomainError where the model has no tokenizer."""
+    if prepared.tokenizer is not None:
+        return prepared.tokenizer.encode(text)
+    try:
+        return open_tokenizer(prepared.checkpoint.directory, prepared.checkpoint.config.vocabulary).encode(
+            text
+        )
+    except DomainError as error:
+        raise DomainError(f"{error}; or give token ids with --prompt-ids") from None
+
+
+def shown_activation(activation: str, tau: float) -> str:
+    """An activation as it is asked for: "relu", or "fatrelu:0.05"."""
+    return f"{activation}:{tau:g}" if activation == "fatrelu" else activation
+
+
+def _check_predictor(request: Request, checkpoint: Checkpoint) -> None:
+    """DomainError for a predictor that cannot be with this model, or with --no-proof."""
+    activation = checkpoint.config.activation
+    if request.predictor == "exact" and not request.proof:
+        raise DomainError(
+            "--predictor exact needs every weight in memory, and --no-proof keeps them out; "
+            "use trained predictors, or --predictor gate"
+        )
+    if request.predictor != "gate":
+        return
+    if "gate" not in checkpoint.layers[0]:
+        raise DomainError(
+            f"{checkpoint.directory}: its layers have no gate projection, which --predictor gate needs; "
+            "use --predictor trained or exact"
+        )
+    if activation not in SPARSE_ACTIVATIONS:
+        raise DomainError(
+            f"--predictor gate needs an activation that is zero for some neurons, and {activation} is for "
+            "none; add --activation fatrelu:T, such as fatrelu:0.05"
+        )
+
+
+def _read_predictors(request: Request, checkpoint: Checkpoint) -> Predictors | None:
+    """The trained predictors; of others only statistics are wanted: they may be missing or foreign."""
+    path, config = request.predictors or checkpoint.directory / FILE_NAME, checkpoint.config
+    trained = request.predictor == "trained"
+    try:
+        if path.is_file() or request.predictors:
+            found = load_predictors(path, config.layers, config.neurons, config.width)
+            if not trained:
+                return found._replace(layers=())
+            _require_fitting(found, path, checkpoint)
+            return found
+    except ImageError as error:
+        if trained or request.predictors:
+            raise ImageError(f"{error}; or use --predictor exact") from None
+    if trained:
+        raise ImageError(
+            f"{path}: there are no trained predictors; fit them with `flashref train`, "
+            "or use the oracle with --predictor exact"
+        )
+    return None
+
+
+def _require_fitting(found: Predictors, path: Path, checkpoint: Checkpoint) -> None:
+    """ImageError unless these predict the neurons of the activation that is run, in some layer."""
+    origin, run = found.origin, (checkpoint.config.activation, checkpoint.config.tau)
+    if origin is not None and (origin.activation, origin.tau) != run:
+        made = shown_activation(origin.activation, origin.tau)
+        raise ImageError(
+            f"{path}: was fitted to {made}, but {shown_activation(*run)} is run; "
+            "change --activation, or fit others with `flashref train`"
+        )
+    if all(one is None for one in found.layers):
+        raise ImageError(f"{path}: has a predictor for no layer; fit others with `flashref train`")
+
+
+def _require_room_for_proof(checkpoint: Checkpoint, layout: Layout) -> None:
+    """DomainError if the weights that a proof needs, as float32 and as stored, do not fit memory."""
+    config = checkpoint.config
+    values = config.layers * config.neurons * config.width * len(checkpoint.layers[0])
+    needed = values * (4 + STORED_DTYPES[layout.dtype].itemsize)
+    available = available_bytes()
+    if available is not None and needed > available:
+        raise DomainError(
+            f"the proof takes {needed} bytes of memory for the weights of the FFNs, and {available} are "
+            "available; leave it out with --no-proof"
+        )
