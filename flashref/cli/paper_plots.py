@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flashref.cli.plots import COLOURS, INK, MARKERS, STYLE, new_plot, svg_text
 from flashref.cli.report import LABELS
-from flashref.simulate.paper.figure import Figure, Row
+from flashref.simulate.paper.figure import Figure, FigureRow
 from flashref.simulate.paper.table2 import Table2
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _lines(figure: Figure, x_scale: str, y_scale: str) -> "Plot":
 
     plot = new_plot(WIDTH, HEIGHT)
     axes = plot.subplots()
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, list[FigureRow]] = {}
     for row in figure.rows:
         if row.x is not None:
             lines.setdefault(row.series, []).append(row)

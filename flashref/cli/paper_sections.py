@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flashref.cli.report import LABELS, Output, print_whole
-from flashref.simulate.paper.figure import Figure, Row, largest_error, median_error
+from flashref.simulate.paper.figure import Figure, FigureRow, largest_error, median_error
 from flashref.simulate.paper.table2 import Table2
 
 RULE = (
@@ -134,7 +134,7 @@ def _of_table2(name: str, table: Table2) -> Section:
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: FigureRow) -> list[str]:
     x = "" if row.x is None else f"{row.x:g}"
     return [row.series, x, digits(row.ours), _printed(row.paper), _error(row.error), row.note]
 
@@ -143,7 +143,7 @@ def _kept(cells: Sequence[str], kept: Sequence[bool]) -> Iterable[str]:
     return (cell for cell, keep in zip(cells, kept, strict=True) if keep)
 
 
-def _short(rows: Sequence[Row]) -> list[int]:
+def _short(rows: Sequence[FigureRow]) -> list[int]:
     """Every row of a table; of each line its first and last points and some between."""
     lines: dict[str, list[int]] = {}
     for at, row in enumerate(rows):

@@ -24,7 +24,7 @@ from flashref.models.session import (
 from flashref.simulate.flash import Flash, unbundled_layouts
 from flashref.simulate.methods import Method, measured_cost, replay_methods, simulated_cost
 from flashref.simulate.scaled import scale_to_opt_6_7b
-from flashref.simulate.trace import Trace, trace_of
+from flashref.simulate.trace import ActivationTrace, trace_of
 from flashref.simulate.trace_file import Description, save_trace
 from flashref.storage.progress import Progress
 
@@ -138,7 +138,7 @@ def _save_trace(wish: Wish, decoded: Decoded) -> None:
     save_trace(options.save_trace, _trace(wish, decoded), description)
 
 
-def _trace(wish: Wish, decoded: Decoded) -> Trace:
+def _trace(wish: Wish, decoded: Decoded) -> ActivationTrace:
     """What was predicted, token by token; the prompt's tokens are not counted."""
     units = [wish.checkpoint.config.neurons] * len(wish.sparse)
     return trace_of(decoded.predicted, units, decoded.first_counted)

@@ -21,11 +21,11 @@ from flashref.cli.simulate_report import Inputs, show, show_csv, show_json
 from flashref.models.budget import LARGEST_WINDOW
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.policies import POLICIES, Study
-from flashref.simulate.shapes.shape import Shape, shape_demand, shape_flash
-from flashref.simulate.sweep import Choices, Configuration, Outcome, Refused, configurations, sweep
+from flashref.simulate.shapes.shape import ModelShape, shape_demand, shape_flash
+from flashref.simulate.sweep import Choices, Configuration, Estimate, Impossible, configurations, sweep
 from flashref.simulate.synthetic import synthetic_trace
 from flashref.simulate.tokens import Host
-from flashref.simulate.trace import Trace
+from flashref.simulate.trace import ActivationTrace
 from flashref.simulate.trace_file import Description, load_description, load_trace, save_trace
 from flashref.simulate.window import CountMoves, uses_of
 from flashref.storage.device import Device
@@ -68,14 +68,14 @@ def run(options: argparse.Namespace) -> int:
         advance("trace", 1, 1)
         host = Host(options.copy_bandwidth, options.compute_bandwidth)
         choices = Choices(POLICIES, ORDERS, devices, host)
-        found: list[Outcome | Refused] = []
+        found: list[Estimate | Impossible] = []
         with _workers(options.workers) as executor:
             for outcome in sweep(study, choices, asked, executor, PARTS * options.workers):
                 found.append(outcome)
                 advance("configurations", len(found), len(asked))
-    outcomes = [each for each in found if isinstance(each, Outcome)]
+    outcomes = [each for each in found if isinstance(each, Estimate)]
     if not outcomes:
-        raise DomainError(found[0].reason if isinstance(found[0], Refused) else "nothing was asked")
+        raise DomainError(found[0].reason if isinstance(found[0], Impossible) else "nothing was asked")
     inputs = Inputs(
         model,
         trace,
@@ -108,7 +108,7 @@ def _configurations(options: argparse.Namespace) -> list[Configuration]:
     )
 
 
-def _trace(options: argparse.Namespace, model: Shape) -> tuple[Trace, Description]:
+def _trace(options: argparse.Namespace, model: ModelShape) -> tuple[ActivationTrace, Description]:
     """The recorded trace, if it is of this model; else one that is drawn for it."""
     units = (model.neurons,) * len(model.sparse_layers)
     if options.trace is None:
@@ -144,7 +144,7 @@ def _layers(units: Sequence[int]) -> str:
 
 
 def _study(
-    trace: Trace, model: Shape, devices: dict[str, Device], count_moves: CountMoves, longest: int
+    trace: ActivationTrace, model: ModelShape, devices: dict[str, Device], count_moves: CountMoves, longest: int
 ) -> Study:
     """The model on flash; where devices have blocks of several sizes, one image for all, in the largest."""
     block = max(block_for(device) for device in devices.values())

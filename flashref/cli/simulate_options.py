@@ -10,8 +10,8 @@ from flashref.cli.options import MOVES, TINY, at_least, fraction
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.policies import POLICIES
 from flashref.simulate.shapes.presets import CONFIGS, preset_shape
-from flashref.simulate.shapes.shape import Shape, shape_of_config
-from flashref.simulate.synthetic import FALCON_PROCESS, OPT_PROCESS, Process
+from flashref.simulate.shapes.shape import ModelShape, shape_of_config
+from flashref.simulate.synthetic import FALCON_PROCESS, OPT_PROCESS, ActivationProcess
 from flashref.simulate.tokens import M1_MAX_CPU
 from flashref.storage.calibration import calibration_from_json
 from flashref.storage.device import PRESETS
@@ -139,7 +139,7 @@ def one_of(known: Sequence[str] | Any) -> Callable[[str], str]:
     return parse
 
 
-def shape(word: str, dtype: str | None) -> Shape:
+def shape(word: str, dtype: str | None) -> ModelShape:
     """The shape of a preset, or of the model that a config.json describes. Raises DomainError, ImageError."""
     if word in CONFIGS:
         return preset_shape(word, dtype or "F16")
@@ -162,7 +162,7 @@ def shape(word: str, dtype: str | None) -> Shape:
         raise type(error)(f"{path}: {error}") from None
 
 
-def process(model: Shape) -> Process:
+def process(model: ModelShape) -> ActivationProcess:
     """The one that is fitted to OPT, or, as for every other model, to the paper's Fig. 4a."""
     return OPT_PROCESS if model.name.startswith("opt-") else FALCON_PROCESS
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flashref.cli.plots import COLOURS, MARKERS, STYLE, new_plot, save_plot
-from flashref.simulate.sweep import Outcome, irrelevant
+from flashref.simulate.sweep import Estimate, irrelevant
 
 WIDTH, HEIGHT, BAR = 800, 380, 22  # points
 AXES = {"memory": "memory (share of the model's bytes)", "window": "window (tokens)"}
@@ -16,7 +16,7 @@ TIMES = {"io_ms": "I/O", "memory_ms": "memory management", "compute_ms": "comput
 Choice = Mapping[str, Any]  # the fields of a configuration that make a difference to its policy
 
 
-def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
+def plot(path: Path, outcomes: Sequence[Estimate], title: str) -> None:
     """Draw the outcomes into a new file that appears whole or not at all."""
     import matplotlib  # slow to import
 
@@ -34,9 +34,9 @@ def plot(path: Path, outcomes: Sequence[Outcome], title: str) -> None:
         save_plot(path, figure)
 
 
-def _draw_lines(axes: Any, outcomes: Sequence[Outcome], choices: Sequence[Choice], x: str) -> list[Any]:
+def _draw_lines(axes: Any, outcomes: Sequence[Estimate], choices: Sequence[Choice], x: str) -> list[Any]:
     """I/O on the left, the sum on the right: a line for all that differ in x only, level without x."""
-    series: dict[tuple[tuple[str, Any], ...], list[tuple[float | None, Outcome]]] = {}
+    series: dict[tuple[tuple[str, Any], ...], list[tuple[float | None, Estimate]]] = {}
     for outcome, choice in zip(outcomes, choices, strict=True):
         rest = tuple((field, value) for field, value in choice.items() if field != x)
         at = outcome.window if x == "window" else choice.get(x)
@@ -62,7 +62,7 @@ def _draw_lines(axes: Any, outcomes: Sequence[Outcome], choices: Sequence[Choice
     return handles
 
 
-def _draw_bars(axis: Any, outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[Any]:
+def _draw_bars(axis: Any, outcomes: Sequence[Estimate], labels: Sequence[str]) -> list[Any]:
     """Where neither memory nor window varies: what each configuration's sum is made of."""
     left = np.zeros(len(outcomes))
     handles = []
@@ -77,7 +77,7 @@ def _draw_bars(axis: Any, outcomes: Sequence[Outcome], labels: Sequence[str]) ->
     return handles
 
 
-def _choice(outcome: Outcome) -> Choice:
+def _choice(outcome: Estimate) -> Choice:
     configuration = outcome.configuration
     nothing = irrelevant(configuration.policy)
     return {field: value for field, value in configuration._asdict().items() if field not in nothing}

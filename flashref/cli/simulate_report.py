@@ -13,17 +13,17 @@ from rich.text import Text
 
 from flashref.cli.report import Output, milliseconds, print_whole, size
 from flashref.cli.simulate_options import ROWS
-from flashref.simulate.shapes.shape import Shape
-from flashref.simulate.sweep import Outcome, Refused, irrelevant
+from flashref.simulate.shapes.shape import ModelShape
+from flashref.simulate.sweep import Estimate, Impossible, irrelevant
 from flashref.simulate.tokens import Host
-from flashref.simulate.trace import Trace
+from flashref.simulate.trace import ActivationTrace
 from flashref.simulate.trace_file import Description
 from flashref.storage.device import Device, device_to_json
 from flashref.storage.fit import Errors
 
 GB = 10**9
 ROW_WORDS = {bundled: word for word, bundled in ROWS.items()}
-NUMBERS = Outcome._fields[2:]
+NUMBERS = Estimate._fields[2:]
 HEADINGS = "useful", "read", "reads", "in DRAM", "copied", "I/O", "memory", "compute", "sum", "overlapped"
 CHOSEN = {  # column of the table → field of the configuration
     "memory": "memory",
@@ -37,8 +37,8 @@ CHOSEN = {  # column of the table → field of the configuration
 class Inputs(NamedTuple):
     """What was simulated. errors: of each device, None where nobody measured them."""
 
-    model: Shape
-    trace: Trace
+    model: ModelShape
+    trace: ActivationTrace
     description: Description
     devices: Mapping[str, Device]
     errors: Mapping[str, Errors | None]
@@ -46,16 +46,16 @@ class Inputs(NamedTuple):
     placement: str
 
 
-def show(inputs: Inputs, found: Sequence[Outcome | Refused]) -> None:
+def show(inputs: Inputs, found: Sequence[Estimate | Impossible]) -> None:
     """The table, what cannot be, where the trace is from, and the answer."""
-    outcomes = [each for each in found if isinstance(each, Outcome)]
+    outcomes = [each for each in found if isinstance(each, Estimate)]
     out = Output(highlight=False, emoji=False)
     table, constant = _table(inputs, found)
     trace, model = inputs.trace, inputs.model
     title = f"simulated: {model.name} in {model.dtype}, {size(model.total_bytes)}"
     out.print(Text(", ".join([title, *constant]) + "; means of a token", "bold"), soft_wrap=True)
     print_whole(table)
-    for reason in dict.fromkeys(each.reason for each in found if isinstance(each, Refused)):
+    for reason in dict.fromkeys(each.reason for each in found if isinstance(each, Impossible)):
         out.print(f"not possible: {escape(reason)}", soft_wrap=True)
     counted = trace.tokens - trace.first_counted
     host = inputs.host
@@ -76,7 +76,7 @@ def show(inputs: Inputs, found: Sequence[Outcome | Refused]) -> None:
         out.print(escape(line), soft_wrap=True)
 
 
-def show_json(inputs: Inputs, found: Sequence[Outcome | Refused]) -> None:
+def show_json(inputs: Inputs, found: Sequence[Estimate | Impossible]) -> None:
     """One object: what was asked, and a list with an entry for every configuration."""
     model, trace = inputs.model, inputs.trace
     sizes = {"total_bytes": model.total_bytes, "resident_bytes": model.resident_bytes}
@@ -102,7 +102,7 @@ def show_json(inputs: Inputs, found: Sequence[Outcome | Refused]) -> None:
     print(json.dumps(shown, indent=2, allow_nan=False))
 
 
-def show_csv(inputs: Inputs, found: Sequence[Outcome | Refused]) -> None:
+def show_csv(inputs: Inputs, found: Sequence[Estimate | Impossible]) -> None:
     """A header, and a line for every configuration; what makes no difference is empty."""
     records = [_record(inputs, each) for each in found]
     writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
@@ -110,7 +110,7 @@ def show_csv(inputs: Inputs, found: Sequence[Outcome | Refused]) -> None:
     writer.writerows(records)
 
 
-def _record(inputs: Inputs, each: Outcome | Refused) -> dict[str, Any]:
+def _record(inputs: Inputs, each: Estimate | Impossible) -> dict[str, Any]:
     """A configuration and its exact numbers; None for what makes no difference, or is not known."""
     configuration = each.configuration
     record = {
@@ -119,7 +119,7 @@ def _record(inputs: Inputs, each: Outcome | Refused) -> dict[str, Any]:
     }
     rows = record.pop("bundled")
     record |= {"rows": None if rows is None else ROW_WORDS[rows]}
-    if isinstance(each, Refused):
+    if isinstance(each, Impossible):
         return record | dict.fromkeys([*NUMBERS, "io_error_ms"]) | {"refused": each.reason}
     numbers = {field: getattr(each, field) for field in NUMBERS}
     return record | {
@@ -130,7 +130,7 @@ def _record(inputs: Inputs, each: Outcome | Refused) -> dict[str, Any]:
     }
 
 
-def _table(inputs: Inputs, found: Sequence[Outcome | Refused]) -> tuple[Table, list[str]]:
+def _table(inputs: Inputs, found: Sequence[Estimate | Impossible]) -> tuple[Table, list[str]]:
     """The table without the columns that have one value, and these in words."""
     rows = [_choices(each) for each in found]
     kept, constant = [], []
@@ -147,16 +147,16 @@ def _table(inputs: Inputs, found: Sequence[Outcome | Refused]) -> tuple[Table, l
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for each, row in zip(found, rows, strict=True):
-        numbers = ["—"] * len(HEADINGS) if isinstance(each, Refused) else _cells(inputs, each)
+        numbers = ["—"] * len(HEADINGS) if isinstance(each, Impossible) else _cells(inputs, each)
         table.add_row(*(escape(row[column]) for column in kept), *numbers)
     return table, constant
 
 
-def _choices(each: Outcome | Refused) -> dict[str, str]:
+def _choices(each: Estimate | Impossible) -> dict[str, str]:
     """What was chosen, in words; empty where it makes no difference."""
     configuration = each.configuration
     words = {"policy": configuration.policy}
-    window = each.window if isinstance(each, Outcome) else configuration.window
+    window = each.window if isinstance(each, Estimate) else configuration.window
     windowed = "window" not in irrelevant(configuration.policy)
     words["window"] = ("auto" if window is None else str(window)) if windowed else ""
     for column, field in CHOSEN.items():
@@ -178,7 +178,7 @@ def _in_words(column: str, value: str) -> str:
     }[column]
 
 
-def _cells(inputs: Inputs, outcome: Outcome) -> list[str]:
+def _cells(inputs: Inputs, outcome: Estimate) -> list[str]:
     error = _io_error(inputs, outcome)
     return [
         size(outcome.useful_bytes),
@@ -194,7 +194,7 @@ def _cells(inputs: Inputs, outcome: Outcome) -> list[str]:
     ]
 
 
-def _overfull(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _overfull(outcomes: Sequence[Estimate]) -> Iterator[str]:
     """Where a longer window is asked for than the rows hold: so windows may give one figure."""
     shares = {
         (each.configuration.memory, each.window): each.overfull for each in outcomes if each.overfull > 0
@@ -206,7 +206,7 @@ def _overfull(outcomes: Sequence[Outcome]) -> Iterator[str]:
         )
 
 
-def _answer(inputs: Inputs, outcomes: Sequence[Outcome], device: str, memory: float) -> str:
+def _answer(inputs: Inputs, outcomes: Sequence[Estimate], device: str, memory: float) -> str:
     """The fastest way to use a memory with a device, of those that could be built, and how sure that is."""
     real = [
         each
@@ -240,7 +240,7 @@ def _answer(inputs: Inputs, outcomes: Sequence[Outcome], device: str, memory: fl
     )
 
 
-def _io_error(inputs: Inputs, outcome: Outcome) -> float | None:
+def _io_error(inputs: Inputs, outcome: Estimate) -> float | None:
     """Milliseconds by which nine of ten I/O times are off at most."""
     errors = inputs.errors[outcome.configuration.device]
     return None if errors is None else outcome.io_ms * errors.p90

@@ -9,7 +9,7 @@ from flashref.bundle import Layout, bundle_extents
 from flashref.models.budget import Budget, Demand
 from flashref.simulate.costs import batch_times, read_sizes
 from flashref.simulate.flash import SEQUENTIAL_READ, Flash, ffn_run, front_to_back
-from flashref.simulate.trace import Reads, Trace
+from flashref.simulate.trace import ActivationTrace, Reads
 from flashref.simulate.window import CountMoves, unwindowed, uses_of, windowed
 from flashref.storage.device import Device, read_time
 from flashref.storage.plan import plan_io, read_plan
@@ -84,7 +84,7 @@ def measured_cost(read_bundled: Reader, read_unbundled: Reader) -> Cost:
 
 
 def replay_methods(
-    trace: Trace,
+    trace: ActivationTrace,
     flash: Flash,
     demand: Demand,
     budget: Budget,

@@ -16,7 +16,7 @@ class Changes(NamedTuple):
 
     units: of each layer; load_ids, evict_ids: int32, ascending within a layer of a token, and in any order;
     load_starts, evict_starts: (tokens·layers + 1,) int64, token t's layer l is ids[starts[t·layers + l] :
-    starts[t·layers + l + 1]], as in Trace.
+    starts[t·layers + l + 1]], as in ActivationTrace.
     """
 
     units: tuple[int, ...]

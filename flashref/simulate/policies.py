@@ -16,10 +16,10 @@ from flashref.simulate.caches.belady import belady
 from flashref.simulate.caches.classic import lfu, lru, pinned
 from flashref.simulate.caches.s3_fifo import s3_fifo
 from flashref.simulate.flash import Flash, ffn_run
-from flashref.simulate.trace import Counts, Reads, Trace
+from flashref.simulate.trace import ActivationTrace, Counts, Reads
 from flashref.simulate.window import CountMoves, Uses, unwindowed, windowed
 
-Cache = Callable[[Trace, tuple[int, ...], int], Reads]
+Cache = Callable[[ActivationTrace, tuple[int, ...], int], Reads]
 AGEING = 32  # tokens after which an LFU cache halves its counts
 
 
@@ -116,11 +116,11 @@ def cached(cache: Cache, study: Study, memory: float, window: int | None) -> Kep
     return _of_units(study, reads, _active_units(trace), dram, None)
 
 
-def _lfu(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+def _lfu(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     return lfu(AGEING)(trace, sizes, capacity)  # by name: what lfu gives cannot be pickled
 
 
-def _s3_fifo(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+def _s3_fifo(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     return s3_fifo()(trace, sizes, capacity)
 
 
@@ -150,16 +150,16 @@ def _of_units(study: Study, reads: Reads, summed: Counts, dram_bytes: int, windo
     return Kept(reads, (), 0, summed, study.demand.resident + study.demand.predictors, dram_bytes, window)
 
 
-def _no_reads(trace: Trace) -> Reads:
+def _no_reads(trace: ActivationTrace) -> Reads:
     nothing = np.zeros((trace.tokens, trace.layers), np.int64)
     token, layer = np.divmod(np.arange(nothing.size), trace.layers)
     starts = np.zeros(nothing.size + 1, np.int64)
     return Reads(np.zeros(0, np.int32), starts, token, layer, nothing, nothing, nothing)
 
 
-def _active_units(trace: Trace) -> Counts:
+def _active_units(trace: ActivationTrace) -> Counts:
     return np.diff(trace.starts).reshape(trace.tokens, trace.layers)
 
 
-def _all_units(trace: Trace) -> Counts:
+def _all_units(trace: ActivationTrace) -> Counts:
     return np.tile(np.array(trace.units, np.int64), (trace.tokens, 1))

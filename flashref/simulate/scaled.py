@@ -6,7 +6,7 @@ from flashref.models.budget import solve_budget
 from flashref.simulate.methods import Method, replay_methods, simulated_cost
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import shape_demand, shape_flash
-from flashref.simulate.trace import Trace, trace_of
+from flashref.simulate.trace import ActivationTrace, trace_of
 from flashref.simulate.window import CountMoves
 from flashref.storage.device import Device
 from flashref.types import Array, Ids
@@ -19,7 +19,7 @@ PAPER_IO_MS = (2196, 1090, 738, 164, 87)  # Table 2's I/O column, which nothing 
 
 
 def scale_to_opt_6_7b(
-    trace: Trace,
+    trace: ActivationTrace,
     window: int | None,
     mean_resident: Array | None,
     largest_resident: Array | None,

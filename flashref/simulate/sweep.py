@@ -39,7 +39,7 @@ _IRRELEVANT: Mapping[str, frozenset[str]] = {
 }
 
 
-class Outcome(NamedTuple):
+class Estimate(NamedTuple):
     """Its answer: means over the counted tokens; bytes and reads a token, milliseconds a token.
 
     overfull: for what share of the tokens and layers the rows do not hold the whole window.
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
     overfull: float
 
 
-class Refused(NamedTuple):
+class Impossible(NamedTuple):
     """A configuration that cannot be, such as a memory that is too small, and why: one sentence."""
 
     configuration: Configuration
@@ -125,7 +125,7 @@ def sweep(
     configurations: Sequence[Configuration],
     executor: Executor | None = None,
     parts: int = 1,
-) -> Iterator[Outcome | Refused]:
+) -> Iterator[Estimate | Impossible]:
     """The outcome of every configuration, in their order, one by one.
 
     executor: of any kind, which gets `parts` ≥ 1 tasks and the study with each; None: here. Neighbours that
@@ -183,16 +183,16 @@ def cost_of(
     return TokenCosts(*(column[study.uses.trace.first_counted :] for column in costs))
 
 
-def _all_outcomes(task: _Task) -> list[Outcome | Refused]:
+def _all_outcomes(task: _Task) -> list[Estimate | Impossible]:
     return list(_outcomes(task))
 
 
-def _outcomes(task: _Task) -> Iterator[Outcome | Refused]:
+def _outcomes(task: _Task) -> Iterator[Estimate | Impossible]:
     for (policy, memory, window), same_policy in groupby(task.configurations, lambda each: each[:3]):
         try:
             kept = task.policies[policy](task.study, memory, window)
         except DomainError as error:
-            yield from (Refused(configuration, str(error)) for configuration in same_policy)
+            yield from (Impossible(configuration, str(error)) for configuration in same_policy)
             continue
         for (order, bundled, max_gap), same_layout in groupby(same_policy, lambda each: each[3:6]):
             layouts = task.layouts[order, bundled]
@@ -212,11 +212,11 @@ def _layouts(study: Study, orders: Sequence[Ids | None], bundled: bool) -> list[
     ]
 
 
-def _outcome(configuration: Configuration, kept: Kept, costs: TokenCosts) -> Outcome:
+def _outcome(configuration: Configuration, kept: Kept, costs: TokenCosts) -> Estimate:
     def mean(column: Counts) -> float:
         return float(column.mean())
 
-    return Outcome(
+    return Estimate(
         configuration,
         kept.window,
         kept.dram_bytes,

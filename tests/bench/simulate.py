@@ -22,7 +22,7 @@ from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study, sliding_window
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import shape_demand, shape_flash
-from flashref.simulate.sweep import Choices, Configuration, Outcome, configurations, cost_of, sweep
+from flashref.simulate.sweep import Choices, Configuration, Estimate, configurations, cost_of, sweep
 from flashref.simulate.synthetic import OPT_PROCESS, synthetic_trace
 from flashref.simulate.tokens import M1_MAX_CPU
 from flashref.simulate.window import uses_of, windowed
@@ -166,7 +166,7 @@ def a_sweep(count, workers):
     with command._workers(workers) as executor:
         outcomes = list(sweep(study, CHOICES, asked, executor, command.PARTS * workers))
     wall = time.perf_counter() - wall
-    done = sum(isinstance(outcome, Outcome) for outcome in outcomes)
+    done = sum(isinstance(outcome, Estimate) for outcome in outcomes)
     spent = os.times()
     print(
         f"{done} of {len(asked)} window configurations on one trace: {wall:.1f} s wall with {workers} "

@@ -14,7 +14,7 @@ from flashref.cli import main, paper, paper_plots
 from flashref.cli.paper_page import FOLDED, inline_svg, page
 from flashref.cli.paper_sections import digits, section
 from flashref.cli.plots import COLOURS, GRID, INK, STYLE
-from flashref.simulate.paper.figure import Figure, Row
+from flashref.simulate.paper.figure import Figure, FigureRow
 
 pytestmark = pytest.mark.xdist_group("paper")
 
@@ -148,14 +148,14 @@ def test_json_of_a_figure_has_its_rows_and_what_they_come_from(capsys, name):
 
 
 def test_what_is_not_known_is_null():
-    figure = Figure("t", "x", "u", "i", (Row("a", 1.0, None, 2.0), Row("a", 2.0, 1.0, None)))
+    figure = Figure("t", "x", "u", "i", (FigureRow("a", 1.0, None, 2.0), FigureRow("a", 2.0, 1.0, None)))
     found = paper.json_object(figure)
     assert [row["error"] for row in found["rows"]] == [None, None]
     assert (found["median_error"], found["largest_error"]) == (None, None)
 
 
 def test_a_value_that_is_not_a_number_never_becomes_json(capsys, monkeypatch):
-    figure = Figure("t", "x", "u", "i", (Row("a", 1.0, float("nan"), 2.0),))
+    figure = Figure("t", "x", "u", "i", (FigureRow("a", 1.0, float("nan"), 2.0),))
     monkeypatch.setattr(paper, "FIGURES", {"figure7": lambda: figure})
     with pytest.raises(ValueError, match="not JSON compliant"):
         main(["paper", "--json"])
@@ -206,10 +206,10 @@ def test_numbers_have_three_digits(number, text):
 
 def test_a_row_in_words():
     rows = (
-        Row("a", 1.0, 9.99996, 10.0),
-        Row("b", None, 11.0, 10.0, "a note"),
-        Row("c", 0.5, None, 92.0),
-        Row("d", 0.5, None, 0.477_64),
+        FigureRow("a", 1.0, 9.99996, 10.0),
+        FigureRow("b", None, 11.0, 10.0, "a note"),
+        FigureRow("c", 0.5, None, 92.0),
+        FigureRow("d", 0.5, None, 0.477_64),
     )
     found = section("n", Figure("t", "x", "u", "i", rows))
     assert found.headings == ("series", "x", "ours, u", "paper", "error", "note")
@@ -223,7 +223,7 @@ def test_a_row_in_words():
 
 
 def test_a_table_without_notes_and_axis_has_no_columns_for_them():
-    found = section("n", Figure("t", "", "u", "i", (Row("a", None, 1.0, None),)))
+    found = section("n", Figure("t", "", "u", "i", (FigureRow("a", None, 1.0, None),)))
     assert found.headings == ("value", "ours, u", "paper", "error")
     assert found.rows == (("a", "1.00", "–", ""),)
     assert found.summary == ("t", "0", "–", "–", "i")
@@ -353,7 +353,7 @@ def test_lines_and_words_stand_out_from_their_ground(whole):
 
 
 def test_words_on_the_page_are_escaped():
-    rows = (Row(HOSTILE, 1.0, 2.0, 3.0, HOSTILE), Row("b", 2.0, 2.0, 3.0))
+    rows = (FigureRow(HOSTILE, 1.0, 2.0, 3.0, HOSTILE), FigureRow("b", 2.0, 2.0, 3.0))
     text = page({"figure7": Figure(HOSTILE, HOSTILE, HOSTILE, HOSTILE, rows, (HOSTILE,))})
     parsed = Page(text)
     assert not parsed.all("script")
@@ -364,7 +364,7 @@ def test_words_on_the_page_are_escaped():
 
 def test_words_in_a_terminal_are_no_markup(capsys, monkeypatch):
     word = "[red]loud[/red]"
-    figure = Figure(word, word, word, word, (Row(word, 1.0, 2.0, 3.0, word),), (word,))
+    figure = Figure(word, word, word, word, (FigureRow(word, 1.0, 2.0, 3.0, word),), (word,))
     monkeypatch.setattr(paper, "FIGURES", {"figure7": lambda: figure})
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run(capsys)

@@ -15,7 +15,7 @@ from flashref.simulate.methods import replay_methods, simulated_cost
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study
-from flashref.simulate.sweep import Choices, Outcome, Refused, configurations, sweep
+from flashref.simulate.sweep import Choices, Estimate, Impossible, configurations, sweep
 from flashref.simulate.tokens import Host
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import uses_of
@@ -197,8 +197,8 @@ def test_pinned_needs_tokens_that_are_not_counted():
     choices = Choices(POLICIES, ORDERS, DEVICES, HOST)
     asked = configurations(["pinned", "lru"], [1.0], [None], ["natural"], [True], [0], ["fast"])
     first, second = sweep(study, choices, asked)
-    assert isinstance(first, Refused) and "warm it first" in first.reason
-    assert isinstance(second, Outcome)
+    assert isinstance(first, Impossible) and "warm it first" in first.reason
+    assert isinstance(second, Estimate)
 
 
 @given(models(), memories, st.none() | st.integers(1, 2))

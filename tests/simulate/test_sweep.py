@@ -18,8 +18,8 @@ from flashref.simulate.policies import POLICIES, Study
 from flashref.simulate.sweep import (
     Choices,
     Configuration,
-    Outcome,
-    Refused,
+    Estimate,
+    Impossible,
     configurations,
     irrelevant,
     sweep,
@@ -131,9 +131,9 @@ def test_what_cannot_be_is_refused_in_its_place_and_the_rest_is_answered(outcome
     assert [each.configuration for each in outcomes] == ASKED
     for each in outcomes:
         if each.configuration.policy != "naive" and each.configuration.memory == 0.2:
-            assert isinstance(each, Refused) and "must always be resident" in each.reason
+            assert isinstance(each, Impossible) and "must always be resident" in each.reason
         else:
-            assert isinstance(each, Outcome)
+            assert isinstance(each, Estimate)
 
 
 def test_every_combination_is_asked_once_if_it_makes_a_difference():
@@ -181,8 +181,8 @@ def test_without_room_for_what_is_always_resident_there_is_no_predictor_either()
         for policy in ("naive", "predictor", "window")
     ]
     naive, *others = sweep(STUDY, CHOICES, asked)
-    assert isinstance(naive, Outcome)
-    assert [isinstance(each, Refused) for each in others] == [True, True]
+    assert isinstance(naive, Estimate)
+    assert [isinstance(each, Impossible) for each in others] == [True, True]
 
 
 def test_neighbours_share_the_work(monkeypatch, outcomes):

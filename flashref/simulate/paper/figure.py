@@ -9,7 +9,7 @@ DEVICE_NAME = "paper_m1max_fig2b"  # the other preset was tuned to Table 2
 DEVICE = PRESETS[DEVICE_NAME]
 
 
-class Row(NamedTuple):
+class FigureRow(NamedTuple):
     """One value. series: the line, or the row of a table; x: where on the line.
 
     ours is None where it cannot be derived, paper where the paper has no such figure; compared: False where
@@ -36,7 +36,7 @@ class Figure(NamedTuple):
     axis: str
     unit: str
     inputs: str
-    rows: tuple[Row, ...]
+    rows: tuple[FigureRow, ...]
     notes: tuple[str, ...] = ()
 
     @property
