@@ -171,13 +171,13 @@ def cost_of(
         kept.reads, sizes, batch_times(device, sizes), unit_bytes, kept.summed, kept.dense_bytes, host
     )
     # One batch a token (decision 20).
-    pieces = [sequential_sizes(run, SEQUENTIAL_READ, sizes.block).blocks for run in kept.runs]
+    pieces = [sequential_sizes(run.length, SEQUENTIAL_READ, sizes.block).blocks for run in kept.runs]
     if pieces:
         run = np.concatenate(pieces)
         costs = costs._replace(
             requests=costs.requests + len(run),
             useful_bytes=costs.useful_bytes + kept.useful_run_bytes,
-            read_bytes=costs.read_bytes + sum(kept.runs),
+            read_bytes=costs.read_bytes + sum(run.length for run in kept.runs),
             io_ns=costs.io_ns + batch_times(device, Sizes(run, np.array([0, len(run)]), sizes.block)),
         )
     return TokenCosts(*(column[study.uses.trace.first_counted :] for column in costs))

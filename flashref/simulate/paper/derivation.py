@@ -10,6 +10,7 @@ from flashref.simulate.costs import Sizes, batch_times, sequential_sizes
 from flashref.simulate.figures import figure_densities, use_curve
 from flashref.simulate.flash import SEQUENTIAL_READ
 from flashref.simulate.paper.figure import DEVICE
+from flashref.simulate.policies import whole_layers
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import ModelShape
 from flashref.simulate.synthetic import ActivationProcess, fit_use_curve, fit_window, synthetic_trace
@@ -64,9 +65,8 @@ def front_to_back_ms(length: int) -> float:
 
 def unread_bytes(shape: ModelShape, memory: float) -> int:
     """What hybrid reads for a token: the FFN layers that a share of the model's bytes does not hold."""
-    room = int(memory * shape.total_bytes) - shape.resident_bytes
-    kept = max(room // shape.ffn_bytes, 0)
-    return max(len(shape.sparse_layers) - kept, 0) * shape.ffn_bytes
+    free, layers = int(memory * shape.total_bytes) - shape.resident_bytes, len(shape.sparse_layers)
+    return (layers - whole_layers(free, shape.ffn_bytes, layers)) * shape.ffn_bytes
 
 
 def mean_useful_bytes(reads: Reads, layouts: Sequence[Sequence[Layout]], trace: ActivationTrace) -> float:
