@@ -1,5 +1,6 @@
 """A memory budget, solved for rows per layer and a window (decision 8, paper §3.3 and appendix C)."""
 
+import re
 from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import NamedTuple
@@ -20,6 +21,41 @@ class Amount(NamedTuple):
 
     number: Fraction
     unit: str
+
+
+def parse_memory(memory: float | str | Amount) -> float | Amount:
+    """A memory that is asked for, checked.
+
+    Args:
+        memory: a share of the model's bytes, more than 0 and at most 1, as a number or as text; or bytes with
+            a unit, such as "6GB" (10^9) or "512MiB" (2^20).
+
+    Returns:
+        The share, or the Amount.
+
+    Raises:
+        DomainError: it is neither.
+    """
+    if isinstance(memory, Amount):
+        return memory
+    word = str(memory)
+    units = {unit.lower(): unit for unit in UNITS}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]+)", word.lower())
+    if found:
+        if found[2] not in units:
+            raise DomainError(f"{word!r} has none of the units {', '.join(UNITS)}")
+        return Amount(Fraction(found[1]), units[found[2]])
+    try:
+        share = float(word)
+    except ValueError:
+        raise DomainError(
+            f"{word!r} is not a share such as 0.5, nor bytes with a unit, such as 6GB"
+        ) from None
+    if not 0 < share <= 1:
+        raise DomainError(
+            f"a share of the model must be more than 0 and at most 1, not {word}; bytes need a unit, such as 6GB"
+        )
+    return share
 
 
 class Demand(NamedTuple):

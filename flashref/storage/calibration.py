@@ -3,9 +3,10 @@
 import json
 import types
 import typing
+from pathlib import Path
 from typing import Any, NamedTuple, Never, TypeVar
 
-from flashref.storage.device import Device, device_from_json, device_to_json
+from flashref.storage.device import PRESETS, Device, device_from_json, device_to_json
 from flashref.storage.fit import Errors, Point
 from flashref.types import DomainError, FlashrefError
 
@@ -95,6 +96,28 @@ def device_of(text: str | bytes) -> Device:
     if isinstance(fields, dict) and "device" in fields:
         return calibration_from_json(text).device
     return device_from_json(text)
+
+
+def find_device(name: str) -> Device:
+    """The device that a word names.
+
+    Args:
+        name: of a preset, or the path of a JSON file of a device or of a calibration.
+
+    Raises:
+        DomainError: there is no such preset and no such file, or the file holds no device.
+
+    Chapter 50.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise DomainError(f"--device {name}: neither a file nor a preset; use one of {', '.join(PRESETS)}")
+    try:
+        return device_of(path.read_bytes())
+    except DomainError as error:
+        raise DomainError(f"{path}: {error}; correct the file, or use a preset") from None
 
 
 def _plain(value: Any) -> Any:
