@@ -53,7 +53,8 @@ def parse_memory(memory: float | str | Amount) -> float | Amount:
         ) from None
     if not 0 < share <= 1:
         raise DomainError(
-            f"a share of the model must be more than 0 and at most 1, not {word}; bytes need a unit, such as 6GB"
+            f"a share of the model must be more than 0 and at most 1, not {word}; bytes need a unit, "
+            "such as 6GB"
         )
     return share
 

@@ -1,5 +1,7 @@
 """Rows moved inside DRAM by a whole run, without its matrices: `flashref.slots`, all layers at once."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +43,11 @@ def moved_by_fill(changes: Changes) -> Counts:
     Raises IdsError for changes of which no window's memory can be the cause.
     """
     return _moved(changes, np.minimum(*_lengths(changes)))
+
+
+MOVES: Mapping[str, Callable[[Changes], Counts]] = MappingProxyType(
+    {"swap_with_last": moved_by_swap, "fill_holes": moved_by_fill}
+)
 
 
 def _lengths(changes: Changes) -> tuple[Counts, Counts]:

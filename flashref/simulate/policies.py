@@ -1,8 +1,8 @@
 """What a policy does with a model and a memory: what it reads and keeps, and in how much DRAM.
 
-Naive, hybrid, the predictor alone and the window are the methods of the paper's Table 2. Caches are what others
-use instead, at equal memory: all of a budget that is not always resident is one pool of units, which a cache
-divides as it likes.
+Naive, hybrid, the predictor alone and the window are the methods of the paper's Table 2. Caches are what
+others use instead, at equal memory: all of a budget that is not always resident is one pool of units, which a
+cache divides as it likes.
 """
 
 from collections.abc import Callable, Mapping

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.bundle import Layout
+from flashref.models.budget import Amount
 from flashref.simulate.costs import Sizes, batch_times, read_sizes, sequential_sizes
 from flashref.simulate.flash import SEQUENTIAL_READ
 from flashref.simulate.orders import Order
@@ -19,15 +20,30 @@ from flashref.types import DomainError, Ids
 
 
 class Configuration(NamedTuple):
-    """One question. memory: share of the model's bytes; window: k, or None for what fits; max_gap: bytes."""
+    """One question.
+
+    memory: a share of the model's bytes, or an amount; window: k, or None for what fits; max_gap: bytes.
+    """
 
     policy: str
-    memory: float
+    memory: float | Amount
     window: int | None
     order: str
     bundled: bool
     max_gap: int
     device: str
+
+
+class Grid(NamedTuple):
+    """Values of every field of a configuration: each combination of them is a question."""
+
+    policies: Sequence[str]
+    memories: Sequence[float | Amount]
+    windows: Sequence[int | None]
+    orders: Sequence[str]
+    bundled: Sequence[bool]
+    max_gaps: Sequence[int]
+    devices: Sequence[str]
 
 
 # What makes no difference to a policy; to the predictor alone and to caches, the window.
@@ -95,23 +111,10 @@ def irrelevant(policy: str) -> frozenset[str]:
     return _IRRELEVANT.get(policy, frozenset({"window"}))
 
 
-def configurations(
-    policies: Sequence[str],
-    memories: Sequence[float],
-    windows: Sequence[int | None],
-    orders: Sequence[str],
-    bundled: Sequence[bool],
-    max_gaps: Sequence[int],
-    devices: Sequence[str],
-) -> list[Configuration]:
+def configurations(grid: Grid) -> list[Configuration]:
     """Every combination, in the order that shares the most work, but once if it makes no difference."""
-    every = (
-        Configuration(policy, memory, window, order, rows, max_gap, device)
-        for policy, memory, window, order, rows, max_gap, device in product(
-            policies, memories, windows, orders, bundled, max_gaps, devices
-        )
-    )
-    usual = {"memory": memories[0], "window": None, "order": "natural", "bundled": True, "max_gap": 0}
+    every = (Configuration(*values) for values in product(*grid))
+    usual = {"memory": grid.memories[0], "window": None, "order": "natural", "bundled": True, "max_gap": 0}
     once = (
         each._replace(**{field: usual[field] for field in irrelevant(each.policy)})  # type: ignore[arg-type]
         for each in every
@@ -126,10 +129,20 @@ def sweep(
     executor: Executor | None = None,
     parts: int = 1,
 ) -> Iterator[Estimate | Impossible]:
-    """The outcome of every configuration, in their order, one by one.
+    """Answer every configuration, in their order, one by one.
 
-    executor: of any kind, which gets `parts` ≥ 1 tasks and the study with each; None: here. Neighbours that
-    differ only in what comes later (policy, memory, window; order, bundled, max_gap; device) share the work.
+    Neighbours that differ only in what comes later (policy, memory, window; order, bundled, max_gap; device)
+    share the work.
+
+    Args:
+        study: the trace of a model on flash.
+        choices: what the names in the configurations stand for.
+        configurations: the questions.
+        executor: of any kind, or None to work here.
+        parts: tasks for the executor, ≥ 1; each gets the study.
+
+    Returns:
+        An iterator over the answers: an Estimate, or an Impossible with its reason.
     """
     used = sorted({(each.order, each.bundled) for each in configurations})
     orders = {order: choices.orders[order](study.uses.trace) for order in sorted({each[0] for each in used})}
@@ -142,11 +155,11 @@ def sweep(
         configurations,
     )
     if executor is None:
-        yield from _outcomes(task)
+        yield from _answers(task)
         return
     share = -(-len(configurations) // parts) or 1
     futures = [
-        executor.submit(_all_outcomes, task._replace(configurations=configurations[first : first + share]))
+        executor.submit(_all_answers, task._replace(configurations=configurations[first : first + share]))
         for first in range(0, len(configurations), share)
     ]
     try:
@@ -183,11 +196,11 @@ def cost_of(
     return TokenCosts(*(column[study.uses.trace.first_counted :] for column in costs))
 
 
-def _all_outcomes(task: _Task) -> list[Estimate | Impossible]:
-    return list(_outcomes(task))
+def _all_answers(task: _Task) -> list[Estimate | Impossible]:
+    return list(_answers(task))
 
 
-def _outcomes(task: _Task) -> Iterator[Estimate | Impossible]:
+def _answers(task: _Task) -> Iterator[Estimate | Impossible]:
     for (policy, memory, window), same_policy in groupby(task.configurations, lambda each: each[:3]):
         try:
             kept = task.policies[policy](task.study, memory, window)
@@ -200,7 +213,7 @@ def _outcomes(task: _Task) -> Iterator[Estimate | Impossible]:
             for configuration in same_layout:
                 device = task.devices[configuration.device]
                 costs = cost_of(kept, task.study, layouts, sizes, device, task.host)
-                yield _outcome(configuration, kept, costs)
+                yield _estimate(configuration, kept, costs)
 
 
 def _layouts(study: Study, orders: Sequence[Ids | None], bundled: bool) -> list[tuple[Layout, ...]]:
@@ -212,7 +225,7 @@ def _layouts(study: Study, orders: Sequence[Ids | None], bundled: bool) -> list[
     ]
 
 
-def _outcome(configuration: Configuration, kept: Kept, costs: TokenCosts) -> Estimate:
+def _estimate(configuration: Configuration, kept: Kept, costs: TokenCosts) -> Estimate:
     def mean(column: Counts) -> float:
         return float(column.mean())
 

@@ -65,7 +65,9 @@ def check_device(device: Device) -> Device:
         if name != "knee" and (type(value) is not int or value < 0):
             raise DomainError(f"a device's {name} must be an integer of at least 0, not {value!r:.40}")
         if name != "knee" and value > LARGEST_FIELD:
-            raise DomainError(f"a device's {name} must be at most 2^53; this one has {len(str(value))} digits")
+            raise DomainError(
+                f"a device's {name} must be at most 2^53; this one has {len(str(value))} digits"
+            )
     if device.queue_depth < 1:
         raise DomainError("a device's queue_depth must be at least 1, not 0; write 1 for one read at a time")
     if device.block < 1 or device.block & (device.block - 1):

@@ -22,7 +22,7 @@ from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study, sliding_window
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import shape_demand, shape_flash
-from flashref.simulate.sweep import Choices, Configuration, Estimate, configurations, cost_of, sweep
+from flashref.simulate.sweep import Choices, Configuration, Estimate, Grid, configurations, cost_of, sweep
 from flashref.simulate.synthetic import OPT_PROCESS, synthetic_trace
 from flashref.simulate.tokens import M1_MAX_CPU
 from flashref.simulate.window import uses_of, windowed
@@ -159,7 +159,9 @@ def against_an_event_loop(rounds):
 def a_sweep(count, workers):
     """Windows 1 to 25, ten memories, bundled and not, two devices."""
     asked = configurations(
-        ["window"], MEMORIES, list(range(1, LONGEST + 1)), ["natural"], [False, True], [0], list(DEVICES)
+        Grid(
+            ["window"], MEMORIES, list(range(1, LONGEST + 1)), ["natural"], [False, True], [0], list(DEVICES)
+        )
     )[:count]
     wall = time.perf_counter()
     study = study_of(draw(), LONGEST)

@@ -15,7 +15,7 @@ from flashref.simulate.methods import replay_methods, simulated_cost
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study
-from flashref.simulate.sweep import Choices, Estimate, Impossible, configurations, sweep
+from flashref.simulate.sweep import Choices, Estimate, Grid, Impossible, configurations, sweep
 from flashref.simulate.tokens import Host
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import uses_of
@@ -197,7 +197,7 @@ def test_pinned_needs_tokens_that_are_not_counted():
     flash = Flash((layout,), (unbundled_layouts(layout),), 1024, 900)
     study = Study(uses_of(trace_of([[[0, 1]]], [4]), 1), flash, Demand(900, 50, 7, 1, 4, 32), moved_by_swap)
     choices = Choices(POLICIES, ORDERS, DEVICES, HOST)
-    asked = configurations(["pinned", "lru"], [1.0], [None], ["natural"], [True], [0], ["fast"])
+    asked = configurations(Grid(["pinned", "lru"], [1.0], [None], ["natural"], [True], [0], ["fast"]))
     first, second = sweep(study, choices, asked)
     assert isinstance(first, Impossible) and "warm it first" in first.reason
     assert isinstance(second, Estimate)
@@ -221,13 +221,15 @@ def test_the_five_methods_cost_what_their_replays_do(model, memory, window):
         [simulated_cost(device)],
     )
     asked = configurations(
-        ["naive", "hybrid", "predictor", "window"],
-        [memory],
-        [window],
-        ["natural"],
-        [False, True],
-        [0],
-        ["fast"],
+        Grid(
+            ["naive", "hybrid", "predictor", "window"],
+            [memory],
+            [window],
+            ["natural"],
+            [False, True],
+            [0],
+            ["fast"],
+        )
     )
     outcomes = {
         (each.configuration.policy, each.configuration.bundled): each

@@ -64,6 +64,7 @@ def figure7() -> Figure:
                 f"{times[REFERENCE]:.0f} and {points[REFERENCE]:.1f}, of which such a floor is a small part "
                 "and a large one."
             ),
+            ("So the figure is not reproduced: ours falls with memory as the figure does, and much faster."),
             (
                 "Ours may also fall too far because the process runs out of neurons that were not used "
                 "lately, as text does not."

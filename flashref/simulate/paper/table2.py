@@ -1,7 +1,7 @@
 """Table 2: OPT 6.7B in fp16, half in memory, method by method."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flashref.bundle import Layout
 from flashref.models.budget import Budget
@@ -70,6 +70,19 @@ class Table2(NamedTuple):
     def errors(self) -> list[float]:
         """Of bytes and time of every row."""
         return [error for row in self.rows for error in (row.flash_bytes_error, row.io_error)]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """What JSON has of it: a list of rows."""
+        return [
+            {**row._asdict(), "flash_bytes_error": row.flash_bytes_error, "io_error": row.io_error}
+            for row in self.rows
+        ]
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: the rows."""
+        from flashref.simulate.paper.sections import section, section_html  # which names this class
+
+        return section_html(section("", self))
 
 
 def table2() -> Table2:
