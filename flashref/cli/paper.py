@@ -33,7 +33,6 @@ def add_parser(commands: Any) -> None:
         "--only",
         metavar="NAMES",
         type=_names,
-        default=list(FIGURES),
         help=f"derive only some of them, with commas between their names: {', '.join(FIGURES)}",
     )
     add("--html", metavar="FILE", type=Path, help="also write one page with plots; never overwritten")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashref.cli.options import check_new_file
+from flashref.simulate.look import STYLE
 from flashref.storage.files import create_file, write_all
 from flashref.types import DomainError, FlashrefError
 
@@ -36,9 +37,12 @@ def check_plots(option: str) -> None:
 
 def save_plot(path: Path, plot: "Plot") -> None:
     """Write the plot to a new file that appears whole or not at all."""
+    import matplotlib  # slow to import
+
     drawn = io.BytesIO()
-    # On white: a file is looked at on its own, on whatever ground.
-    plot.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        # On white: a file is looked at on its own, on whatever ground.
+        plot.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
     data = np.frombuffer(drawn.getvalue(), np.uint8)
     with create_file(path, data.size) as descriptor:
         write_all(descriptor, data, 0)

@@ -9,7 +9,7 @@ ROWS = {"unbundled": False, "bundled": True}
 
 def memory_text(memory: float | Amount) -> str:
     """A memory as it is asked for: 0.5, or 6GB."""
-    return f"{float(memory.number):g}{memory.unit}" if isinstance(memory, Amount) else f"{memory:g}"
+    return f"{float(memory.number):.12g}{memory.unit}" if isinstance(memory, Amount) else f"{memory:g}"
 
 
 def choice_text(field: str, value: Any) -> str:

@@ -14,7 +14,6 @@ import time
 
 import numpy as np
 
-from flashref.cli import simulate as command
 from flashref.models.budget import solve_budget
 from flashref.simulate.costs import batch_times, read_sizes
 from flashref.simulate.orders import ORDERS
@@ -26,6 +25,7 @@ from flashref.simulate.sweep import Choices, Configuration, Estimate, Grid, conf
 from flashref.simulate.synthetic import OPT_PROCESS, synthetic_trace
 from flashref.simulate.tokens import M1_MAX_CPU
 from flashref.simulate.window import uses_of, windowed
+from flashref.simulate.workers import PARTS, worker_processes
 from flashref.storage.device import PRESETS, completion_times, tau
 
 SHAPE = preset_shape("opt-6.7b", "F16")
@@ -165,8 +165,8 @@ def a_sweep(count, workers):
     )[:count]
     wall = time.perf_counter()
     study = study_of(draw(), LONGEST)
-    with command._workers(workers) as executor:
-        outcomes = list(sweep(study, CHOICES, asked, executor, command.PARTS * workers))
+    with worker_processes(workers) as executor:
+        outcomes = list(sweep(study, CHOICES, asked, executor, PARTS * workers))
     wall = time.perf_counter() - wall
     done = sum(isinstance(outcome, Estimate) for outcome in outcomes)
     spent = os.times()

@@ -46,7 +46,8 @@ class Section(NamedTuple):
         _, compared, median, largest, _ = self.summary
         if not self.errors:
             return "No value is compared with one of the paper's."
-        return f"{compared} values are compared: the median error is {median}, the largest {largest}."
+        values = "value is" if len(self.errors) == 1 else "values are"
+        return f"{compared} {values} compared: the median error is {median}, the largest {largest}."
 
 
 SUMMARY = ("figure", "values compared", "median error", "largest error", "derived from")

@@ -29,12 +29,12 @@ FIGURES: Mapping[str, Callable[[], Figure | Table2]] = MappingProxyType(
 
 
 def paper_tables(
-    names: Sequence[str] = tuple(FIGURES), progress: Progress = unseen
+    names: Sequence[str] | None = None, progress: Progress = unseen
 ) -> dict[str, Figure | Table2]:
     """Derive the paper's figures and tables, each beside the paper's own values.
 
     Args:
-        names: some of FIGURES, or all; repeated ones count once.
+        names: some of FIGURES, repeated ones count once; None for all.
         progress: is told how far the work has come.
 
     Returns:
@@ -43,12 +43,12 @@ def paper_tables(
     Raises:
         DomainError: no figure has such a name.
     """
-    for name in names:
+    for name in names or ():
         if name not in FIGURES:
             raise DomainError(f"no figure is called {name!r}; they are {', '.join(FIGURES)}")
+    asked = [name for name in FIGURES if names is None or name in names]
     results: dict[str, Figure | Table2] = {}
-    for name in FIGURES:
-        if name in names:
-            progress("the paper's figures", len(results), len(set(names)))
-            results[name] = FIGURES[name]()
+    for done, name in enumerate(asked):
+        progress("the paper's figures", done, len(asked))
+        results[name] = FIGURES[name]()
     return results
