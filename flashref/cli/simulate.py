@@ -1,37 +1,56 @@
 """`flashref simulate`: what a token of a model would cost, by device, memory, window and policy."""
 
 import argparse
-import multiprocessing
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from typing import Any
-
-import numpy as np
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from flashref.cli import options as words
-from flashref.cli import simulate_options as simulated
-from flashref.cli.plots import check_plot
-from flashref.cli.report import progress
-from flashref.cli.simulate_plot import plot
-from flashref.cli.simulate_report import Inputs, show, show_csv, show_json
-from flashref.models.budget import LARGEST_WINDOW
-from flashref.models.storage import block_for
+from flashref.cli.plots import check_plot, save_plot
+from flashref.cli.report import progress, size
+from flashref.cli.tables import Column, fits, fitting, print_table, say
+from flashref.simulate.numbers import digits
 from flashref.simulate.orders import ORDERS
-from flashref.simulate.policies import POLICIES, Study
-from flashref.simulate.shapes.shape import Shape, shape_demand, shape_flash
-from flashref.simulate.sweep import Choices, Configuration, Outcome, Refused, configurations, sweep
-from flashref.simulate.synthetic import synthetic_trace
-from flashref.simulate.tokens import Host
-from flashref.simulate.trace import Trace
-from flashref.simulate.trace_file import Description, load_description, load_trace, save_trace
-from flashref.simulate.window import CountMoves, uses_of
-from flashref.storage.device import Device
-from flashref.types import DomainError
+from flashref.simulate.placement import MOVES
+from flashref.simulate.policies import POLICIES
+from flashref.simulate.sentences import (
+    INDEPENDENT,
+    answer,
+    choice_cell,
+    columns_explained,
+    overfull,
+    policies_explained,
+    values_of,
+)
+from flashref.simulate.shapes.find import find_shape
+from flashref.simulate.shapes.presets import CONFIGS
+from flashref.simulate.simulation import DEFAULT_DEVICE, DEFAULT_POLICIES, Drawn, Simulation, simulate
+from flashref.simulate.sweep import Estimate, Impossible
+from flashref.simulate.tokens import M1_MAX_CPU, Host
+from flashref.simulate.trace_file import save_trace
+from flashref.simulate.wording import ROWS, choice_phrase
+from flashref.storage.device import PRESETS
+from flashref.types import STORED_DTYPES, DomainError
 
-PARTS = 4  # a worker's share, so that progress shows and none waits long for the others
+Item = TypeVar("Item")
+GB = 10**9
+DRAWN = Drawn()
+# A field of a configuration, and the heading of its column.
+CHOICES = {
+    "window": "window",
+    "memory": "budget",
+    "device": "device",
+    "order": "order",
+    "max_gap": "gap",
+    "bundled": "rows",
+}
+BYTES = {"useful": "useful_bytes", "read": "read_bytes", "in DRAM": "dram_bytes", "copied": "copied_bytes"}
+TIMES = {"memory": "memory_ms", "compute": "compute_ms", "sum": "total_ms", "overlapped": "overlapped_ms"}
+# Columns that a narrow terminal does without, the first one first.
+DISPENSABLE = "useful", "reads", "overlapped, ms", "copied", "compute, ms", "memory, ms", "in DRAM", "read"
 
 
 def add_parser(commands: Any) -> None:
@@ -40,139 +59,275 @@ def add_parser(commands: Any) -> None:
         "simulate",
         help="what a token would cost, by device, memory, window and policy",
         description="Costs a model that is read from flash, token by token, without its weights: a trace of "
-        "the neurons that are active, under every combination of the lists (commas between).",
+        "the neurons that are active, under every combination of the lists (commas between their values).",
     )
-    simulated.add_simulate_options(parser)
+    _add_trace_options(parser)
+    _add_lists(parser)
+    add = parser.add_argument
+    add(
+        "--placement",
+        choices=MOVES,
+        default="swap_with_last",
+        help="how the window places its rows in memory (default: swap_with_last)",
+    )
+    add(
+        "--copy-bandwidth",
+        metavar="GB/S",
+        type=_bytes_per_second,
+        default=M1_MAX_CPU.copy_bandwidth,
+        help="how fast rows are written and moved in memory; 0 means no limit (default: the paper's M1 Max, "
+        f"{M1_MAX_CPU.copy_bandwidth / GB:g})",
+    )
+    add(
+        "--compute-bandwidth",
+        metavar="GB/S",
+        type=_bytes_per_second,
+        default=M1_MAX_CPU.compute_bandwidth,
+        help="how fast weights are multiplied; 0 means no limit (default: the CPU of the paper's M1 Max, "
+        f"{M1_MAX_CPU.compute_bandwidth / GB:g})",
+    )
+    add("--workers", metavar="N", type=words.at_least(1), default=1, help="use N processes (default: 1)")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    forms.add_argument("--csv", action="store_true", help="print a line for every configuration instead")
+    add("--plot", metavar="FILE", type=Path, help="draw times as .png, .svg or .pdf; never overwritten")
+    add("--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Simulate every configuration and show them; DomainError if none is possible."""
-    devices = {word: words.device(word) for word in options.device}
-    model = simulated.shape(options.model, options.dtype)
     words.check_new_file("--save-trace", options.save_trace)
     check_plot(options.plot)
-    asked = _configurations(options)
+    if options.plot is not None and options.plot == options.save_trace:
+        raise DomainError("--plot and --save-trace name one file; give each a name of its own")
+    drawn = (options.tokens, options.warm, options.seed)
+    if options.trace is not None and drawn != (None, None, None):
+        raise DomainError("--tokens, --warm and --seed are of a drawn trace; leave them out with --trace")
+    given = {field: value for field, value in zip(Drawn._fields, drawn, strict=True) if value is not None}
     with progress(options.quiet) as advance:
-        advance("trace", 0, 1)
-        trace, description = _trace(options, model)
-        longest = max((window for window in options.window if window), default=0)
-        if longest > trace.tokens:
-            raise DomainError(
-                f"--window {longest}: longer than the trace of {trace.tokens} tokens; "
-                "ask for a shorter window or a longer trace"
-            )
-        if options.save_trace is not None:
-            save_trace(options.save_trace, trace, description)
-        study = _study(trace, model, devices, words.MOVES[options.placement], max(longest, LARGEST_WINDOW))
-        advance("trace", 1, 1)
-        host = Host(options.copy_bandwidth, options.compute_bandwidth)
-        choices = Choices(POLICIES, ORDERS, devices, host)
-        found: list[Outcome | Refused] = []
-        with _workers(options.workers) as executor:
-            for outcome in sweep(study, choices, asked, executor, PARTS * options.workers):
-                found.append(outcome)
-                advance("configurations", len(found), len(asked))
-    outcomes = [each for each in found if isinstance(each, Outcome)]
-    if not outcomes:
-        raise DomainError(found[0].reason if isinstance(found[0], Refused) else "nothing was asked")
-    inputs = Inputs(
-        model,
-        trace,
-        description,
-        devices,
-        {word: simulated.device_errors(word) for word in devices},
-        host,
-        options.placement,
-    )
-    if options.plot is not None:
-        plot(options.plot, outcomes, f"{model.name}, {model.dtype}")
-    if options.json:
-        show_json(inputs, found)
-    elif options.csv:
-        show_csv(inputs, found)
-    else:
-        show(inputs, found)
+        simulation = simulate(
+            find_shape(options.model, options.dtype),
+            trace=options.trace or Drawn(**given),
+            device=options.device,
+            policies=options.policy,
+            memory=options.memory,
+            window=options.window,
+            rows=options.rows,
+            order=options.order,
+            max_gap=options.max_gap,
+            placement=options.placement,
+            host=Host(options.copy_bandwidth, options.compute_bandwidth),
+            workers=options.workers,
+            progress=advance,
+        )
+    _print(simulation, options)
+    _keep(simulation, options)
     return 0
 
 
-def _configurations(options: argparse.Namespace) -> list[Configuration]:
-    return configurations(
-        options.policy,
-        options.memory,
-        options.window,
-        options.order,
-        [simulated.ROWS[word] for word in options.rows],
-        options.max_gap,
-        options.device,
+def _print(simulation: Simulation, options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(simulation.as_json(), indent=2, allow_nan=False))
+    elif options.csv:  # a header, and a line for every configuration; what makes no difference is empty
+        records = simulation.records()
+        writer = csv.DictWriter(sys.stdout, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    else:
+        _show(simulation)
+    sys.stdout.flush()
+
+
+def _keep(simulation: Simulation, options: argparse.Namespace) -> None:
+    """The files, after the results, which a full disk must not take away."""
+    if options.save_trace is not None:
+        save_trace(options.save_trace, simulation.trace, simulation.description)
+    if options.plot is not None:
+        from flashref.simulate.plots import draw
+
+        save_plot(options.plot, draw(simulation))
+
+
+def _add_trace_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="PRESET|FILE",
+        default="opt-6.7b",
+        help=f"a model's config.json, or tiny, {', '.join(CONFIGS)} (default: opt-6.7b)",
+    )
+    add(
+        "--dtype",
+        choices=STORED_DTYPES,
+        help="how weights are stored (default: as config.json says; F16 for a preset)",
+    )
+    add("--trace", metavar="FILE", type=Path, help="use a recorded trace (default: a trace is drawn)")
+    whole = words.at_least(0)
+    add(
+        "--tokens",
+        metavar="N",
+        type=words.at_least(1),
+        help=f"count N tokens of a drawn trace (default: {DRAWN.tokens})",
+    )
+    add("--warm", metavar="N", type=whole, help=f"draw N tokens before, uncounted (default: {DRAWN.warm})")
+    add("--seed", metavar="S", type=whole, help=f"draw another trace (default: {DRAWN.seed})")
+    add("--save-trace", metavar="FILE", type=Path, help="keep the trace, for --trace; never overwritten")
+
+
+def _add_lists(parser: argparse.ArgumentParser) -> None:
+    def add(option: str, item: Callable[[str], Any], default: list[Any], help: str) -> None:
+        parser.add_argument(option, metavar="LIST", type=_listed(item), default=default, help=help)
+
+    add(
+        "--device",
+        str,
+        [DEFAULT_DEVICE],
+        f"JSON files, such as calibrate writes, or {', '.join(PRESETS)} (default: {DEFAULT_DEVICE})",
+    )
+    add(
+        "--memory",
+        words.memory,
+        [0.5],
+        "shares of the model's bytes, such as 0.5 (the default); or bytes, such as 6GB or 512MiB",
+    )
+    add(
+        "--window",
+        _window,
+        [None],
+        "tokens that the window remembers, or auto: the largest up to 5 whose mean need fits (default: auto)",
+    )
+    add(
+        "--policy",
+        _one_of(POLICIES),
+        list(DEFAULT_POLICIES),
+        f"some of {', '.join(POLICIES)} (default: {','.join(DEFAULT_POLICIES)})",
+    )
+    add("--rows", _one_of(ROWS), list(ROWS), f"how neurons lie on flash (default: {','.join(ROWS)})")
+    add(
+        "--order",
+        _one_of(ORDERS),
+        ["natural"],
+        f"in which order neurons lie on flash: {', '.join(ORDERS)}; learnt from the uncounted tokens "
+        "(default: natural)",
+    )
+    add(
+        "--max-gap",
+        words.at_least(0),
+        [0],
+        "how many bytes between two reads are read over to join them (default: 0)",
     )
 
 
-def _trace(options: argparse.Namespace, model: Shape) -> tuple[Trace, Description]:
-    """The recorded trace, if it is of this model; else one that is drawn for it."""
-    units = (model.neurons,) * len(model.sparse_layers)
-    if options.trace is None:
-        counted = options.tokens or simulated.TOKENS
-        warm = simulated.WARM if options.warm is None else options.warm
-        seed = options.seed or 0
-        process = simulated.process(model)
-        generator = np.random.default_rng(seed)
-        trace = synthetic_trace(generator, process, model.sparse_densities, units, warm + counted, warm)
-        densities = model.sparse_densities
-        source = (
-            f"synthetic: {process.always:.2f} of a layer's density always active, the others' rates with "
-            f"concentration {process.concentration:.3g}, densities {min(densities):.1%} to "
-            f"{max(densities):.1%}, mean {sum(densities) / len(densities):.1%}; seed {seed}"
-        )
-        return trace, Description(model.name, source)
-    if (options.tokens, options.warm, options.seed) != (None, None, None):
-        raise DomainError("--tokens, --warm and --seed are of a synthetic trace; leave them out with --trace")
-    trace = load_trace(options.trace)
-    if trace.units != units:
-        raise DomainError(
-            f"{options.trace}: is a trace of {_layers(trace.units)}, but {options.model} has "
-            f"{_layers(units)} with a predictor; give its model with --model"
-        )
-    what, source = load_description(options.trace)
-    return trace, Description(what, f"{options.trace}: {what}; {source}")
+def _listed(item: Callable[[str], Item]) -> Callable[[str], list[Item]]:
+    """Words with commas between, each turned into a value; a repeated value counts once."""
+
+    def parse(word: str) -> list[Item]:
+        return list(dict.fromkeys(item(part.strip()) for part in word.split(",")))
+
+    return parse
 
 
-def _layers(units: Sequence[int]) -> str:
-    sizes = sorted(set(units))
-    neurons = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    return f"{len(units)} layers of {neurons} neurons"
+def _one_of(known: Mapping[str, Any]) -> Callable[[str], str]:
+    """One of these words."""
+
+    def parse(word: str) -> str:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"{word!r} is unknown; use {', '.join(known)}")
+        return word
+
+    return parse
 
 
-def _study(
-    trace: Trace, model: Shape, devices: dict[str, Device], count_moves: CountMoves, longest: int
-) -> Study:
-    """The model on flash; where devices have blocks of several sizes, one image for all, in the largest."""
-    block = max(block_for(device) for device in devices.values())
-    return Study(uses_of(trace, longest), shape_flash(model, block), shape_demand(model, block), count_moves)
+def _window(word: str) -> int | None:
+    return None if word == "auto" else words.at_least(1)(word)
 
 
-@contextmanager
-def _workers(count: int) -> Iterator[Executor | None]:
-    """So many processes, or none for one; they end with the command, also when it is interrupted."""
-    if count == 1:
-        yield None
-        return
-    before = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts_to_parent)
+def _bytes_per_second(word: str) -> int:
     try:
-        yield executor
-    except BrokenProcessPool as error:
-        raise DomainError(
-            "a worker ended before its work was done, perhaps for want of memory; use fewer --workers"
-        ) from error
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
-        raise
-    executor.shutdown()
+        value = float(word)
+        rounded = round(value * GB)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of GB/s, such as 14") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a bandwidth must be at least 0, not {word}")
+    if value > 0 and rounded == 0:
+        raise argparse.ArgumentTypeError(f"{word} GB/s is less than a byte a second; 0 means no limit")
+    return rounded
 
 
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _show(simulation: Simulation) -> None:
+    """The table, the answer, what the words mean, and where the trace is from."""
+    shape, trace, answers = simulation.shape, simulation.trace, simulation.answers
+    varying = [field for field in CHOICES if len(values_of(simulation, field)) > 1]
+    constant = [
+        choice_phrase(field, value)
+        for field in CHOICES
+        for value in values_of(simulation, field)
+        if field not in varying and (field, value) != ("max_gap", 0)
+    ]
+    title = f"simulated: {shape.name} in {shape.dtype}, {size(shape.total_bytes)}"
+    say(", ".join([title, *constant]) + "; means of a token", "bold")
+    columns = [Column(heading, words=True) for heading in ("policy", *(CHOICES[field] for field in varying))]
+    columns += [Column(heading) for heading in _cells(simulation, answers[0])]
+    rows = [
+        [choice_cell(each, field) for field in ("policy", *varying)] + [*_cells(simulation, each).values()]
+        for each in answers
+    ]
+    kept = fitting(columns, rows, DISPENSABLE)
+    columns, rows = [columns[at] for at in kept], [[row[at] for at in kept] for row in rows]
+    if not fits(columns, rows):  # the choices in one column, which may be broken between words
+        headings, numbers = [column.heading for column in columns if column.words], 1 + len(varying)
+        rows = [[_phrase(headings, row), *row[numbers:]] for row in rows]
+        columns = [Column("configuration", words=True), *columns[numbers:]]
+    print_table(columns, rows)
+    for reason in dict.fromkeys(each.reason for each in answers if isinstance(each, Impossible)):
+        say(f"not possible: {reason}")
+    memories = dict.fromkeys(each.configuration.memory for each in answers)
+    for device in simulation.devices:
+        for memory in memories:
+            say(answer(simulation, device, memory))
+    shown = [column.heading.removesuffix(", ms") for column in columns]
+    missing = [heading.removesuffix(", ms") for heading in DISPENSABLE]
+    missing = [heading for heading in missing if heading not in shown]
+    if missing:
+        say(f"No room here for {', '.join(missing)}: a wider terminal, --csv and --json have them.")
+    say("")
+    for line in policies_explained(simulation):
+        say(line)
+    say("")
+    for line in columns_explained(simulation, shown):
+        say(line)
+    say("")
+    for line in overfull(simulation):
+        say(line)
+    counted = trace.tokens - trace.first_counted
+    uncounted = f"after {trace.first_counted:,} that are not"
+    say(f"{counted:,} tokens counted, {uncounted}; the trace: {simulation.description.source}")
+    if simulation.description.source.startswith("synthetic"):
+        say(INDEPENDENT)
+    if shape.note:
+        say(f"{shape.name}: {shape.note}")
+
+
+def _phrase(headings: Sequence[str], row: Sequence[str]) -> str:
+    """The choices of a row in one cell, a number with its heading."""
+    cells = zip(headings, row, strict=False)
+    return ", ".join(
+        f"{heading} {cell}" if heading in ("window", "budget", "gap") else cell
+        for heading, cell in cells
+        if cell
+    )
+
+
+def _cells(simulation: Simulation, each: Estimate | Impossible) -> dict[str, str]:
+    """The numbers of a row by their headings, as the table has them."""
+    headings = [*BYTES, "reads", "I/O, ms", *(f"{heading}, ms" for heading in TIMES)]
+    if isinstance(each, Impossible):
+        return dict.fromkeys(headings, "—")
+    error = simulation.io_error_ms(each)
+    cells = {heading: size(getattr(each, field)) for heading, field in BYTES.items()}
+    cells["reads"] = f"{each.reads:,.0f}"
+    cells["I/O, ms"] = digits(each.io_ms) + ("" if error is None else f" ±{digits(error)}")
+    cells |= {f"{heading}, ms": digits(getattr(each, field)) for heading, field in TIMES.items()}
+    return cells

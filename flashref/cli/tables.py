@@ -12,6 +12,8 @@ from rich.text import Text
 
 from flashref.cli.report import Output
 
+WHOLE, NARROWEST = 1000, 1
+LIMITS = (WHOLE, 16, 11, NARROWEST)  # where headings are broken, on terminals that are ever narrower
 GAP = 2  # blanks between two columns; one more stands before the first and after the last
 
 
@@ -40,47 +42,64 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     """
     out = _output()
     if out.is_terminal:
-        fits = table_width(columns, rows, broken=False) <= out.width
-        out.print(_table(columns, rows, broken=not fits))
+        limits = (limit for limit in LIMITS if table_width(columns, rows, limit) <= out.width)
+        out.print(_table(columns, rows, next(limits, NARROWEST)))
         return
-    whole = Output(width=table_width(columns, rows, broken=False), highlight=False, emoji=False)
+    whole = Output(width=table_width(columns, rows, WHOLE), highlight=False, emoji=False)
     with whole.capture() as captured:
-        whole.print(_table(columns, rows, broken=False))
+        whole.print(_table(columns, rows, WHOLE))
     for line in captured.get().splitlines():
         print(line.rstrip())
 
 
-def table_width(columns: Sequence[Column], rows: Sequence[Sequence[str]], broken: bool = True) -> int:
-    """How many columns of a terminal a table takes, with headings that are broken or in one line each."""
+def fitting(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], dispensable: Sequence[str]
+) -> list[int]:
+    """The numbers of the columns that a terminal has room for; all, into a pipe.
+
+    Args:
+        columns, rows: of the table.
+        dispensable: headings that may be left out, the first one first.
+    """
+    kept = list(range(len(columns)))
+    for heading in dispensable:
+        if fits([columns[at] for at in kept], [[row[at] for at in kept] for row in rows]):
+            break
+        kept = [at for at in kept if columns[at].heading != heading]
+    return kept
+
+
+def fits(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a terminal has room for a table without breaking its cells; a pipe always has."""
+    out = _output()
+    return not out.is_terminal or table_width(columns, rows) <= out.width
+
+
+def table_width(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int = NARROWEST) -> int:
+    """How many columns of a terminal a table takes, with headings broken at `limit` if cells allow."""
     widths = [
-        max(_cell_width(rows, at), _longest_line(_heading(column, rows, at, broken)))
+        max(_cell_width(rows, at), _longest_line(_heading(column, rows, at, limit)))
         for at, column in enumerate(columns)
     ]
     return sum(widths) + GAP * (len(widths) - 1) + 2
 
 
-def terminal_width() -> int | None:
-    """The width of the terminal that stdout is, or None where it is none."""
-    out = _output()
-    return out.width if out.is_terminal else None
-
-
-def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], broken: bool) -> Table:
+def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int) -> Table:
     # The box puts a blank at both ends and between columns; the padding makes the gaps two wide.
     table = Table(box=SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False)
     for at, column in enumerate(columns):
-        heading = escape(_heading(column, rows, at, broken))
+        heading = escape(_heading(column, rows, at, limit))
         table.add_column(heading, justify="left" if column.words else "right", no_wrap=not column.words)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
 
 
-def _heading(column: Column, rows: Sequence[Sequence[str]], at: int, broken: bool) -> str:
-    if not broken:
-        return column.heading
+def _heading(column: Column, rows: Sequence[Sequence[str]], at: int, limit: int) -> str:
     longest_word = max(map(cell_len, column.heading.split()), default=1)
-    return textwrap.fill(column.heading, max(_cell_width(rows, at), longest_word, 1), break_long_words=False)
+    return textwrap.fill(
+        column.heading, max(_cell_width(rows, at), longest_word, limit), break_long_words=False
+    )
 
 
 def _cell_width(rows: Sequence[Sequence[str]], at: int) -> int:

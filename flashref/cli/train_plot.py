@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from flashref.cli.plots import COLOURS, MARKERS, STYLE, new_plot, save_plot
+from flashref.cli.plots import save_plot
 from flashref.cli.train_result import Result
+from flashref.simulate.look import COLOURS, MARKERS, STYLE, new_plot
 
 WIDTH, HEIGHT = 900, 380  # points
 MOST_LINES = len(COLOURS)  # layers whose windows are drawn, evenly chosen

@@ -62,9 +62,32 @@ def sequential_sizes(length: int, piece: int, block: int) -> Sizes:
 
 
 def batch_times(device: Device, sizes: Sizes) -> Counts:
-    """The nanoseconds of every batch, (batches,) int64: `read_time` of each. Raises DomainError."""
+    """The nanoseconds of every batch.
+
+    Args:
+        device: a device.
+        sizes: of the reads of each batch.
+
+    Returns:
+        (batches,) int64: the `read_time` of each batch.
+
+    Raises:
+        DomainError: the device is none, or no int64 holds the bytes of all reads or their time one by one.
+    """
     check_device(device)
-    reads, depth = np.diff(sizes.starts), device.queue_depth
+    reads = np.diff(sizes.starts)
+    depth = min(device.queue_depth, int(reads.max(initial=1)))  # a queue for more reads is not filled
+    if int(sizes.blocks.sum()) * sizes.block >= 2**63:
+        raise DomainError(
+            f"{len(sizes.blocks)} reads in blocks of {sizes.block} bytes are more bytes than can be counted; "
+            "correct the device's block"
+        )
+    slowest = service_time(device, int(sizes.blocks.max(initial=1)) * sizes.block, 1) + device.dispatch_ns
+    if slowest * len(sizes.blocks) >= 2**63:
+        raise DomainError(
+            f"{len(sizes.blocks)} reads of up to {slowest} ns each may take longer than 292 years, "
+            "which is more than can be counted; correct the device's latency and bandwidths"
+        )
     # A trace has few sizes: each is costed once, exactly, for a full queue; what follows puts the rest right.
     shared = batch_sums(_costs(device, sizes, sizes.blocks, depth), sizes.starts)
     for few in np.unique(reads[(reads > 0) & (reads < depth)]).tolist():

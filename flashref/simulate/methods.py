@@ -1,6 +1,10 @@
-"""The five methods of the paper's Table 2, as replays of one trace: what each reads, moves and takes."""
+"""The five methods of the paper's Table 2: what they are, and their replays of one trace.
 
-from collections.abc import Callable, Sequence
+`METHODS` is their one definition: a replay, a sweep and the derived Table 2 all use the same policies.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -8,14 +12,38 @@ import numpy as np
 from flashref.bundle import Layout, bundle_extents
 from flashref.models.budget import Budget, Demand
 from flashref.simulate.costs import batch_times, read_sizes
-from flashref.simulate.flash import SEQUENTIAL_READ, Flash, ffn_run, front_to_back
-from flashref.simulate.trace import Reads, Trace
-from flashref.simulate.window import CountMoves, unwindowed, uses_of, windowed
+from flashref.simulate.flash import SEQUENTIAL_READ, Flash, front_to_back
+from flashref.simulate.policies import Kept, Study, hybrid, naive, predictor, sliding_window
+from flashref.simulate.trace import ActivationTrace, Reads
+from flashref.simulate.window import CountMoves, uses_of
 from flashref.storage.device import Device, read_time
 from flashref.storage.plan import plan_io, read_plan
 from flashref.types import IO, Extent, Reader
 
 BATCH_READS = 256  # of 1 MiB, where they are really read
+
+
+class Definition(NamedTuple):
+    """A method of Table 2. bundled: whether it reads bundles, or a row of each field where it lies."""
+
+    label: str
+    policy: Callable[[Study, Budget], Kept]
+    bundled: bool
+
+    def layouts(self, flash: Flash) -> Sequence[Sequence[Layout]]:
+        """Where its neurons lie: of each layer one layout, or one a field."""
+        return [(layout,) for layout in flash.bundled] if self.bundled else flash.unbundled
+
+
+METHODS: Mapping[str, Definition] = MappingProxyType(
+    {
+        "naive": Definition("naive", naive, True),
+        "hybrid": Definition("hybrid", hybrid, True),
+        "predictor": Definition("+ predictor", predictor, False),
+        "windowing": Definition("+ windowing", sliding_window, False),
+        "bundling": Definition("+ bundling", sliding_window, True),
+    }
+)
 
 
 class Method(NamedTuple):
@@ -84,7 +112,7 @@ def measured_cost(read_bundled: Reader, read_unbundled: Reader) -> Cost:
 
 
 def replay_methods(
-    trace: Trace,
+    trace: ActivationTrace,
     flash: Flash,
     demand: Demand,
     budget: Budget,
@@ -93,45 +121,38 @@ def replay_methods(
 ) -> tuple[Method, ...]:
     """Five replays of one trace: naive, hybrid, + predictor, + windowing, + bundling (decision 20).
 
-    costs: the simulated one, and the measured one if there is a disk. All counters are the first's.
+    Args:
+        trace: which neurons each token activates; its uncounted tokens warm the window.
+        flash: where the layers of the trace lie.
+        demand: what the model asks of memory.
+        budget: the memory, solved for a window and rows.
+        count_moves: how many rows the placement moves in memory.
+        costs: the simulated one, and the measured one if there is a disk. All counters are the first's.
+
+    Returns:
+        A row of the table for each method, in this order.
     """
     passes = trace.tokens - trace.first_counted
-    kept_layers = min((budget.memory - demand.resident) // (demand.neurons * demand.stride), demand.layers)
-    whole, rest = [Extent(0, flash.image_bytes)], [ffn_run(layout) for layout in flash.bundled[kept_layers:]]
-    hybrid_useful = sum(layout.n * layout.bundle_bytes for layout in flash.bundled[kept_layers:])
-    hybrid_dram = demand.resident + kept_layers * demand.neurons * demand.stride
-
-    uses = uses_of(trace, budget.window)
-    window = windowed(uses, budget.window, budget.capacities, demand.bypass_rows, count_moves)
-    predicted, kept = (counted_reads(reads, trace.first_counted) for reads in (unwindowed(trace), window))
-
+    study = Study(uses_of(trace, budget.window), flash, demand, count_moves)
+    kept_by = {each.policy: each.policy(study, budget) for each in METHODS.values()}
     rows = []
-    for cost in costs:
-        totals = [
-            _repeated(cost, whole, flash.tensor_bytes, passes),
-            _repeated(cost, rest, hybrid_useful, passes),
-            cost.scattered(flash.unbundled, predicted),
-            cost.scattered(flash.unbundled, kept),
-            cost.scattered([(layout,) for layout in flash.bundled], kept),
-        ]
-        rows.append([[value / passes for value in total] for total in totals])
-    moved_rows = int(window.moved[trace.first_counted :].sum()) / passes
-    names = ("naive", "hybrid", "predictor", "windowing", "bundling")
-    dram = (0, hybrid_dram, demand.fixed, budget.dram_bytes, budget.dram_bytes)
-    moved = (0.0, 0.0, 0.0, *[moved_rows * flash.bundled[0].bundle_bytes] * 2)
-    return tuple(
-        Method(
-            name,
-            useful_bytes_per_token=rows[0][i][1],
-            flash_bytes_per_token=rows[0][i][2],
-            reads_per_token=rows[0][i][0],
-            dram_bytes=dram[i],
-            dram_moved_bytes_per_token=moved[i],
-            simulated_io_ms_per_token=rows[0][i][3] / 1e6,
-            measured_io_ms_per_token=rows[1][i][3] / 1e6 if len(rows) > 1 else None,
+    for name, method in METHODS.items():
+        kept = kept_by[method.policy]
+        ios = [_counted_io(cost, kept, method.layouts(flash), trace) for cost in costs]
+        moved_rows = int(kept.reads.moved[trace.first_counted :].sum())
+        rows.append(
+            Method(
+                name,
+                useful_bytes_per_token=ios[0].useful_bytes / passes,
+                flash_bytes_per_token=ios[0].read_bytes / passes,
+                reads_per_token=ios[0].requests / passes,
+                dram_bytes=kept.dram_bytes,
+                dram_moved_bytes_per_token=moved_rows * flash.bundled[0].bundle_bytes / passes,
+                simulated_io_ms_per_token=ios[0].nanoseconds / passes / 1e6,
+                measured_io_ms_per_token=ios[1].nanoseconds / passes / 1e6 if len(ios) > 1 else None,
+            )
         )
-        for i, name in enumerate(names)
-    )
+    return tuple(rows)
 
 
 def counted_reads(reads: Reads, first_counted: int) -> Reads:
@@ -146,10 +167,15 @@ def counted_reads(reads: Reads, first_counted: int) -> Reads:
     )
 
 
-def _repeated(cost: Cost, runs: Sequence[Extent], useful_bytes: int, passes: int) -> IO:
-    """The same runs for every token: on a disk no two take the same time."""
-    each = [cost.sequential(runs)._replace(useful_bytes=useful_bytes) for _ in range(passes)]
-    return IO(*(sum(column) for column in zip(*each, strict=True)))
+def _counted_io(cost: Cost, kept: Kept, layouts: Sequence[Sequence[Layout]], trace: ActivationTrace) -> IO:
+    """What the counted tokens read: the runs once for each of them (on a disk no two take the same time)."""
+    parts = [cost.scattered(layouts, counted_reads(kept.reads, trace.first_counted))]
+    if kept.runs:
+        passes = trace.tokens - trace.first_counted
+        parts += [
+            cost.sequential(kept.runs)._replace(useful_bytes=kept.useful_run_bytes) for _ in range(passes)
+        ]
+    return IO(*(sum(column) for column in zip(*parts, strict=True)))
 
 
 def _useful_bytes(layouts: Sequence[Sequence[Layout]], reads: Reads) -> int:

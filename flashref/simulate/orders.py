@@ -10,19 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from flashref.simulate.statistics import closest_friends
-from flashref.simulate.trace import Trace, trace_tokens
+from flashref.simulate.trace import ActivationTrace, trace_tokens
 from flashref.types import Ids
 
-Order = Callable[[Trace], Sequence[Ids | None]]  # of each layer: the neuron at each place, None = its number
+Order = Callable[
+    [ActivationTrace], Sequence[Ids | None]
+]  # of each layer: the neuron at each place, None = its number
 FRIENDS = 8  # candidates for each neuron's two neighbours
 
 
-def natural(trace: Trace) -> list[None]:
+def natural(trace: ActivationTrace) -> list[None]:
     """As in the checkpoint."""
     return [None] * trace.layers
 
 
-def by_use(trace: Trace) -> list[Ids]:
+def by_use(trace: ActivationTrace) -> list[Ids]:
     """The most used first; of equals the lower id."""
     profile = _profile(trace)
     orders = []
@@ -32,7 +34,7 @@ def by_use(trace: Trace) -> list[Ids]:
     return orders
 
 
-def by_coactivation(trace: Trace) -> list[Ids]:
+def by_coactivation(trace: ActivationTrace) -> list[Ids]:
     """Chains of neurons that are active together: the closest pairs become neighbours first.
 
     A pair is linked while both have a free side and it closes no ring; then the chains, each from its lower
@@ -47,11 +49,11 @@ ORDERS: Mapping[str, Order] = MappingProxyType(
 )
 
 
-def _profile(trace: Trace) -> Trace:
+def _profile(trace: ActivationTrace) -> ActivationTrace:
     return trace_tokens(trace, 0, trace.first_counted or trace.tokens)
 
 
-def _chains(profile: Trace, layer: int) -> Ids:
+def _chains(profile: ActivationTrace, layer: int) -> Ids:
     n = profile.units[layer]
     if n == 1:
         return np.zeros(1, np.int64)

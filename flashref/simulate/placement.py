@@ -1,5 +1,7 @@
 """Rows moved inside DRAM by a whole run, without its matrices: `flashref.slots`, all layers at once."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ class Changes(NamedTuple):
 
     units: of each layer; load_ids, evict_ids: int32, ascending within a layer of a token, and in any order;
     load_starts, evict_starts: (tokens·layers + 1,) int64, token t's layer l is ids[starts[t·layers + l] :
-    starts[t·layers + l + 1]], as in Trace.
+    starts[t·layers + l + 1]], as in ActivationTrace.
     """
 
     units: tuple[int, ...]
@@ -41,6 +43,11 @@ def moved_by_fill(changes: Changes) -> Counts:
     Raises IdsError for changes of which no window's memory can be the cause.
     """
     return _moved(changes, np.minimum(*_lengths(changes)))
+
+
+MOVES: Mapping[str, Callable[[Changes], Counts]] = MappingProxyType(
+    {"swap_with_last": moved_by_swap, "fill_holes": moved_by_fill}
+)
 
 
 def _lengths(changes: Changes) -> tuple[Counts, Counts]:

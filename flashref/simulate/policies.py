@@ -1,7 +1,8 @@
-"""What a method or a cache does with a model and a memory: what it reads and keeps, and in how much DRAM.
+"""What a policy does with a model and a memory: what it reads and keeps, and in how much DRAM.
 
-The methods of the paper's Table 2, and what others use instead at equal memory: all of a budget that is not
-always resident is one pool of units, which a cache divides as it likes.
+Naive, hybrid, the predictor alone and the window are the methods of the paper's Table 2. Caches are what
+others use instead, at equal memory: all of a budget that is not always resident is one pool of units, which a
+cache divides as it likes.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,15 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashref.models.budget import Budget, Demand, solve_budget
+from flashref.models.budget import Amount, Budget, Demand, solve_budget
 from flashref.simulate.caches.belady import belady
 from flashref.simulate.caches.classic import lfu, lru, pinned
+from flashref.simulate.caches.pool import CachePolicy
 from flashref.simulate.caches.s3_fifo import s3_fifo
 from flashref.simulate.flash import Flash, ffn_run
-from flashref.simulate.trace import Counts, Reads, Trace
+from flashref.simulate.trace import ActivationTrace, Counts, Reads
 from flashref.simulate.window import CountMoves, Uses, unwindowed, windowed
+from flashref.types import Extent
 
-Cache = Callable[[Trace, tuple[int, ...], int], Reads]
 AGEING = 32  # tokens after which an LFU cache halves its counts
 
 
@@ -35,14 +37,14 @@ class Study(NamedTuple):
 class Kept(NamedTuple):
     """What a policy reads and keeps.
 
-    runs: bytes read front to back for every token, in whole blocks, useful_run_bytes of them needed; summed:
+    runs: read front to back for every token, in whole blocks, useful_run_bytes of them needed; summed:
     (tokens, layers) units that are multiplied; dense_bytes: multiplied besides for every token; dram_bytes:
     of weights; window: k, where there is one; overfull: for what share of the counted tokens and layers the
     rows do not hold a whole window.
     """
 
     reads: Reads
-    runs: tuple[int, ...]
+    runs: tuple[Extent, ...]
     useful_run_bytes: int
     summed: Counts
     dense_bytes: int
@@ -51,15 +53,21 @@ class Kept(NamedTuple):
     overfull: float = 0.0
 
 
-Policy = Callable[[Study, float, int | None], Kept]  # of a share of the model's bytes, and a window
+# Of a share of the model's bytes or an amount of bytes, and a window. Raises DomainError for what cannot be.
+Policy = Callable[[Study, float | Amount, int | None], Kept]
 
 
-def naive(study: Study, memory: float, window: int | None) -> Kept:
-    """The whole image for every token; nothing stays (decision 20)."""
+def whole_layers(free: int, layer_bytes: int, layers: int) -> int:
+    """How many layers hybrid keeps whole, from the first on: as many as fit the free bytes (decision 20)."""
+    return min(max(free // layer_bytes, 0), layers)
+
+
+def naive(study: Study, budget: Budget | None = None) -> Kept:
+    """The whole image is read for every token, nothing stays, and any budget will do (decision 20)."""
     trace, flash = study.uses.trace, study.flash
     return Kept(
         _no_reads(trace),
-        runs=(flash.image_bytes,),
+        runs=(Extent(0, flash.image_bytes),),
         useful_run_bytes=flash.tensor_bytes,
         summed=_all_units(trace),
         dense_bytes=study.demand.resident,
@@ -68,33 +76,31 @@ def naive(study: Study, memory: float, window: int | None) -> Kept:
     )
 
 
-def hybrid(study: Study, memory: float, window: int | None) -> Kept:
-    """Embeddings, attention and the first layers' FFNs stay; the other layers' are read (decision 20)."""
+def hybrid(study: Study, budget: Budget) -> Kept:
+    """Embeddings, attention and the first layers' FFNs stay; the other layers are read (decision 20)."""
     trace, demand = study.uses.trace, study.demand
-    budget = _budget(study, memory, window)
-    kept = min((budget.memory - demand.resident) // (demand.neurons * demand.stride), demand.layers)
+    layer_bytes = demand.neurons * demand.stride
+    kept = whole_layers(budget.memory - demand.resident, layer_bytes, demand.layers)
     rest = study.flash.bundled[kept:]
     return Kept(
         _no_reads(trace),
-        runs=tuple(ffn_run(layout).length for layout in rest),
+        runs=tuple(ffn_run(layout) for layout in rest),
         useful_run_bytes=sum(layout.n * layout.bundle_bytes for layout in rest),
         summed=_all_units(trace),
         dense_bytes=demand.resident,
-        dram_bytes=demand.resident + kept * demand.neurons * demand.stride,
+        dram_bytes=demand.resident + kept * layer_bytes,
         window=None,
     )
 
 
-def predictor(study: Study, memory: float, window: int | None) -> Kept:
-    """Every predicted neuron is read for its token, none is kept; what is always resident must fit."""
+def predictor(study: Study, budget: Budget) -> Kept:
+    """Every predicted neuron is read for its token and none is kept; what is always resident must fit."""
     trace = study.uses.trace
-    _budget(study, memory, None)
     return _of_units(study, unwindowed(trace), _active_units(trace), study.demand.fixed, None)
 
 
-def sliding_window(study: Study, memory: float, window: int | None) -> Kept:
+def sliding_window(study: Study, budget: Budget) -> Kept:
     """The paper's: the neurons of the last k tokens, as far as the rows of each layer reach (decision 8)."""
-    budget = _budget(study, memory, window)
     reads = windowed(
         study.uses, budget.window, budget.capacities, study.demand.bypass_rows, study.count_moves
     )
@@ -107,42 +113,49 @@ def sliding_window(study: Study, memory: float, window: int | None) -> Kept:
     return kept._replace(overfull=overfull)
 
 
-def cached(cache: Cache, study: Study, memory: float, window: int | None) -> Kept:
+def cached(cache: CachePolicy, study: Study, budget: Budget) -> Kept:
     """A cache of units over the whole model, in the memory that a window would have."""
     trace, demand = study.uses.trace, study.demand
-    pool = _budget(study, memory, window).memory - demand.fixed
-    reads = cache(trace, (demand.stride,) * trace.layers, pool)
+    reads = cache(trace, (demand.stride,) * trace.layers, budget.memory - demand.fixed)
     dram = demand.fixed + int(reads.resident.sum(axis=1).max()) * demand.stride
     return _of_units(study, reads, _active_units(trace), dram, None)
 
 
-def _lfu(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+def _of_any_memory(study: Study, memory: float | Amount, window: int | None) -> Kept:
+    return naive(study)
+
+
+def _of_memory(
+    policy: Callable[[Study, Budget], Kept], study: Study, memory: float | Amount, window: int | None
+) -> Kept:
+    """A policy, its memory solved for a budget.
+
+    The rows are in proportion to each layer's largest |C_t| in this trace, as Req_i is measured (paper §3.3).
+    """
+    unions = study.uses.unions
+    return policy(study, solve_budget(study.demand, memory, window, unions.mean(axis=0), unions.max(axis=0)))
+
+
+def _lfu(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     return lfu(AGEING)(trace, sizes, capacity)  # by name: what lfu gives cannot be pickled
 
 
-def _s3_fifo(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+def _s3_fifo(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     return s3_fifo()(trace, sizes, capacity)
 
 
+CACHES: Mapping[str, CachePolicy] = MappingProxyType(
+    {"lru": lru, "lfu": _lfu, "s3-fifo": _s3_fifo, "pinned": pinned, "belady": belady}
+)
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
-        "naive": naive,
-        "hybrid": hybrid,
-        "predictor": predictor,
-        "window": sliding_window,
-        "lru": partial(cached, lru),
-        "lfu": partial(cached, _lfu),
-        "s3-fifo": partial(cached, _s3_fifo),
-        "pinned": partial(cached, pinned),
-        "belady": partial(cached, belady),
+        "naive": _of_any_memory,
+        "hybrid": partial(_of_memory, hybrid),
+        "predictor": partial(_of_memory, predictor),
+        "window": partial(_of_memory, sliding_window),
+        **{name: partial(_of_memory, partial(cached, cache)) for name, cache in CACHES.items()},
     }
 )
-
-
-def _budget(study: Study, memory: float, window: int | None) -> Budget:
-    """Rows in proportion to each layer's largest |C_t| in this trace, as Req_i is measured (paper §3.3)."""
-    unions = study.uses.unions
-    return solve_budget(study.demand, memory, window, unions.mean(axis=0), unions.max(axis=0))
 
 
 def _of_units(study: Study, reads: Reads, summed: Counts, dram_bytes: int, window: int | None) -> Kept:
@@ -150,16 +163,16 @@ def _of_units(study: Study, reads: Reads, summed: Counts, dram_bytes: int, windo
     return Kept(reads, (), 0, summed, study.demand.resident + study.demand.predictors, dram_bytes, window)
 
 
-def _no_reads(trace: Trace) -> Reads:
+def _no_reads(trace: ActivationTrace) -> Reads:
     nothing = np.zeros((trace.tokens, trace.layers), np.int64)
     token, layer = np.divmod(np.arange(nothing.size), trace.layers)
     starts = np.zeros(nothing.size + 1, np.int64)
     return Reads(np.zeros(0, np.int32), starts, token, layer, nothing, nothing, nothing)
 
 
-def _active_units(trace: Trace) -> Counts:
+def _active_units(trace: ActivationTrace) -> Counts:
     return np.diff(trace.starts).reshape(trace.tokens, trace.layers)
 
 
-def _all_units(trace: Trace) -> Counts:
+def _all_units(trace: ActivationTrace) -> Counts:
     return np.tile(np.array(trace.units, np.int64), (trace.tokens, 1))

@@ -10,7 +10,7 @@ from flashref.simulate.flash import Flash, unbundled_layouts
 from flashref.simulate.methods import Method, measured_cost, simulated_cost
 from flashref.simulate.pieces import Replay, methods_of, replay_tokens
 from flashref.simulate.scaled import scale_to_opt_6_7b
-from flashref.simulate.trace import Trace, trace_of
+from flashref.simulate.trace import ActivationTrace, trace_of
 
 
 class Tables(NamedTuple):
@@ -20,7 +20,7 @@ class Tables(NamedTuple):
     scaled: tuple[Method, ...]
 
 
-def trace_of_text(model: OpenModel, text: GeneratedText) -> Trace:
+def trace_of_text(model: OpenModel, text: GeneratedText) -> ActivationTrace:
     """What was predicted for a text as a trace, which `simulate` replays and `save_trace` keeps.
 
     The tokens of the prompt are not counted, and layers that are resident whole are left out.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.trace import Counts, Tokens, Trace, token_uses
+from flashref.simulate.trace import ActivationTrace, Counts, TokenNumbers, token_uses
 from flashref.types import DomainError, Ids, ascending_ids
 
 Shares = npt.NDArray[np.float64]
@@ -32,7 +32,7 @@ class UseStatistics(NamedTuple):
     largest_resident: Counts
 
 
-def use_statistics(trace: Trace, windows: int) -> UseStatistics:
+def use_statistics(trace: ActivationTrace, windows: int) -> UseStatistics:
     """Statistics for windows of 1 … `windows` tokens; the uncounted tokens take part.
 
     DomainError unless there are more than `windows` tokens.
@@ -54,7 +54,7 @@ def use_statistics(trace: Trace, windows: int) -> UseStatistics:
     return UseStatistics(density, np.stack(s_agg, 1), np.stack(new, 1), kept.mean(0), kept.max(0))
 
 
-def gap_counts(trace: Trace, windows: int) -> Counts:
+def gap_counts(trace: ActivationTrace, windows: int) -> Counts:
     """How many units of P_t were last used g tokens before t: (tokens, layers, windows + 1).
 
     Index g − 1 for g = 1 … windows; the last index: longer ago, or never.
@@ -62,7 +62,7 @@ def gap_counts(trace: Trace, windows: int) -> Counts:
     return previous_uses(trace, windows)[1]
 
 
-def previous_uses(trace: Trace, windows: int) -> tuple[Tokens, Counts]:
+def previous_uses(trace: ActivationTrace, windows: int) -> tuple[TokenNumbers, Counts]:
     """The token of the use before of each use's unit, (m,), negative if there is none; and gap_counts."""
     tokens, layers = trace.tokens, trace.layers
     smallest = np.min_scalar_type(-tokens - windows - 1)  # less memory to go through later
@@ -90,7 +90,7 @@ def kept_counts(gaps: Counts) -> Counts:
     return np.cumsum(change, 0)
 
 
-def coactivation(trace: Trace, layer: int, ids: Ids) -> Counts:
+def coactivation(trace: ActivationTrace, layer: int, ids: Ids) -> Counts:
     """In how many tokens each of these units is active together with each of the layer: (m, n).
 
     ids: (m,) ascending. A unit with itself: how often it is active.
@@ -98,7 +98,7 @@ def coactivation(trace: Trace, layer: int, ids: Ids) -> Counts:
     return _together(_mask(trace, layer), ascending_ids(ids, trace.units[layer])).astype(np.int64)
 
 
-def coactivation_curve(trace: Trace, layer: int, unit: int) -> Shares:
+def coactivation_curve(trace: ActivationTrace, layer: int, unit: int) -> Shares:
     """Of the times a unit is active, the share in which each of the layer is: (n,), descending.
 
     The paper's Fig. 12a; rank 1 is the unit itself. DomainError if it is never active.
@@ -120,7 +120,7 @@ class Friends(NamedTuple):
     share: Shares
 
 
-def closest_friends(trace: Trace, layer: int, count: int = 1) -> Friends:
+def closest_friends(trace: ActivationTrace, layer: int, count: int = 1) -> Friends:
     """The `count` units that are most often active together with each of the layer (paper appendix D)."""
     n = trace.units[layer]
     if not 1 <= count < n:
@@ -144,7 +144,7 @@ def _longer(gaps: Counts) -> Counts:
     return np.asarray(np.cumsum(gaps[:, :, ::-1], axis=2)[:, :, -2::-1])
 
 
-def _mask(trace: Trace, layer: int) -> npt.NDArray[np.bool_]:
+def _mask(trace: ActivationTrace, layer: int) -> npt.NDArray[np.bool_]:
     """Which units of a layer are active: (tokens, n)."""
     mask = np.zeros((trace.tokens, trace.units[layer]), bool)
     for token in range(trace.tokens):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.bundle import Layout
+from flashref.models.budget import Amount
 from flashref.simulate.costs import Sizes, batch_times, read_sizes, sequential_sizes
 from flashref.simulate.flash import SEQUENTIAL_READ
 from flashref.simulate.orders import Order
@@ -19,15 +20,30 @@ from flashref.types import DomainError, Ids
 
 
 class Configuration(NamedTuple):
-    """One question. memory: share of the model's bytes; window: k, or None for what fits; max_gap: bytes."""
+    """One question.
+
+    memory: a share of the model's bytes, or an amount; window: k, or None for what fits; max_gap: bytes.
+    """
 
     policy: str
-    memory: float
+    memory: float | Amount
     window: int | None
     order: str
     bundled: bool
     max_gap: int
     device: str
+
+
+class Grid(NamedTuple):
+    """Values of every field of a configuration: each combination of them is a question."""
+
+    policies: Sequence[str]
+    memories: Sequence[float | Amount]
+    windows: Sequence[int | None]
+    orders: Sequence[str]
+    bundled: Sequence[bool]
+    max_gaps: Sequence[int]
+    devices: Sequence[str]
 
 
 # What makes no difference to a policy; to the predictor alone and to caches, the window.
@@ -39,7 +55,7 @@ _IRRELEVANT: Mapping[str, frozenset[str]] = {
 }
 
 
-class Outcome(NamedTuple):
+class Estimate(NamedTuple):
     """Its answer: means over the counted tokens; bytes and reads a token, milliseconds a token.
 
     overfull: for what share of the tokens and layers the rows do not hold the whole window.
@@ -60,7 +76,7 @@ class Outcome(NamedTuple):
     overfull: float
 
 
-class Refused(NamedTuple):
+class Impossible(NamedTuple):
     """A configuration that cannot be, such as a memory that is too small, and why: one sentence."""
 
     configuration: Configuration
@@ -95,23 +111,10 @@ def irrelevant(policy: str) -> frozenset[str]:
     return _IRRELEVANT.get(policy, frozenset({"window"}))
 
 
-def configurations(
-    policies: Sequence[str],
-    memories: Sequence[float],
-    windows: Sequence[int | None],
-    orders: Sequence[str],
-    bundled: Sequence[bool],
-    max_gaps: Sequence[int],
-    devices: Sequence[str],
-) -> list[Configuration]:
+def configurations(grid: Grid) -> list[Configuration]:
     """Every combination, in the order that shares the most work, but once if it makes no difference."""
-    every = (
-        Configuration(policy, memory, window, order, rows, max_gap, device)
-        for policy, memory, window, order, rows, max_gap, device in product(
-            policies, memories, windows, orders, bundled, max_gaps, devices
-        )
-    )
-    usual = {"memory": memories[0], "window": None, "order": "natural", "bundled": True, "max_gap": 0}
+    every = (Configuration(*values) for values in product(*grid))
+    usual = {"memory": grid.memories[0], "window": None, "order": "natural", "bundled": True, "max_gap": 0}
     once = (
         each._replace(**{field: usual[field] for field in irrelevant(each.policy)})  # type: ignore[arg-type]
         for each in every
@@ -125,11 +128,21 @@ def sweep(
     configurations: Sequence[Configuration],
     executor: Executor | None = None,
     parts: int = 1,
-) -> Iterator[Outcome | Refused]:
-    """The outcome of every configuration, in their order, one by one.
+) -> Iterator[Estimate | Impossible]:
+    """Answer every configuration, in their order, one by one.
 
-    executor: of any kind, which gets `parts` ≥ 1 tasks and the study with each; None: here. Neighbours that
-    differ only in what comes later (policy, memory, window; order, bundled, max_gap; device) share the work.
+    Neighbours that differ only in what comes later (policy, memory, window; order, bundled, max_gap; device)
+    share the work.
+
+    Args:
+        study: the trace of a model on flash.
+        choices: what the names in the configurations stand for.
+        configurations: the questions.
+        executor: of any kind, or None to work here.
+        parts: tasks for the executor, ≥ 1; each gets the study.
+
+    Returns:
+        An iterator over the answers: an Estimate, or an Impossible with its reason.
     """
     used = sorted({(each.order, each.bundled) for each in configurations})
     orders = {order: choices.orders[order](study.uses.trace) for order in sorted({each[0] for each in used})}
@@ -142,11 +155,11 @@ def sweep(
         configurations,
     )
     if executor is None:
-        yield from _outcomes(task)
+        yield from _answers(task)
         return
     share = -(-len(configurations) // parts) or 1
     futures = [
-        executor.submit(_all_outcomes, task._replace(configurations=configurations[first : first + share]))
+        executor.submit(_all_answers, task._replace(configurations=configurations[first : first + share]))
         for first in range(0, len(configurations), share)
     ]
     try:
@@ -171,28 +184,28 @@ def cost_of(
         kept.reads, sizes, batch_times(device, sizes), unit_bytes, kept.summed, kept.dense_bytes, host
     )
     # One batch a token (decision 20).
-    pieces = [sequential_sizes(run, SEQUENTIAL_READ, sizes.block).blocks for run in kept.runs]
+    pieces = [sequential_sizes(run.length, SEQUENTIAL_READ, sizes.block).blocks for run in kept.runs]
     if pieces:
         run = np.concatenate(pieces)
         costs = costs._replace(
             requests=costs.requests + len(run),
             useful_bytes=costs.useful_bytes + kept.useful_run_bytes,
-            read_bytes=costs.read_bytes + sum(kept.runs),
+            read_bytes=costs.read_bytes + sum(run.length for run in kept.runs),
             io_ns=costs.io_ns + batch_times(device, Sizes(run, np.array([0, len(run)]), sizes.block)),
         )
     return TokenCosts(*(column[study.uses.trace.first_counted :] for column in costs))
 
 
-def _all_outcomes(task: _Task) -> list[Outcome | Refused]:
-    return list(_outcomes(task))
+def _all_answers(task: _Task) -> list[Estimate | Impossible]:
+    return list(_answers(task))
 
 
-def _outcomes(task: _Task) -> Iterator[Outcome | Refused]:
+def _answers(task: _Task) -> Iterator[Estimate | Impossible]:
     for (policy, memory, window), same_policy in groupby(task.configurations, lambda each: each[:3]):
         try:
             kept = task.policies[policy](task.study, memory, window)
         except DomainError as error:
-            yield from (Refused(configuration, str(error)) for configuration in same_policy)
+            yield from (Impossible(configuration, str(error)) for configuration in same_policy)
             continue
         for (order, bundled, max_gap), same_layout in groupby(same_policy, lambda each: each[3:6]):
             layouts = task.layouts[order, bundled]
@@ -200,7 +213,7 @@ def _outcomes(task: _Task) -> Iterator[Outcome | Refused]:
             for configuration in same_layout:
                 device = task.devices[configuration.device]
                 costs = cost_of(kept, task.study, layouts, sizes, device, task.host)
-                yield _outcome(configuration, kept, costs)
+                yield _estimate(configuration, kept, costs)
 
 
 def _layouts(study: Study, orders: Sequence[Ids | None], bundled: bool) -> list[tuple[Layout, ...]]:
@@ -212,11 +225,11 @@ def _layouts(study: Study, orders: Sequence[Ids | None], bundled: bool) -> list[
     ]
 
 
-def _outcome(configuration: Configuration, kept: Kept, costs: TokenCosts) -> Outcome:
+def _estimate(configuration: Configuration, kept: Kept, costs: TokenCosts) -> Estimate:
     def mean(column: Counts) -> float:
         return float(column.mean())
 
-    return Outcome(
+    return Estimate(
         configuration,
         kept.window,
         kept.dram_bytes,

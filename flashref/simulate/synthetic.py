@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.trace import Trace
+from flashref.simulate.trace import ActivationTrace
 from flashref.types import DomainError
 
 Shares = npt.NDArray[np.float64]
 LEVELS = 256  # of a random byte
 
 
-class Process(NamedTuple):
+class ActivationProcess(NamedTuple):
     """always: φ, of a layer's density the share that is always active, 0 … 1; concentration: c > 0."""
 
     always: float
@@ -29,11 +29,13 @@ class Process(NamedTuple):
 
 
 # What the fits below give, to four digits; tests/simulate/test_synthetic.py fits them again.
-FALCON_PROCESS = Process(0.6706, 8.107)  # Fig. 4a, with the density 0.1246: 1.55 % off at most
-OPT_PROCESS = Process(0.5045, 9.504)  # section C.1's 24 % kept and 2.4 % new with k = 5, Fig. 9a's densities
+FALCON_PROCESS = ActivationProcess(0.6706, 8.107)  # Fig. 4a, with the density 0.1246: 1.55 % off at most
+OPT_PROCESS = ActivationProcess(
+    0.5045, 9.504
+)  # section C.1's 24 % kept and 2.4 % new with k = 5, Fig. 9a's densities
 
 
-def expected_use(process: Process, densities: npt.ArrayLike, k: npt.ArrayLike) -> Shares:
+def expected_use(process: ActivationProcess, densities: npt.ArrayLike, k: npt.ArrayLike) -> Shares:
     """s_agg(k) of the process: the expected share of a layer's neurons that k tokens in a row use.
 
     densities: 0 … 1; k: whole numbers ≥ 0; any two shapes that broadcast. Raises DomainError.
@@ -45,7 +47,7 @@ def expected_use(process: Process, densities: npt.ArrayLike, k: npt.ArrayLike) -
     return _expected_use(process.always, process.concentration, np.asarray(densities, np.float64), tokens)
 
 
-def fit_use_curve(points: Sequence[tuple[int, float]]) -> tuple[Process, float]:
+def fit_use_curve(points: Sequence[tuple[int, float]]) -> tuple[ActivationProcess, float]:
     """The process and the density whose s_agg passes nearest to the points (k ≥ 1, share in 0 … 1).
 
     Nearest: the largest relative error is least. Raises DomainError.
@@ -62,16 +64,16 @@ def fit_use_curve(points: Sequence[tuple[int, float]]) -> tuple[Process, float]:
     first = use[np.argmin(k)]
     best = _minimax(errors, [_unbounded(always, c, first) for always in (0.2, 0.7) for c in (2.0, 20.0)])
     always, concentration, density = _bounded(best)
-    return Process(always, concentration), density
+    return ActivationProcess(always, concentration), density
 
 
-def fit_window(densities: Sequence[float], window: int, kept: float, new: float) -> Process:
+def fit_window(densities: Sequence[float], window: int, kept: float, new: float) -> ActivationProcess:
     """The process under which a window of k tokens keeps and loads these mean shares of all layers' neurons.
 
     kept: s_agg(k), new: s_agg(k + 1) − s_agg(k) (decision 1). Not every pair can be had: the larger of the
     two relative errors is least, and `expected_use` tells how large it is. Raises DomainError.
     """
-    _check(Process(0.5, 1.0), densities)
+    _check(ActivationProcess(0.5, 1.0), densities)
     if window < 1 or not 0 < new < kept < 1:
         raise DomainError("a window of k ≥ 1 tokens keeps a share of the neurons and loads a smaller share")
     layers = np.asarray(densities, np.float64)[:, None]
@@ -83,17 +85,17 @@ def fit_window(densities: Sequence[float], window: int, kept: float, new: float)
         return np.array([use[0] / kept - 1, (use[1] - use[0]) / new - 1])
 
     best = _minimax(errors, [_unbounded(always, c, 0.5) for always in (0.2, 0.7) for c in (2.0, 20.0)])
-    return Process(*_bounded(best)[:2])
+    return ActivationProcess(*_bounded(best)[:2])
 
 
 def synthetic_trace(
     rng: np.random.Generator,
-    process: Process,
+    process: ActivationProcess,
     densities: Sequence[float],
     units: Sequence[int],
     tokens: int,
     first_counted: int = 0,
-) -> Trace:
+) -> ActivationTrace:
     """A trace drawn from the process; which units of a layer are often active is random too.
 
     densities, units: one a layer. Equal generators give equal traces. Raises DomainError.
@@ -122,7 +124,7 @@ def synthetic_trace(
         counts = np.diff(np.searchsorted(active, layer_start))
         ids.append((active - np.repeat(layer_start[:-1], counts)).astype(np.int32))
         lengths.append(counts)
-    return Trace(
+    return ActivationTrace(
         tuple(map(int, units)), np.concatenate(ids), np.cumsum(np.concatenate(lengths)), first_counted
     )
 
@@ -141,7 +143,7 @@ def _extras(
     return events[np.argsort(at, kind="stable")], starts
 
 
-def _rates(rng: np.random.Generator, process: Process, density: float, n: int) -> Shares:
+def _rates(rng: np.random.Generator, process: ActivationProcess, density: float, n: int) -> Shares:
     """How often each neuron of a layer is active."""
     always = int(process.always * density * n)
     # Of the others, so that the layer's density is exact although `always` is a whole number.
@@ -169,7 +171,7 @@ def _of_others(always: float, density: Shares) -> Shares:
     return np.divide(density - always * density, rest, out=np.ones(density.shape), where=rest > 0)
 
 
-def _check(process: Process, densities: npt.ArrayLike) -> None:
+def _check(process: ActivationProcess, densities: npt.ArrayLike) -> None:
     given = np.asarray(densities, np.float64)
     if not (0 <= process.always <= 1 and 0 < process.concentration < np.inf):
         raise DomainError(f"a process needs 0 ≤ always ≤ 1 and a finite concentration > 0, not {process}")

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from flashref.types import DomainError, Ids, ascending_ids
 
 Counts = npt.NDArray[np.int64]
-Tokens = npt.NDArray[np.signedinteger[Any]]
+TokenNumbers = npt.NDArray[np.signedinteger[Any]]
+Mask = npt.NDArray[np.bool_]
 
 
-class Trace(NamedTuple):
+class ActivationTrace(NamedTuple):
     """The active units of every token and layer; a token's layers are decoded in order.
 
     units: of each layer; ids: (m,) int32, ascending within a layer of a token; starts: (tokens·layers + 1,)
@@ -47,10 +48,10 @@ class Trace(NamedTuple):
 class Reads(NamedTuple):
     """What a policy reads and keeps, batch by batch, in the order of the trace.
 
-    ids: (m,) int32, ascending within a batch; starts: (batches + 1,) int64, as in Trace; token, layer:
-    (batches,) int64, whose batch it is: at least one a token and layer, perhaps an empty one (decision 8: a
-    long bypass has several). resident, loaded, moved: (tokens, layers) int64, units that are kept afterwards,
-    units that were put into memory, rows that the placement moved inside it.
+    ids: (m,) int32, ascending within a batch; starts: (batches + 1,) int64, as in ActivationTrace; token,
+    layer: (batches,) int64, whose batch it is: at least one a token and layer, perhaps an empty one (decision
+    8: a long bypass has several). resident, loaded, moved: (tokens, layers) int64, units that are kept
+    afterwards, units that were put into memory, rows that the placement moved inside it.
     """
 
     ids: npt.NDArray[np.int32]
@@ -62,7 +63,9 @@ class Reads(NamedTuple):
     moved: Counts
 
 
-def trace_of(predicted: Sequence[Sequence[Ids]], units: Sequence[int], first_counted: int = 0) -> Trace:
+def trace_of(
+    predicted: Sequence[Sequence[Ids]], units: Sequence[int], first_counted: int = 0
+) -> ActivationTrace:
     """A trace from sets: predicted[token][layer], each strictly ascending; IdsError, DomainError if not.
 
     first_counted: less than the number of tokens.
@@ -73,20 +76,22 @@ def trace_of(predicted: Sequence[Sequence[Ids]], units: Sequence[int], first_cou
         raise DomainError(
             f"a trace of {len(predicted)} tokens has none to count from token {first_counted} on"
         )
-    sets = [ascending_ids(ids, n) for layers in predicted for ids, n in zip(layers, units, strict=True)]
-    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in sets], dtype=np.int64)])
-    return Trace(tuple(map(int, units)), np.concatenate(sets).astype(np.int32), starts, first_counted)
+    active = [ascending_ids(ids, n) for layers in predicted for ids, n in zip(layers, units, strict=True)]
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in active], dtype=np.int64)])
+    return ActivationTrace(
+        tuple(map(int, units)), np.concatenate(active).astype(np.int32), starts, first_counted
+    )
 
 
-def trace_tokens(trace: Trace, start: int, stop: int) -> Trace:
+def trace_tokens(trace: ActivationTrace, start: int, stop: int) -> ActivationTrace:
     """Tokens start … stop − 1 of a trace, all counted; DomainError if there are none."""
     if not 0 <= start < stop <= trace.tokens:
         raise DomainError(f"a trace of {trace.tokens} tokens has no tokens {start} … {stop - 1}")
     starts = trace.starts[start * trace.layers : stop * trace.layers + 1]
-    return Trace(trace.units, trace.ids[starts[0] : starts[-1]], starts - starts[0])
+    return ActivationTrace(trace.units, trace.ids[starts[0] : starts[-1]], starts - starts[0])
 
 
-def token_uses(trace: Trace, token: int) -> tuple[slice, Counts, Counts]:
+def token_uses(trace: ActivationTrace, token: int) -> tuple[slice, Counts, Counts]:
     """A token's uses: where in the trace they are, of which units, and how many each layer has.
 
     Units are numbered through all layers: unit i of layer l after all units of the layers before.

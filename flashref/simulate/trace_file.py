@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.trace import Counts, Trace
+from flashref.simulate.trace import ActivationTrace, Counts
 from flashref.storage.container import Container, encode_header, read_container, tensor_array
 from flashref.storage.files import create_file, write_all
 from flashref.types import DomainError, ImageError
@@ -30,7 +30,7 @@ class Description(NamedTuple):
     source: str
 
 
-def save_trace(path: str | os.PathLike[str], trace: Trace, description: Description) -> None:
+def save_trace(path: str | os.PathLike[str], trace: ActivationTrace, description: Description) -> None:
     """Write a trace; equal traces and descriptions give equal bytes.
 
     The file appears whole or not at all, and none is overwritten. Raises ImageError, DomainError.
@@ -59,7 +59,7 @@ def save_trace(path: str | os.PathLike[str], trace: Trace, description: Descript
             offset += layer.size
 
 
-def load_trace(path: str | os.PathLike[str]) -> Trace:
+def load_trace(path: str | os.PathLike[str]) -> ActivationTrace:
     """The trace in a file. Raises ImageError for one that is damaged, foreign or of another version."""
     container = _open(path)
     units = _units(container)
@@ -85,7 +85,7 @@ def load_trace(path: str | os.PathLike[str]) -> Trace:
     ids, starts, fits = _unpack(bits, units)
     if not fits:
         _refuse(container, "has bits set behind a layer's last unit")
-    return Trace(units, ids, starts, int(first_counted))
+    return ActivationTrace(units, ids, starts, int(first_counted))
 
 
 def load_description(path: str | os.PathLike[str]) -> Description:
@@ -119,7 +119,7 @@ def _width(n: int) -> int:
     return -(-n // 8)
 
 
-def _pack(trace: Trace) -> Bits:
+def _pack(trace: ActivationTrace) -> Bits:
     """The bits of all layers side by side, each from a byte of its own on: (tokens, bytes)."""
     widths = [_width(n) for n in trace.units]
     first_bit = 8 * np.concatenate([[0], np.cumsum(widths)[:-1]])
@@ -133,7 +133,7 @@ def _pack(trace: Trace) -> Bits:
 
 
 def _unpack(bits: Bits, units: tuple[int, ...]) -> tuple[npt.NDArray[np.int32], Counts, bool]:
-    """Ids and starts as in Trace, and whether every id is one of its layer's units."""
+    """Ids and starts as in ActivationTrace, and whether every id is one of its layer's units."""
     first_bit = 8 * np.concatenate([[0], np.cumsum([_width(n) for n in units])])
     ids, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
     fits = True

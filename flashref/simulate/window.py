@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from flashref.simulate.placement import Changes
 from flashref.simulate.statistics import kept_counts, previous_uses
-from flashref.simulate.trace import Counts, Reads, Tokens, Trace, token_uses
+from flashref.simulate.trace import ActivationTrace, Counts, Mask, Reads, TokenNumbers, token_uses
 from flashref.types import DomainError
 
 CountMoves = Callable[[Changes], Counts]
-Mask = npt.NDArray[np.bool_]
 
 
 class Uses(NamedTuple):
@@ -27,9 +26,9 @@ class Uses(NamedTuple):
     unions: (tokens, layers, longest) int64, |P_(t-j) ∪ … ∪ P_t| for j = 0 … longest − 1.
     """
 
-    trace: Trace
-    previous: Tokens
-    next: Tokens
+    trace: ActivationTrace
+    previous: TokenNumbers
+    next: TokenNumbers
     unions: Counts
 
     @property
@@ -50,7 +49,7 @@ class _Steps(NamedTuple):
     leave: Counts
 
 
-def uses_of(trace: Trace, longest: int) -> Uses:
+def uses_of(trace: ActivationTrace, longest: int) -> Uses:
     """The uses of a trace, linked: once a trace, for every window up to `longest` tokens and every budget."""
     tokens = trace.tokens
     previous, gaps = previous_uses(trace, min(longest, tokens))
@@ -101,7 +100,7 @@ def windowed(
     )
 
 
-def unwindowed(trace: Trace) -> Reads:
+def unwindowed(trace: ActivationTrace) -> Reads:
     """What is read where nothing is kept: every predicted neuron, one batch a layer (decision 20)."""
     nothing = np.zeros((trace.tokens, trace.layers), np.int64)
     batch = np.arange(trace.tokens * trace.layers)
@@ -160,7 +159,7 @@ def _step_through(uses: Uses, layer: int, k: int, capacity: int, steps: _Steps) 
         oldest = start
 
 
-def _per_batch(trace: Trace, at: Counts) -> Counts:
+def _per_batch(trace: ActivationTrace, at: Counts) -> Counts:
     """How many of these places, ascending, each token and layer has."""
     return np.diff(np.searchsorted(at, trace.starts))
 
@@ -169,7 +168,7 @@ def _starts(counts: Counts) -> Counts:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _evictions(trace: Trace, steps: _Steps) -> tuple[npt.NDArray[np.int32], Counts]:
+def _evictions(trace: ActivationTrace, steps: _Steps) -> tuple[npt.NDArray[np.int32], Counts]:
     """Which units each token and layer evicts, the earliest use first; and how many."""
     at = np.flatnonzero(steps.evict)
     counts = _per_batch(trace, at)
@@ -183,7 +182,7 @@ def _evictions(trace: Trace, steps: _Steps) -> tuple[npt.NDArray[np.int32], Coun
 
 
 def _batches(
-    trace: Trace, steps: _Steps, loads: Counts, bypass_rows: int
+    trace: ActivationTrace, steps: _Steps, loads: Counts, bypass_rows: int
 ) -> tuple[npt.NDArray[np.int32], Counts, Counts, Counts]:
     """ids, starts, token, layer of the batches: what is kept comes with a first bypass buffer."""
     bypass = np.flatnonzero(steps.bypass)

@@ -14,7 +14,6 @@ import time
 
 import numpy as np
 
-from flashref.cli import simulate as command
 from flashref.models.budget import solve_budget
 from flashref.simulate.costs import batch_times, read_sizes
 from flashref.simulate.orders import ORDERS
@@ -22,10 +21,11 @@ from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study, sliding_window
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.shapes.shape import shape_demand, shape_flash
-from flashref.simulate.sweep import Choices, Configuration, Outcome, configurations, cost_of, sweep
+from flashref.simulate.sweep import Choices, Configuration, Estimate, Grid, configurations, cost_of, sweep
 from flashref.simulate.synthetic import OPT_PROCESS, synthetic_trace
 from flashref.simulate.tokens import M1_MAX_CPU
 from flashref.simulate.window import uses_of, windowed
+from flashref.simulate.workers import PARTS, worker_processes
 from flashref.storage.device import PRESETS, completion_times, service_time
 
 SHAPE = preset_shape("opt-6.7b", "F16")
@@ -159,14 +159,16 @@ def against_an_event_loop(rounds):
 def a_sweep(count, workers):
     """Windows 1 to 25, ten memories, bundled and not, two devices."""
     asked = configurations(
-        ["window"], MEMORIES, list(range(1, LONGEST + 1)), ["natural"], [False, True], [0], list(DEVICES)
+        Grid(
+            ["window"], MEMORIES, list(range(1, LONGEST + 1)), ["natural"], [False, True], [0], list(DEVICES)
+        )
     )[:count]
     wall = time.perf_counter()
     study = study_of(draw(), LONGEST)
-    with command._workers(workers) as executor:
-        outcomes = list(sweep(study, CHOICES, asked, executor, command.PARTS * workers))
+    with worker_processes(workers) as executor:
+        outcomes = list(sweep(study, CHOICES, asked, executor, PARTS * workers))
     wall = time.perf_counter() - wall
-    done = sum(isinstance(outcome, Outcome) for outcome in outcomes)
+    done = sum(isinstance(outcome, Estimate) for outcome in outcomes)
     spent = os.times()
     print(
         f"{done} of {len(asked)} window configurations on one trace: {wall:.1f} s wall with {workers} "

@@ -1,5 +1,6 @@
 """`flashref paper`: its JSON, its tables and its page, from figures that are computed once."""
 
+import errno
 import json
 import re
 import subprocess
@@ -10,11 +11,15 @@ import matplotlib
 import pytest
 from paper_figures import derived
 
-from flashref.cli import main, paper, paper_plots
-from flashref.cli.paper_page import FOLDED, inline_svg, page
-from flashref.cli.paper_sections import digits, section
-from flashref.cli.plots import COLOURS, GRID, INK, STYLE
-from flashref.simulate.paper.figure import Figure, Row
+from flashref.cli import main, paper
+from flashref.cli import tables as command_tables
+from flashref.cli.report import Output
+from flashref.simulate.look import COLOURS, GRID, INK, STYLE
+from flashref.simulate.numbers import digits
+from flashref.simulate.paper import plots, tables
+from flashref.simulate.paper.figure import Figure, FigureRow
+from flashref.simulate.paper.page import FOLDED, inline_svg, page
+from flashref.simulate.paper.sections import section
 
 pytestmark = pytest.mark.xdist_group("paper")
 
@@ -25,7 +30,7 @@ HOSTILE = "<script>alert(\"a & 'b'\")</script>"
 
 @pytest.fixture(autouse=True)
 def computed_once(monkeypatch):
-    monkeypatch.setattr(paper, "FIGURES", {name: lambda name=name: derived(name) for name in NAMES})
+    monkeypatch.setattr(tables, "FIGURES", {name: lambda name=name: derived(name) for name in NAMES})
 
 
 @pytest.fixture
@@ -33,7 +38,7 @@ def nothing_computed(monkeypatch):
     def compute():
         raise AssertionError("computed before the mistake was found")
 
-    monkeypatch.setattr(paper, "FIGURES", dict.fromkeys(NAMES, compute))
+    monkeypatch.setattr(tables, "FIGURES", dict.fromkeys(NAMES, compute))
 
 
 def run(capsys, *words):
@@ -148,15 +153,15 @@ def test_json_of_a_figure_has_its_rows_and_what_they_come_from(capsys, name):
 
 
 def test_what_is_not_known_is_null():
-    figure = Figure("t", "x", "u", "i", (Row("a", 1.0, None, 2.0), Row("a", 2.0, 1.0, None)))
-    found = paper.json_object(figure)
+    figure = Figure("t", "x", "u", "i", (FigureRow("a", 1.0, None, 2.0), FigureRow("a", 2.0, 1.0, None)))
+    found = figure.as_json()
     assert [row["error"] for row in found["rows"]] == [None, None]
     assert (found["median_error"], found["largest_error"]) == (None, None)
 
 
 def test_a_value_that_is_not_a_number_never_becomes_json(capsys, monkeypatch):
-    figure = Figure("t", "x", "u", "i", (Row("a", 1.0, float("nan"), 2.0),))
-    monkeypatch.setattr(paper, "FIGURES", {"figure7": lambda: figure})
+    figure = Figure("t", "x", "u", "i", (FigureRow("a", 1.0, float("nan"), 2.0),))
+    monkeypatch.setattr(tables, "FIGURES", {"figure7": lambda: figure})
     with pytest.raises(ValueError, match="not JSON compliant"):
         main(["paper", "--json"])
     assert capsys.readouterr().out == ""
@@ -175,7 +180,7 @@ def test_tables_come_after_a_summary_with_every_figure(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     code, out, err = run(capsys)
     assert (code, err) == (0, "")
-    summary = out[: out.index("from: ")]
+    summary = out[: out.index("Derived from: ")]
     for name in NAMES:
         title = derived(name).title
         assert title in summary and title in out[len(summary) - len(title) - 1 :]
@@ -206,10 +211,10 @@ def test_numbers_have_three_digits(number, text):
 
 def test_a_row_in_words():
     rows = (
-        Row("a", 1.0, 9.99996, 10.0),
-        Row("b", None, 11.0, 10.0, "a note"),
-        Row("c", 0.5, None, 92.0),
-        Row("d", 0.5, None, 0.477_64),
+        FigureRow("a", 1.0, 9.99996, 10.0),
+        FigureRow("b", None, 11.0, 10.0, "a note"),
+        FigureRow("c", 0.5, None, 92.0),
+        FigureRow("d", 0.5, None, 0.477_64),
     )
     found = section("n", Figure("t", "x", "u", "i", rows))
     assert found.headings == ("series", "x", "ours, u", "paper", "error", "note")
@@ -223,10 +228,33 @@ def test_a_row_in_words():
 
 
 def test_a_table_without_notes_and_axis_has_no_columns_for_them():
-    found = section("n", Figure("t", "", "u", "i", (Row("a", None, 1.0, None),)))
+    found = section("n", Figure("t", "", "u", "i", (FigureRow("a", None, 1.0, None),)))
     assert found.headings == ("value", "ours, u", "paper", "error")
     assert found.rows == (("a", "1.00", "–", ""),)
     assert found.summary == ("t", "0", "–", "–", "i")
+
+
+@pytest.mark.parametrize("width", [70, 80, 200])
+def test_everything_fits_a_terminal(capsys, monkeypatch, width):
+    shown = Output(width=width, force_terminal=True, highlight=False, emoji=False, no_color=True)
+    monkeypatch.setattr(command_tables, "_output", lambda: shown)
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", run(capsys)[1]).splitlines()]
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    for name in NAMES:
+        for note in [note for row in derived(name).rows if (note := getattr(row, "note", ""))]:
+            assert note in text
+        assert derived(name).title in text
+
+
+def test_a_pipe_gets_no_blanks_at_the_end_of_a_line(capsys):
+    assert not [line for line in run(capsys)[1].splitlines() if line != line.rstrip()]
+
+
+def test_how_far_a_figure_agrees_stands_above_it(capsys):
+    out = run(capsys, "--only", "figure7")[1]
+    assert "7 values are compared: the median error is 67.8 %, the largest 91.5 %." in out
+    assert "the figure is not reproduced" in out
 
 
 # --- the page ---------------------------------------------------------------------------------------
@@ -353,7 +381,7 @@ def test_lines_and_words_stand_out_from_their_ground(whole):
 
 
 def test_words_on_the_page_are_escaped():
-    rows = (Row(HOSTILE, 1.0, 2.0, 3.0, HOSTILE), Row("b", 2.0, 2.0, 3.0))
+    rows = (FigureRow(HOSTILE, 1.0, 2.0, 3.0, HOSTILE), FigureRow("b", 2.0, 2.0, 3.0))
     text = page({"figure7": Figure(HOSTILE, HOSTILE, HOSTILE, HOSTILE, rows, (HOSTILE,))})
     parsed = Page(text)
     assert not parsed.all("script")
@@ -364,8 +392,8 @@ def test_words_on_the_page_are_escaped():
 
 def test_words_in_a_terminal_are_no_markup(capsys, monkeypatch):
     word = "[red]loud[/red]"
-    figure = Figure(word, word, word, word, (Row(word, 1.0, 2.0, 3.0, word),), (word,))
-    monkeypatch.setattr(paper, "FIGURES", {"figure7": lambda: figure})
+    figure = Figure(word, word, word, word, (FigureRow(word, 1.0, 2.0, 3.0, word),), (word,))
+    monkeypatch.setattr(tables, "FIGURES", {"figure7": lambda: figure})
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run(capsys)
     assert code == 0
@@ -386,10 +414,10 @@ def test_the_same_figures_give_the_same_bytes(whole):
 def plot(monkeypatch):
     """plot(name, result): matplotlib's figure instead of its SVG."""
     kept = []
-    monkeypatch.setattr(paper_plots, "svg_text", lambda drawn, salt: kept.append(drawn))
+    monkeypatch.setattr(plots, "svg_text", lambda drawn, salt: kept.append(drawn))
 
     def draw(name, result):
-        paper_plots.plot_svg(name, result)
+        plots.plot_svg(name, result)
         return kept[-1]
 
     return draw
@@ -504,11 +532,24 @@ def test_without_matplotlib_one_sentence_says_what_to_install(capsys, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_page_that_cannot_be_written_does_not_take_the_result_away(capsys, tmp_path, monkeypatch):
+    expected = run(capsys, "--only", "figure7", "--json")[1]
+
+    def full(path, size):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(paper, "create_file", full)
+    code, out, err = run(capsys, "--only", "figure7", "--json", "--html", str(tmp_path / "a.html"))
+    assert (code, out) == (2, expected)
+    assert "No space left on device" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_fails_while_it_is_drawn_leaves_no_file(capsys, tmp_path, monkeypatch):
     def interrupted(plot, salt):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paper_plots, "svg_text", interrupted)
+    monkeypatch.setattr(plots, "svg_text", interrupted)
     assert run(capsys, "--only", "figure7", "--html", str(tmp_path / "a.html"))[0] == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -1,16 +1,22 @@
 """`flashref simulate` as a user meets it: tables, exact numbers, figures, and one sentence for a mistake."""
 
 import csv
+import errno
 import io
 import json
+import re
 import sys
 from collections import namedtuple
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from flashref.cli import main, plots, simulate
-from flashref.cli.report import milliseconds
+from flashref.cli import main, tables
+from flashref.cli.report import Output
+from flashref.simulate import plots, simulation
+from flashref.simulate.numbers import digits
+from flashref.simulate.policies import POLICIES
+from flashref.simulate.sentences import COLUMN_MEANS, POLICY_MEANS
 from flashref.simulate.shapes.presets import preset_shape
 from flashref.simulate.trace_file import load_description, load_trace
 from flashref.storage.calibration import Calibration, Conditions, Verification, calibration_to_json
@@ -79,6 +85,10 @@ def refused(ended, *parts):
     for part in parts:
         assert str(part) in ended.err
     return True
+
+
+def total_bytes(small):
+    return json.loads(small("--policy", "naive", "--json").out)["model"]["total_bytes"]
 
 
 def outcomes_of(ended):
@@ -195,7 +205,7 @@ def test_every_memory_gets_an_answer(small):
     lines = [line for line in small(*words).out.splitlines() if line.startswith("Fastest on")]
     for memory, line in zip((0.55, 0.9), lines, strict=True):
         best = min(each["total_ms"] for each in records if each["memory"] == memory)
-        assert f"with {memory:g} of the model" in line and f"rows: {milliseconds(best)} a token" in line
+        assert f"with {memory:g} of the model" in line and f"rows: {digits(best)} ms a token" in line
     assert len({line.split("rows: ")[1] for line in lines}) == 2
 
 
@@ -221,6 +231,75 @@ def test_a_memory_that_is_too_small_says_so_and_the_others_are_shown(small):
     assert refused(small("--policy", "window", "--memory", "0.05"), "the smallest that works is")
 
 
+def test_a_memory_may_be_an_amount_of_bytes(small):
+    total = total_bytes(small)
+    words = ["--policy", "window", "--rows", "bundled", "--window", "2"]
+    (share,) = outcomes_of(small(*words, "--memory", "0.8", "--json"))
+    (amount,) = outcomes_of(small(*words, "--memory", f"{int(total * 0.8)}B", "--json"))
+    assert amount == {**share, "memory": f"{int(total * 0.8)}B"}
+    assert "Fastest on paper_m1max_fig2b with 2MB in memory: window" in small(*words, "--memory", "2MB").out
+    assert refused(small(*words, "--memory", "1kB"), "a memory of 1kB is 1000 bytes")
+
+
+def test_where_only_naive_is_possible_it_is_not_called_the_fastest(small):
+    out = small("--policy", "naive,window,lru", "--memory", "0.05,0.9", "--rows", "bundled").out
+    (only,) = [line for line in out.splitlines() if line.startswith("Only naive is possible")]
+    assert "on paper_m1max_fig2b with 0.05 of the model in memory: " in only
+    (fastest,) = [line for line in out.splitlines() if line.startswith("Fastest")]
+    assert "with 0.9 of the model" in fastest
+    assert "Fastest" in small("--policy", "naive").out  # nothing else was asked for
+
+
+def test_a_window_that_was_chosen_says_so(small):
+    out = small("--policy", "window", "--rows", "bundled", "--memory", "0.9", "--window", "1,auto").out
+    rows = [line.split() for line in out.splitlines() if line.startswith(" window ")]
+    assert rows[0][1] == "1" and rows[1][1:3] == ["5", "(auto)"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_everything_fits_a_terminal_and_every_column_is_explained(small, monkeypatch, width):
+    shown = Output(width=width, force_terminal=True, highlight=False, emoji=False, no_color=True)
+    monkeypatch.setattr(tables, "_output", lambda: shown)
+    words = ["--memory", "0.7,0.9", "--window", "1,auto", "--device", "paper_m1max_fig2b,ufs40"]
+    out = re.sub(r"\x1b\[[0-9;]*m", "", small(*words).out)
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= width
+    text = " ".join(out.split())
+    for policy in ("naive", "hybrid", "predictor", "window", "lru", "belady"):
+        assert f"{policy} {POLICY_MEANS[policy]}" in text
+    for column in COLUMN_MEANS:
+        told = f"The column {column} " in text
+        (missing,) = re.findall(r"No room here for (.*?):", text) or [""]
+        assert told != (column in missing.split(", "))
+
+
+def test_a_pipe_gets_no_blanks_at_the_end_of_a_line(small):
+    out = small("--memory", "0.7,0.9").out
+    assert not [line for line in out.splitlines() if line != line.rstrip()]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("latency_ns", 10**30, "latency_ns must be at most 2^53"),
+        ("queue_depth", 10**25, "queue_depth must be at most 2^53"),
+        ("dispatch_ns", 10**25, "dispatch_ns must be at most 2^53"),
+        ("latency_ns", 10**17, "latency_ns must be at most 2^53"),
+        ("latency_ns", 2**53, "longer than 292 years"),
+    ],
+)
+def test_a_device_with_impossible_numbers_is_refused(small, tmp_path, field, value, said):
+    path = tmp_path / "device.json"
+    fields = json.loads(device_to_json(PRESETS["nvme_gen4"]))
+    path.write_text(json.dumps({**fields, field: value}))
+    assert refused(small("--device", path, "--tokens", 6000, "--warm", 0, tokens=False), said)
+
+
+def test_a_device_with_a_deep_queue_is_costed(small, tmp_path):
+    path = tmp_path / "device.json"
+    path.write_text(device_to_json(PRESETS["nvme_gen4"]._replace(queue_depth=2**53)))
+    assert outcomes_of(small("--device", path, "--policy", "window", "--json"))[0]["io_ms"] > 0
+
+
 def test_workers_give_the_same_outcomes(small):
     words = ["--json", "--policy", "window,lru", "--window", "1,2,3"]
     assert small(*words, "--workers", 2).out == small(*words).out
@@ -230,7 +309,7 @@ def test_a_worker_that_dies_is_told_in_one_sentence(small, monkeypatch):
     def die(*_):
         raise BrokenProcessPool("a process was killed")
 
-    monkeypatch.setattr(simulate, "sweep", die)
+    monkeypatch.setattr(simulation, "sweep", die)
     assert refused(small("--workers", 2), "a worker ended", "--workers")
 
 
@@ -283,7 +362,7 @@ def test_a_figure_is_drawn_over_memory(small, tmp_path, suffix):
         (["--memory", "0.6,0.9"], ["memory (share of the model's bytes)", "I/O", "sum", "naive", "window"]),
         (["--window", "1,3"], ["window (tokens)", "I/O", "sum", "naive", "window"]),
         ([], ["I/O", "memory management", "compute", "naive", "window"]),
-        (["--memory", "0.6,0.9", "--window", "1,3"], ["window, window 1", "window, window 3"]),
+        (["--memory", "0.6,0.9", "--window", "1,3"], ["window, 1 token", "window, 3 tokens"]),
     ],
 )
 def test_axes_and_lines_of_a_figure_have_names(small, tmp_path, words, texts):
@@ -304,7 +383,7 @@ def test_the_points_of_a_figure_are_the_outcomes(small, tmp_path, monkeypatch):
         figures.append(new_plot(*size))
         return figures[-1]
 
-    monkeypatch.setattr("flashref.cli.simulate_plot.new_plot", keep)
+    monkeypatch.setattr(plots, "new_plot", keep)
     words = ["--policy", "hybrid,window", "--window", "3,1", "--rows", "bundled", "--json"]
     records = outcomes_of(small(*words, "--plot", tmp_path / "a.svg"))
     hybrid, later, sooner = records
@@ -319,8 +398,78 @@ def test_the_points_of_a_figure_are_the_outcomes(small, tmp_path, monkeypatch):
         assert [bar.get_width() for bar in bars] == pytest.approx([each[field] for each in records])
 
 
+def test_a_plot_has_a_look_for_each_policy_a_row_of_panels_for_each_way_and_plain_ticks(
+    small, tmp_path, monkeypatch
+):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    draw = plots.draw
+    monkeypatch.setattr(plots, "draw", lambda each: drawn.append(draw(each)) or drawn[-1])
+    words = ["--policy", ",".join(POLICIES), "--window", "1,2,3", "--json"]
+    records = outcomes_of(small(*words, "--plot", tmp_path / "a.svg"))
+    (plot,) = drawn
+    assert [axis.get_title() for axis in plot.axes] == [
+        f"{time}, {rows}" for rows in ("unbundled", "bundled") for time in ("I/O", "sum")
+    ]
+    for axis, (rows, field) in zip(
+        plot.axes, [(r, f) for r in ("unbundled", "bundled") for f in ("io_ms", "total_ms")], strict=True
+    ):
+        assert len(axis.lines) == len(POLICIES)  # the window's three points are one line
+        looks = {(line.get_color(), line.get_linestyle()) for line in axis.lines}
+        assert len(looks) == len(POLICIES)
+        (bound,) = [line for line in axis.lines if "belady" in line.get_label()]
+        assert bound.get_label() == "belady (a bound)" and bound.get_linestyle() == ":"
+        assert axis.get_xticks().tolist() == [1, 2, 3]  # whole tokens
+        shown = {line.get_label(): line.get_ydata()[-1] for line in axis.lines}
+        for record in records:
+            if record["rows"] in (None, rows) and record["policy"] not in ("window", "belady"):
+                assert shown[record["policy"]] == record[field]
+        plot.draw_without_rendering()
+        labels = [label.get_text() for label in axis.get_yticklabels()]
+        assert not any("^" in label or "×" in label for label in labels)
+
+
+def test_several_windows_over_memory_are_dashed_lines_of_one_colour(small, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    draw = plots.draw
+    monkeypatch.setattr(plots, "draw", lambda each: drawn.append(draw(each)) or drawn[-1])
+    words = ["--policy", "naive,window", "--window", "1,2,auto", "--memory", "0.6,2GB", "--rows", "bundled"]
+    assert small(*words, "--plot", tmp_path / "a.svg").code == 0
+    first, _ = drawn[0].axes
+    naive, *windows = first.lines
+    assert [line.get_label() for line in windows] == ["window, 1 token", "window, 2 tokens", "window, auto"]
+    assert len({line.get_color() for line in windows}) == 1 and naive.get_color() != windows[0].get_color()
+    assert len({str(line.get_linestyle()) for line in windows}) == 3
+    shares = windows[0].get_xdata().tolist()  # an amount of bytes as a share of the model's
+    assert shares[0] == 0.6 and shares[1] == pytest.approx(2e9 / total_bytes(small))
+
+
+def test_a_file_that_cannot_be_written_does_not_take_the_result_away(small, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    words = ["--policy", "naive", "--json"]
+    expected = small(*words).out
+
+    def full(path, size):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("flashref.cli.plots.create_file", full)
+    monkeypatch.setattr("flashref.simulate.trace_file.create_file", full)
+    for option, path in (("--plot", tmp_path / "a.svg"), ("--save-trace", tmp_path / "a")):
+        ended = small(*words, option, path)
+        assert (ended.code, ended.out) == (2, expected)
+        assert f"{path}: No space left on device" in ended.err and ended.err.count("\n") == 1
+        assert not path.exists()
+
+
+def test_two_files_of_one_name_are_refused_before_the_work(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(simulation, "sweep", lambda *_: pytest.fail("simulated before it was refused"))
+    path = tmp_path / "a.svg"
+    assert refused(small("--plot", path, "--save-trace", path), "--plot and --save-trace name one file")
+
+
 def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(simulate, "sweep", lambda *_: pytest.fail("simulated before it was refused"))
+    monkeypatch.setattr(simulation, "sweep", lambda *_: pytest.fail("simulated before it was refused"))
     (tmp_path / "here.png").touch()
     assert refused(small("--plot", tmp_path / "a.jpg"), ".png, .svg, .pdf")
     assert refused(small("--plot", tmp_path / "here.png"), "exists")
@@ -339,7 +488,7 @@ def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(sma
         (["--order", "alphabetic"], ["'alphabetic' is unknown", "co-activation"]),
         (["--rows", "loose"], ["'loose' is unknown", "bundled"]),
         (["--memory", "0.5,1.5"], ["at most 1, not 1.5"]),
-        (["--memory", "0.5,"], ["'' is not a number"]),
+        (["--memory", "0.5,"], ["'' is not a share such as 0.5, nor bytes"]),
         (["--window", "0"], ["at least 1"]),
         (["--window", "10"], ["longer than the trace of 9 tokens"]),
         (["--window", "4", "--tokens", "2", "--warm", "1"], ["longer than the trace of 3 tokens"]),
@@ -348,6 +497,7 @@ def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(sma
         (["--tokens", "0"], ["at least 1"]),
         (["--workers", "0"], ["at least 1"]),
         (["--copy-bandwidth", "-3"], ["at least 0"]),
+        (["--copy-bandwidth", "1e-300"], ["less than a byte a second; 0 means no limit"]),
         (["--compute-bandwidth", "fast"], ["'fast' is not a number of GB/s"]),
         (["--compute-bandwidth", "nan"], ["'nan' is not a number of GB/s"]),
         (["--json", "--csv"], ["not allowed with"]),
@@ -394,7 +544,7 @@ def test_an_interrupt_leaves_nothing(small, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(simulate, "sweep", interrupted)
+    monkeypatch.setattr(simulation, "sweep", interrupted)
     ended = small("--plot", tmp_path / "a.svg", "--workers", 2)
     assert ended.code == 130 and not ended.out
     assert [each.name for each in tmp_path.iterdir()] == ["config.json"]

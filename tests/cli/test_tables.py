@@ -37,7 +37,7 @@ def test_a_pipe_gets_every_row_in_one_line_without_blanks_at_its_end(capsys, mon
     assert headings.split("  ")[0] == " figure" and headings.endswith("values compared  error")
     assert first.startswith(f" {LONG} ") and first.endswith("   13  4.4 %")
     assert second.startswith(" [red]loud[/red] ") and second.endswith("1,000,000      –")
-    assert max(map(cell_len, lines)) <= table_width(COLUMNS, ROWS, broken=False)
+    assert max(map(cell_len, lines)) <= table_width(COLUMNS, ROWS, tables.WHOLE)
 
 
 @pytest.mark.parametrize("width", [200, 80, 60, 40])
@@ -50,7 +50,7 @@ def test_a_table_fits_its_terminal_and_loses_nothing(terminal, width):
 
 def test_headings_are_broken_before_cells(terminal):
     narrow = table_width(COLUMNS, ROWS)
-    assert narrow == table_width(COLUMNS, ROWS, broken=False) - len("values compared") + len("1,000,000")
+    assert narrow == table_width(COLUMNS, ROWS, tables.WHOLE) - len("values compared") + len("1,000,000")
     lines = terminal(narrow, lambda: print_table(COLUMNS, ROWS))
     assert any(LONG in line for line in lines)
     assert [line.split() for line in lines[1:3]] == [["values"], ["figure", "compared", "error"]]

@@ -13,7 +13,7 @@ import numpy as np
 from flashref.simulate.caches.belady import belady
 from flashref.simulate.caches.classic import lfu, lru, pinned
 from flashref.simulate.caches.s3_fifo import s3_fifo
-from flashref.simulate.trace import Reads, Trace, trace_of
+from flashref.simulate.trace import ActivationTrace, Reads, trace_of
 
 POLICIES = {"LRU": lru, "LFU, aged": lfu(32), "S3-FIFO": s3_fifo(), "pinned": pinned, "Belady": belady}
 
@@ -39,7 +39,7 @@ MIXTRAL = Mixture("Mixtral 8x7B", 32, 8, 2, 4096, 14336, skew=0.3)
 QWEN3 = Mixture("Qwen3-30B-A3B", 48, 128, 8, 2048, 768, skew=1.5)
 
 
-def routed(mixture: Mixture, tokens: int, warm: int, seed: int) -> Trace:
+def routed(mixture: Mixture, tokens: int, warm: int, seed: int) -> ActivationTrace:
     """The experts that every token uses; the first `warm` tokens are not counted."""
     random = np.random.default_rng(seed)
     shape = (mixture.layers, mixture.experts)
@@ -51,7 +51,7 @@ def routed(mixture: Mixture, tokens: int, warm: int, seed: int) -> Trace:
     return trace_of(sets, (mixture.experts,) * mixture.layers, warm)
 
 
-def bytes_per_token(trace: Trace, reads: Reads, unit_bytes: int) -> float:
+def bytes_per_token(trace: ActivationTrace, reads: Reads, unit_bytes: int) -> float:
     """Bytes that a counted token reads on average."""
     counted = np.diff(reads.starts)[reads.token >= trace.first_counted]
     return int(counted.sum()) * unit_bytes / (trace.tokens - trace.first_counted)

@@ -17,8 +17,8 @@ from flashref.models.families import FAMILIES
 from flashref.models.family import Tensor, fill, leaves
 from flashref.models.model import load_model
 from flashref.models.parts import Linear
-from flashref.simulate.shapes.families import decoder_of_config
 from flashref.simulate.shapes.presets import CONFIGS
+from flashref.simulate.shapes.sizes import model_sizes
 from flashref.types import DomainError, FlashrefError, ImageError, ShapeError
 
 # --- Tensors
@@ -69,12 +69,12 @@ def test_tensors_have_as_many_values_as_the_shape_counts(name):
     values = (PUBLISHED | VARIANTS)[name]
     tensors = list(tensor_shapes(parse_config(json.dumps(values))))
     assert len({tensor.name for tensor in tensors}) == len(tensors)
-    decoder, note = decoder_of_config(values)
+    sizes, note = model_sizes(values)
     assert note == ""
-    assert sum(math.prod(tensor.shape) for tensor in tensors) == decoder.parameters
+    assert sum(math.prod(tensor.shape) for tensor in tensors) == sizes.parameters
     published = {"falcon-40b": 41.3, "falcon-rw-1b": 1.31}  # billions, to three digits
     if name in published:
-        assert float(f"{decoder.parameters / 1e9:.3g}") == published[name]
+        assert float(f"{sizes.parameters / 1e9:.3g}") == published[name]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from flashref.bundle import bundle_extents, bundle_layout
 from flashref.conformance.strategies import devices, id_sets
 from flashref.simulate import costs
-from flashref.simulate.costs import batch_times, read_sizes, separate_sizes, sequential_sizes
+from flashref.simulate.costs import Sizes, batch_times, read_sizes, separate_sizes, sequential_sizes
 from flashref.simulate.flash import unbundled_layouts
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import unwindowed
@@ -119,3 +119,28 @@ def test_a_trace_without_reads_costs_nothing():
     assert batch_times(PRESETS["this_vm"], sizes).tolist() == [0]
     with pytest.raises(DomainError, match="knee"):
         batch_times(PRESETS["this_vm"]._replace(knee=0.5), sizes)
+
+
+def test_a_queue_that_is_deeper_than_any_batch_is_as_deep_as_the_largest():
+    device = PRESETS["nvme_gen4"]._replace(queue_depth=2**53)
+    sizes = Sizes(np.array([3, 1, 1, 2]), np.array([0, 1, 4]), 4096)
+    assert batch_times(device, sizes).tolist() == [
+        read_time(device, [3 * 4096]),
+        read_time(device, [4096, 4096, 2 * 4096]),
+    ]
+
+
+def test_bytes_that_no_int64_holds_are_refused():
+    device = PRESETS["nvme_gen4"]._replace(max_bandwidth=0, stream_bandwidth=0)
+    sizes = Sizes(np.full(1024, 1), np.array([0, 1024]), 2**53)
+    with pytest.raises(DomainError, match="more bytes than can be counted"):
+        batch_times(device, sizes)
+
+
+@pytest.mark.parametrize("field", [{"latency_ns": 2**53}, {"dispatch_ns": 2**53}, {"max_bandwidth": 1}])
+def test_times_that_no_int64_holds_are_refused_and_never_wrong(field):
+    device = PRESETS["nvme_gen4"]._replace(**field)
+    few, many = (Sizes(np.full(reads, 256), np.array([0, reads]), 4096) for reads in (8, 20_000))
+    assert batch_times(device, few).tolist() == [read_time(device, [1 << 20] * 8)]
+    with pytest.raises(DomainError, match="longer than 292 years"):
+        batch_times(device, many)

@@ -13,7 +13,7 @@ import flashref.simulate.paper
 from flashref.simulate.figures import figure_densities, paper_figure
 from flashref.simulate.paper import appendix_c, coactivation, figure, latency, table2, table3
 from flashref.simulate.paper.derivation import usual_process
-from flashref.simulate.paper.figure import DEVICE, Figure, Row, largest_error, median_error
+from flashref.simulate.paper.figure import DEVICE, Figure, FigureRow, largest_error, median_error
 from flashref.simulate.statistics import Friends, coactivation_curve
 from flashref.simulate.synthetic import expected_use
 from flashref.simulate.trace import trace_of
@@ -518,12 +518,12 @@ def test_the_device_tuned_to_table_2_is_used_nowhere():
 
 def test_errors_are_relative_and_only_where_both_are_known_and_compared():
     rows = (
-        Row("a", 1.0, 11.0, 10.0),
-        Row("a", 2.0, 7.0, 10.0),
-        Row("a", 3.0, 12.0, 10.0, "an input", compared=False),
-        Row("a", 4.0, None, 10.0),
-        Row("a", 5.0, 10.0, None),
-        Row("a", 6.0, 10.0, 0.0),
+        FigureRow("a", 1.0, 11.0, 10.0),
+        FigureRow("a", 2.0, 7.0, 10.0),
+        FigureRow("a", 3.0, 12.0, 10.0, "an input", compared=False),
+        FigureRow("a", 4.0, None, 10.0),
+        FigureRow("a", 5.0, 10.0, None),
+        FigureRow("a", 6.0, 10.0, 0.0),
     )
     errors = Figure("t", "x", "u", "i", rows).errors
     assert errors == pytest.approx([0.1, -0.3])

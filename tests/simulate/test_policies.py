@@ -15,7 +15,7 @@ from flashref.simulate.methods import replay_methods, simulated_cost
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study
-from flashref.simulate.sweep import Choices, Outcome, Refused, configurations, sweep
+from flashref.simulate.sweep import Choices, Estimate, Grid, Impossible, configurations, sweep
 from flashref.simulate.tokens import Host
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import uses_of
@@ -67,7 +67,8 @@ def test_naive_reads_the_image_and_keeps_nothing():
     flash = Flash((layout,), (unbundled_layouts(layout),), 1024, 900)
     study = Study(uses_of(trace_of(predicted, [4]), 1), flash, Demand(900, 50, 7, 1, 4, 32), moved_by_swap)
     kept = POLICIES["naive"](study, 0.001, None)  # of any memory
-    assert (kept.runs, kept.useful_run_bytes, kept.dense_bytes, kept.dram_bytes) == ((1024,), 900, 50, 0)
+    assert [run.length for run in kept.runs] == [1024]
+    assert (kept.useful_run_bytes, kept.dense_bytes, kept.dram_bytes) == (900, 50, 0)
     assert kept.summed.tolist() == [[4], [4]]
     assert kept.window is None and not len(kept.reads.ids)
 
@@ -81,7 +82,8 @@ def test_hybrid_keeps_whole_layers_from_the_first_on(model, memory):
     whole = min(max(int(memory * demand.total) - demand.resident, 0) // layer_bytes, demand.layers)
     assert kept.dram_bytes == demand.resident + whole * layer_bytes
     assert len(kept.runs) == demand.layers - whole
-    assert all(run % BLOCK == 0 and layer_bytes <= run < layer_bytes + BLOCK for run in kept.runs)
+    lengths = [run.length for run in kept.runs]
+    assert all(run % BLOCK == 0 and layer_bytes <= run < layer_bytes + BLOCK for run in lengths)
     assert kept.useful_run_bytes == (demand.layers - whole) * demand.neurons * layout.bundle_bytes
     assert (kept.summed == demand.neurons).all() and kept.dense_bytes == demand.resident
     assert not len(kept.reads.ids)
@@ -195,10 +197,10 @@ def test_pinned_needs_tokens_that_are_not_counted():
     flash = Flash((layout,), (unbundled_layouts(layout),), 1024, 900)
     study = Study(uses_of(trace_of([[[0, 1]]], [4]), 1), flash, Demand(900, 50, 7, 1, 4, 32), moved_by_swap)
     choices = Choices(POLICIES, ORDERS, DEVICES, HOST)
-    asked = configurations(["pinned", "lru"], [1.0], [None], ["natural"], [True], [0], ["fast"])
+    asked = configurations(Grid(["pinned", "lru"], [1.0], [None], ["natural"], [True], [0], ["fast"]))
     first, second = sweep(study, choices, asked)
-    assert isinstance(first, Refused) and "warm it first" in first.reason
-    assert isinstance(second, Outcome)
+    assert isinstance(first, Impossible) and "warm it first" in first.reason
+    assert isinstance(second, Estimate)
 
 
 @given(models(), memories, st.none() | st.integers(1, 2))
@@ -219,13 +221,15 @@ def test_the_five_methods_cost_what_their_replays_do(model, memory, window):
         [simulated_cost(device)],
     )
     asked = configurations(
-        ["naive", "hybrid", "predictor", "window"],
-        [memory],
-        [window],
-        ["natural"],
-        [False, True],
-        [0],
-        ["fast"],
+        Grid(
+            ["naive", "hybrid", "predictor", "window"],
+            [memory],
+            [window],
+            ["natural"],
+            [False, True],
+            [0],
+            ["fast"],
+        )
     )
     outcomes = {
         (each.configuration.policy, each.configuration.bundled): each

@@ -1,16 +1,20 @@
 """Shapes against published totals, hand-counted parts, and the budget's and layouts' definitions."""
 
+import json
+
 import numpy as np
 import pytest
 
 from flashref.bundle import bundle_layout
 from flashref.models.budget import Demand, solve_budget
+from flashref.models.config import parse_config
 from flashref.simulate.figures import figure_densities
 from flashref.simulate.flash import unbundled_layouts
-from flashref.simulate.shapes.families import COMMON, decoder_of_config
+from flashref.simulate.shapes.families import COMMON
 from flashref.simulate.shapes.presets import CONFIGS, preset_shape
 from flashref.simulate.shapes.shape import shape_demand, shape_flash, shape_layout, shape_of_config
-from flashref.types import DomainError, ImageError
+from flashref.simulate.shapes.sizes import model_sizes
+from flashref.types import DomainError, FlashrefError, ImageError
 
 # Billions of values, as the models' own papers and cards have them; Falcon's with the head tied.
 PUBLISHED = {
@@ -274,11 +278,29 @@ def test_densities_of_another_depth_keep_the_ends_of_the_curve():
 
 
 def test_a_known_family_has_no_note_of_its_own():
-    decoder, note = decoder_of_config({**UNKNOWN, "model_type": "llama"})
-    assert note == "" and decoder.parameters == shape_of_config(UNKNOWN).parameters
-    assert all(
-        isinstance(value, int) for value in (decoder.parameters, decoder.biases, decoder.resident_weights)
-    )
+    sizes, note = model_sizes({**UNKNOWN, "model_type": "llama"})
+    assert note == "" and sizes.parameters == shape_of_config(UNKNOWN).parameters
+    assert all(isinstance(value, int) for value in (sizes.parameters, sizes.resident))
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llama-2-7b", {"quantization_config": {"bits": 4}}),
+        ("llama-2-7b", {"sliding_window": 64, "layer_types": ["sliding_attention"]}),
+        ("llama-2-7b", {"rope_scaling": {"rope_type": "longrope"}, "rope_theta": 0, "rms_norm_eps": "small"}),
+        ("phi-2", {"hidden_act": "quick_gelu", "partial_rotary_factor": 0.3, "layer_norm_eps": 0}),
+        ("persimmon-8b", {"is_causal": False, "hidden_act": None}),
+        ("falcon-7b", {"rope_parameters": 3, "layer_norm_epsilon": -1, "activation": "softplus"}),
+        ("opt-6.7b", {"activation_function": "swiglu"}),
+    ],
+)
+def test_what_cannot_be_run_is_costed_all_the_same(family, change):
+    values = {**CONFIGS[family], **change}
+    with pytest.raises(FlashrefError):
+        parse_config(json.dumps({"max_position_embeddings": 2048, **values}))
+    shape, usual = shape_of_config(values, "mine", "F16"), preset_shape(family)
+    assert shape[1:8] == usual[1:8]
 
 
 def test_scaled_uses_the_shape():

@@ -2,8 +2,9 @@
 
 import pytest
 
-from flashref.simulate.shapes.families import FAMILIES, decoder_of_config
+from flashref.simulate.shapes.families import FAMILIES
 from flashref.simulate.shapes.presets import CONFIGS, preset_shape
+from flashref.simulate.shapes.sizes import ACTIVATION, model_sizes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -79,15 +80,16 @@ def count(values):
 )
 def test_values_are_counted_as_transformers_does(family, values):
     values = {"model_type": family, **values}
-    decoder, note = decoder_of_config(values)
-    assert note == "" and (decoder.parameters, decoder.resident_weights) == count(values)
+    sizes, note = model_sizes(values)
+    assert note == "" and (sizes.parameters, sizes.resident) == count(values)
     # And from what transformers itself would write: every default spelled out, as in a config.json.
     written = transformers.AutoConfig.for_model(**values).to_dict()
-    assert decoder_of_config(written)[0] == decoder
+    assert model_sizes(written)[0] == sizes
 
 
 def test_every_family_is_counted():
-    assert {family for family, _ in CASES} == set(FAMILIES)
+    assert {family for family, _ in CASES} == {*FAMILIES, *ACTIVATION}
+    assert not FAMILIES.keys() & ACTIVATION.keys()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -18,8 +18,9 @@ from flashref.simulate.policies import POLICIES, Study
 from flashref.simulate.sweep import (
     Choices,
     Configuration,
-    Outcome,
-    Refused,
+    Estimate,
+    Grid,
+    Impossible,
     configurations,
     irrelevant,
     sweep,
@@ -54,13 +55,15 @@ def study_of(tokens):
 
 PREDICTED, STUDY = study_of(9)
 ASKED = configurations(
-    ["naive", "hybrid", "window", "lru"],
-    [0.2, 0.6, 0.9],
-    [None, 2],
-    ["natural", "use"],
-    [False, True],
-    [0, 256],
-    list(DEVICES),
+    Grid(
+        ["naive", "hybrid", "window", "lru"],
+        [0.2, 0.6, 0.9],
+        [None, 2],
+        ["natural", "use"],
+        [False, True],
+        [0, 256],
+        list(DEVICES),
+    )
 )
 
 
@@ -114,7 +117,7 @@ def test_hybrid_and_naive_are_one_batch_of_reads_of_a_mebibyte_in_whole_blocks()
         sweep(
             STUDY,
             CHOICES,
-            configurations(["naive", "hybrid"], [0.9], [None], ["natural"], [True], [0], ["ufs"]),
+            configurations(Grid(["naive", "hybrid"], [0.9], [None], ["natural"], [True], [0], ["ufs"])),
         )
     )
     large = STUDY._replace(flash=FLASH._replace(image_bytes=(5 << 20) // 2))
@@ -131,9 +134,9 @@ def test_what_cannot_be_is_refused_in_its_place_and_the_rest_is_answered(outcome
     assert [each.configuration for each in outcomes] == ASKED
     for each in outcomes:
         if each.configuration.policy != "naive" and each.configuration.memory == 0.2:
-            assert isinstance(each, Refused) and "must always be resident" in each.reason
+            assert isinstance(each, Impossible) and "must always be resident" in each.reason
         else:
-            assert isinstance(each, Outcome)
+            assert isinstance(each, Estimate)
 
 
 def test_every_combination_is_asked_once_if_it_makes_a_difference():
@@ -146,7 +149,7 @@ def test_every_combination_is_asked_once_if_it_makes_a_difference():
         [0, 64],
         ["a", "b"],
     )
-    asked = configurations(*lists)
+    asked = configurations(Grid(*lists))
     assert len(asked) == len(set(asked)) == 2 + 2 * 2 + 2 * 8 * 2 + 4 * 8 * 2 + 2 * 8 * 2
     for each in itertools.product(*lists):
         configuration = Configuration(*each)
@@ -181,8 +184,8 @@ def test_without_room_for_what_is_always_resident_there_is_no_predictor_either()
         for policy in ("naive", "predictor", "window")
     ]
     naive, *others = sweep(STUDY, CHOICES, asked)
-    assert isinstance(naive, Outcome)
-    assert [isinstance(each, Refused) for each in others] == [True, True]
+    assert isinstance(naive, Estimate)
+    assert [isinstance(each, Impossible) for each in others] == [True, True]
 
 
 def test_neighbours_share_the_work(monkeypatch, outcomes):
@@ -208,7 +211,9 @@ def test_neighbours_share_the_work(monkeypatch, outcomes):
         calls.append("order")
         return by_use(trace)
 
-    asked = configurations(["window"], [0.6, 0.9], [None, 2], ["use"], [False, True], [0, 256], list(DEVICES))
+    asked = configurations(
+        Grid(["window"], [0.6, 0.9], [None, 2], ["use"], [False, True], [0, 256], list(DEVICES))
+    )
     choices = Choices({"window": policy}, {"use": order}, DEVICES, HOST)
     assert len(list(sweep(STUDY, choices, asked))) == 32
     counts = {name: calls.count(name) for name in set(calls)}
@@ -258,7 +263,7 @@ def test_processes_give_the_same_outcomes(outcomes):
 
 
 def test_every_policy_can_be_sent_to_a_process():
-    asked = configurations(list(POLICIES), [0.6], [2], ["natural"], [True], [0], ["gen4"])
+    asked = configurations(Grid(list(POLICIES), [0.6], [2], ["natural"], [True], [0], ["gen4"]))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         assert list(sweep(STUDY, CHOICES, asked, executor)) == list(sweep(STUDY, CHOICES, asked))
 

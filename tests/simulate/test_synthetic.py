@@ -13,7 +13,7 @@ from flashref.simulate.statistics import use_statistics
 from flashref.simulate.synthetic import (
     FALCON_PROCESS,
     OPT_PROCESS,
-    Process,
+    ActivationProcess,
     expected_use,
     fit_use_curve,
     fit_window,
@@ -48,20 +48,20 @@ def test_the_closed_form_is_the_integral_over_the_rates(a, b, always, k):
     # A share `always` of the neurons, and the others with rates from Beta(a, b): used with 1 − (1 − p)^k.
     density = always + (1 - always) * Fraction(a, a + b)
     used = always + (1 - always) * (1 - beta(a, b + k) / beta(a, b))
-    process = Process(float(always / density), float(a + b))
+    process = ActivationProcess(float(always / density), float(a + b))
     assert expected_use(process, float(density), k) == pytest.approx(float(used), rel=1e-12)
 
 
 @pytest.mark.parametrize("always", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("concentration", [1e-3, 1.0, 1e6])
 def test_no_neuron_or_every_neuron_is_used(always, concentration):
-    use = expected_use(Process(always, concentration), [[0.0], [1.0]], [0, 1, 2, 30])
+    use = expected_use(ActivationProcess(always, concentration), [[0.0], [1.0]], [0, 1, 2, 30])
     assert use.tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
 
 
 @given(st.floats(0, 1), st.floats(1e-3, 1e4), st.floats(0, 1))
 def test_use_begins_at_the_density_and_its_increments_fall(always, concentration, density):
-    use = expected_use(Process(always, concentration), density, np.arange(9))
+    use = expected_use(ActivationProcess(always, concentration), density, np.arange(9))
     assert use[0] == 0 and use[1] == pytest.approx(density, rel=1e-9)
     assert use.max() <= 1 + 1e-15
     steps = np.diff(use)
@@ -79,7 +79,7 @@ def test_a_use_of_no_tokens_at_all_is_refused(k):
     [(-0.1, 1), (1.1, 1), (0.5, 0), (0.5, -1), (0.5, np.inf), (np.nan, 1), (0.5, np.nan)],
 )
 def test_an_impossible_process_is_refused(always, concentration):
-    process = Process(always, concentration)
+    process = ActivationProcess(always, concentration)
     with pytest.raises(DomainError, match="a process needs"):
         expected_use(process, 0.1, 1)
     with pytest.raises(DomainError, match="a process needs"):
@@ -115,7 +115,7 @@ RATES = [0.0005, 0.003, 1 / 256, 0.005, 0.1, 0.5, 0.6, 0.9, 254.5 / 256, 255 / 2
 def test_a_neuron_is_active_as_often_as_its_rate_says(rate):
     # At this concentration every rate is the mean: independent draws, so within 5 sigma.
     n, tokens = 2000, 400
-    trace = synthetic_trace(rng(1), Process(0.0, 1e12), [rate], [n], tokens)
+    trace = synthetic_trace(rng(1), ActivationProcess(0.0, 1e12), [rate], [n], tokens)
     mask = mask_of(trace, 0)
     cells = n * tokens
     assert abs(mask.sum() - rate * cells) <= 5 * sqrt(cells * rate * (1 - rate))
@@ -127,7 +127,7 @@ def test_a_neuron_is_active_as_often_as_its_rate_says(rate):
         assert abs(both.sum() - rate**2 * both.size) <= 5 * sqrt(variance)
 
 
-@pytest.mark.parametrize("process", [OPT_PROCESS, FALCON_PROCESS, Process(0.0, 0.3)])
+@pytest.mark.parametrize("process", [OPT_PROCESS, FALCON_PROCESS, ActivationProcess(0.0, 0.3)])
 def test_the_density_of_every_layer_is_as_asked(process):
     # n neurons, `always` of them always; of the others the mean over T tokens has the mean rate m, and the
     # variance of the rates, m(1−m)/(c+1), plus that of T draws, m(1−m)·c/(c+1)/T. Five sigma.
@@ -143,7 +143,7 @@ def test_the_density_of_every_layer_is_as_asked(process):
 def test_the_share_of_neurons_that_are_always_active():
     # A tenth of a layer always; the others so seldom in all 200 tokens that none will be by chance.
     n = 1000
-    trace = synthetic_trace(rng(3), Process(0.5, 50.0), [0.2, 0.2], [n, n], 200)
+    trace = synthetic_trace(rng(3), ActivationProcess(0.5, 50.0), [0.2, 0.2], [n, n], 200)
     always = [np.flatnonzero(mask_of(trace, layer).all(0)) for layer in (0, 1)]
     assert [len(ids) for ids in always] == [100, 100]
     assert always[0].tolist() != always[1].tolist()
@@ -157,7 +157,9 @@ def test_whatever_is_drawn_is_a_trace(seed, n, layers, tokens, data):
     densities = data.draw(st.lists(st.sampled_from([0.0, 0.01, 0.3, 1.0]), min_size=layers, max_size=layers))
     units = list(n + np.arange(layers))
     first = data.draw(st.integers(0, tokens - 1))
-    process = Process(data.draw(st.sampled_from([0.0, 0.6, 1.0])), data.draw(st.sampled_from([0.01, 5.0])))
+    process = ActivationProcess(
+        data.draw(st.sampled_from([0.0, 0.6, 1.0])), data.draw(st.sampled_from([0.01, 5.0]))
+    )
     trace = synthetic_trace(rng(seed), process, densities, units, tokens, first)
     assert (trace.units, trace.tokens, trace.first_counted) == (tuple(units), tokens, first)
     assert trace.ids.dtype == np.int32 and trace.starts.dtype == np.int64
@@ -211,12 +213,16 @@ def test_the_fit_of_figure_4a():
     # No neighbour does better: it is a least largest error.
     for factors in np.random.default_rng(4).normal(1, 0.01, (100, 3)):
         always, concentration, other = factors * (*process, density)
-        assert largest_error(Process(always, concentration), other) > fitted - 1e-7
+        assert largest_error(ActivationProcess(always, concentration), other) > fitted - 1e-7
     assert np.allclose(FALCON_PROCESS, process, rtol=1e-3)
 
 
 def test_a_curve_of_the_process_itself_is_fitted_exactly():
-    for process, density in ((Process(0.3, 4.0), 0.05), (Process(0.8, 30.0), 0.4), (Process(0.5, 0.3), 0.1)):
+    for process, density in (
+        (ActivationProcess(0.3, 4.0), 0.05),
+        (ActivationProcess(0.8, 30.0), 0.4),
+        (ActivationProcess(0.5, 0.3), 0.1),
+    ):
         points = [(k, float(expected_use(process, density, k))) for k in (1, 2, 3, 5, 8, 13, 21)]
         found, found_density = fit_use_curve(points)
         assert found == pytest.approx(process, rel=1e-3) and found_density == pytest.approx(density, rel=1e-4)

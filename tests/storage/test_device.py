@@ -313,6 +313,16 @@ def test_impossible_devices_are_refused(field, value):
 
 
 @pytest.mark.req("DEV-1")
+@pytest.mark.parametrize("field", [name for name in Device._fields if name != "knee"])
+def test_numbers_that_are_exact_everywhere_are_a_device_and_larger_ones_none(field):
+    largest = PRESETS["nvme_gen4"]._replace(**{field: 2**53})
+    assert check_device(largest) is largest
+    for value in (2**54, 10**30):
+        with pytest.raises(DomainError, match=rf"{field} must be at most 2\^53"):
+            check_device(largest._replace(**{field: value}))
+
+
+@pytest.mark.req("DEV-1")
 @pytest.mark.parametrize("block", [1, 512, 4096, 2**20])
 def test_powers_of_two_are_blocks(block):
     device = Device(0, 0, 0, block=block)

@@ -2,7 +2,7 @@
 
 import functools
 
-from flashref.cli.paper import FIGURES
+from flashref.simulate.paper.tables import FIGURES
 
 COMPUTE = dict(FIGURES)
 

@@ -9,12 +9,12 @@ is not worth a place is read, used and not kept).
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.caches.pool import Mask, check_pool, count_batches, reads_of, uses_after
-from flashref.simulate.trace import Reads, Trace
+from flashref.simulate.caches.pool import check_pool, count_batches, reads_of, uses_after
+from flashref.simulate.trace import ActivationTrace, Mask, Reads
 from flashref.types import DomainError
 
 
-def belady(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+def belady(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     """The fewest reads in the counted tokens, for a policy that knows the future and may bypass.
 
     Memory after every batch holds at most the capacity, in bytes; the tokens before first_counted read what
@@ -36,7 +36,7 @@ def belady(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
     return reads_of(trace, ends, np.cumsum(begun - ended, axis=0), count_batches(trace, begins & ~ends))
 
 
-def _spared(trace: Trace, following: npt.NDArray[np.int32], places: int) -> Mask:
+def _spared(trace: ActivationTrace, following: npt.NDArray[np.int32], places: int) -> Mask:
     """(m + 1,) the uses that find their unit in memory: where the intervals that are kept end; m is no use.
 
     following: (m,) where the interval that begins at a use ends, m if nowhere. Uses are numbered by token,

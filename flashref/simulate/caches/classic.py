@@ -7,21 +7,20 @@ import numpy as np
 import numpy.typing as npt
 
 from flashref.simulate.caches.pool import (
-    Mask,
-    Policy,
+    CachePolicy,
     check_pool,
     count_batches,
     reads_of,
     uses_before,
 )
-from flashref.simulate.trace import Reads, Trace, token_uses
+from flashref.simulate.trace import ActivationTrace, Mask, Reads, token_uses
 from flashref.types import DomainError
 
 Ranks = npt.NDArray[np.signedinteger]
 CHUNK = 16384  # uses that are searched at once for units that may leave
 
 
-def lru(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+def lru(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     """The least recently used leaves first: the earliest last use by token, layer, then ascending id.
 
     sizes: bytes of a unit of each layer; capacity: bytes. Raises DomainError.
@@ -30,7 +29,7 @@ def lru(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
     return _lowest_leaves(trace, sizes, capacity, np.ones(len(trace.ids) + 1, np.int8), trace.tokens)
 
 
-def lfu(period: int) -> Policy:
+def lfu(period: int) -> CachePolicy:
     """The least frequently used leaves first, among equals the least recently used (as in `lru`).
 
     A unit's count is of all its uses, in memory or not, this batch's included; before every period-th token
@@ -39,7 +38,7 @@ def lfu(period: int) -> Policy:
     if period < 1:
         raise DomainError(f"counts are halved every token or less often, not every {period} tokens")
 
-    def policy(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+    def policy(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
         check_pool(trace, sizes, capacity)
         smallest = np.min_scalar_type(-trace.tokens - 2)
         ranks = np.ones(len(trace.ids) + 1, smallest)
@@ -55,7 +54,7 @@ def lfu(period: int) -> Policy:
     return policy
 
 
-def pinned(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+def pinned(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     """The units most used by the uncounted tokens are read at their first use and stay; no other is kept.
 
     Of equally used ones layer, then ascending id decides; the first that does not fit, all behind it, and
@@ -66,12 +65,12 @@ def pinned(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
     return _pinned(trace, sizes, capacity, trace.first_counted)
 
 
-def pinned_oracle(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+def pinned_oracle(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     """`pinned` with the units most used by the whole trace, which nobody knows beforehand."""
     return _pinned(trace, sizes, capacity, trace.tokens)
 
 
-def _pinned(trace: Trace, sizes: tuple[int, ...], capacity: int, tokens: int) -> Reads:
+def _pinned(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, tokens: int) -> Reads:
     """Pinned by the uses of the first `tokens` tokens."""
     check_pool(trace, sizes, capacity)
     counts = np.zeros(sum(trace.units), np.int64)
@@ -89,7 +88,9 @@ def _pinned(trace: Trace, sizes: tuple[int, ...], capacity: int, tokens: int) ->
     return reads_of(trace, kept & ~first, np.cumsum(loaded, axis=0), loaded)
 
 
-def _lowest_leaves(trace: Trace, sizes: tuple[int, ...], capacity: int, ranks: Ranks, period: int) -> Reads:
+def _lowest_leaves(
+    trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, ranks: Ranks, period: int
+) -> Reads:
     """Who has the lowest rank leaves first, of equal ranks the earliest last use.
 
     ranks: (m + 1,), of each use 1 + the unit's count after it; changed here: 0 as soon as the unit is used

@@ -19,15 +19,14 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.trace import Counts, Reads, Trace, token_uses
+from flashref.simulate.trace import ActivationTrace, Counts, Mask, Reads, token_uses
 from flashref.types import DomainError
 
-Policy = Callable[[Trace, tuple[int, ...], int], Reads]
-Mask = npt.NDArray[np.bool_]
+CachePolicy = Callable[[ActivationTrace, tuple[int, ...], int], Reads]
 Units = npt.NDArray[np.int64]  # of the pool: unit i of layer l, and all units of the layers before it
 
 
-def check_pool(trace: Trace, sizes: tuple[int, ...], capacity: int) -> None:
+def check_pool(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> None:
     """Refuses sizes (bytes of a unit of each layer) and capacities (bytes) that cannot be: DomainError."""
     if len(sizes) != trace.layers or min(sizes) < 1:
         raise DomainError(
@@ -37,7 +36,7 @@ def check_pool(trace: Trace, sizes: tuple[int, ...], capacity: int) -> None:
         raise DomainError(f"a cache has at least 0 bytes, not {capacity}")
 
 
-def uses_before(trace: Trace) -> npt.NDArray[np.int32]:
+def uses_before(trace: ActivationTrace) -> npt.NDArray[np.int32]:
     """(m,) for each use: which use of the trace was the unit's one before, −1 if there was none."""
     previous = np.empty(len(trace.ids), np.int32)
     last = np.full(sum(trace.units), -1, np.int32)
@@ -48,7 +47,7 @@ def uses_before(trace: Trace) -> npt.NDArray[np.int32]:
     return previous
 
 
-def uses_after(trace: Trace) -> npt.NDArray[np.int32]:
+def uses_after(trace: ActivationTrace) -> npt.NDArray[np.int32]:
     """(m,) for each use: which use of the trace is the unit's next one, m if there is none."""
     following = np.empty(len(trace.ids), np.int32)
     after = np.full(sum(trace.units), len(trace.ids), np.int32)
@@ -59,14 +58,14 @@ def uses_after(trace: Trace) -> npt.NDArray[np.int32]:
     return following
 
 
-def count_batches(trace: Trace, chosen: Mask) -> Counts:
+def count_batches(trace: ActivationTrace, chosen: Mask) -> Counts:
     """(tokens, layers): how many of the chosen uses, (m,), are in each batch."""
     starts = trace.starts.tolist()
     counts = [np.count_nonzero(chosen[start:stop]) for start, stop in pairwise(starts)]
     return np.array(counts, np.int64).reshape(-1, trace.layers)
 
 
-def reads_of(trace: Trace, hit: Mask, resident: Counts, loaded: Counts) -> Reads:
+def reads_of(trace: ActivationTrace, hit: Mask, resident: Counts, loaded: Counts) -> Reads:
     """A policy's reads: all uses that are no hits, (m,), batch by batch."""
     miss = ~hit
     token, layer = np.divmod(np.arange(trace.tokens * trace.layers), trace.layers)

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.simulate.caches.pool import Mask, Policy, Units, check_pool, reads_of
-from flashref.simulate.trace import Counts, Reads, Trace, token_uses
+from flashref.simulate.caches.pool import CachePolicy, Units, check_pool, reads_of
+from flashref.simulate.trace import ActivationTrace, Counts, Mask, Reads, token_uses
 from flashref.types import DomainError
 
 MOST_USED = 3  # frequencies have two bits
@@ -34,12 +34,12 @@ NOBODY: Units = np.zeros(0, np.int64)
 SMALL, MAIN, GHOST = range(3)
 
 
-def s3_fifo(small_percent: int = 10) -> Policy:
+def s3_fifo(small_percent: int = 10) -> CachePolicy:
     """S3-FIFO with a small queue of so many percent of the capacity, 0 to 100, else DomainError."""
     if not 0 <= small_percent <= 100:
         raise DomainError(f"the small queue has 0 to 100 percent of the capacity, not {small_percent}")
 
-    def policy(trace: Trace, sizes: tuple[int, ...], capacity: int) -> Reads:
+    def policy(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
         check_pool(trace, sizes, capacity)
         return _replay(trace, sizes, capacity, capacity * small_percent // 100)
 
@@ -68,7 +68,7 @@ class _Queues(NamedTuple):
     now: Counts
 
 
-def _replay(trace: Trace, sizes: tuple[int, ...], capacity: int, small_share: int) -> Reads:
+def _replay(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, small_share: int) -> Reads:
     """All batches of a trace, step by step as the module says."""
     everyone = sum(trace.units)
     queues = _Queues(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import mean
 
 from flashref.simulate.paper.derivation import FALCON_KEPT, OPT_KEPT, paper_shape
-from flashref.simulate.paper.figure import DEVICE, Figure, Row
+from flashref.simulate.paper.figure import DEVICE, Figure, FigureRow
 from flashref.simulate.paper.table3 import Derived, models
 from flashref.simulate.shapes.shape import shape_demand
 
@@ -45,7 +45,7 @@ def appendix_c() -> Figure:
     )
 
 
-def _added_up(name: str) -> list[Row]:
+def _added_up(name: str) -> list[FigureRow]:
     """The parts of a model that section C adds up."""
     preset, kept = {"OPT 6.7B": ("opt-6.7b", OPT_KEPT), "Falcon 7B": ("falcon-7b", FALCON_KEPT)}[name]
     shape = paper_shape(preset)
@@ -54,12 +54,12 @@ def _added_up(name: str) -> list[Row]:
     ours = [demand.resident, demand.predictors, window, demand.resident + demand.predictors + window]
     parts = ("embeddings and attention", "predictors", "neurons of the window", "all")
     return [
-        Row(f"{name}: {part}", None, 100 * own / demand.total, given)
+        FigureRow(f"{name}: {part}", None, 100 * own / demand.total, given)
         for part, own, given in zip(parts, ours, PAPER[name], strict=True)
     ]
 
 
-def _below_cap(name: str, model: Derived) -> list[Row]:
+def _below_cap(name: str, model: Derived) -> list[FigureRow]:
     """What a model always needs, and the share of its FFN for which the paper's cap has room besides."""
     shape = paper_shape(model.preset)
     demand = shape_demand(shape, DEVICE.block)
@@ -67,8 +67,8 @@ def _below_cap(name: str, model: Derived) -> list[Row]:
     ffn = len(shape.sparse_layers) * shape.ffn_bytes
     cap = f"of the paper's cap of {100 * model.memory:.0f} %"
     return [
-        Row(f"{name}: always resident", None, 100 * demand.fixed / demand.total, None, cap),
-        Row(
+        FigureRow(f"{name}: always resident", None, 100 * demand.fixed / demand.total, None, cap),
+        FigureRow(
             f"{name}: room for neurons",
             None,
             100 * room / demand.total,
@@ -79,16 +79,18 @@ def _below_cap(name: str, model: Derived) -> list[Row]:
     ]
 
 
-def _persimmon_quarter() -> Row:
+def _persimmon_quarter() -> FigureRow:
     """The 25 % of the FFN that Persimmon's window may grow to, beside what is always resident."""
     shape = paper_shape("persimmon-8b")
     demand = shape_demand(shape, DEVICE.block)
     ours = demand.fixed + PERSIMMON_MOST * shape.layers * shape.ffn_bytes
     note = "section C.3 allows 25 % of the FFN and 50 % of the model: by our count not both at once"
-    return Row("Persimmon 8B: with 25 % of the FFN", None, 100 * ours / demand.total, PERSIMMON_ALL, note)
+    return FigureRow(
+        "Persimmon 8B: with 25 % of the FFN", None, 100 * ours / demand.total, PERSIMMON_ALL, note
+    )
 
 
-def _llama_gates() -> Row:
+def _llama_gates() -> FigureRow:
     """Llama 2 with its gates resident, as exact predictors, and the neurons of one token."""
     shape = paper_shape("llama-2-7b")
     gates = shape.layers * shape.ffn_bytes / len(shape.fields)
@@ -96,4 +98,4 @@ def _llama_gates() -> Row:
     ours = shape.resident_bytes + gates + mean(shape.densities) * others
     note = "the neurons: 10 % active; appendix C gives only the sum"
     name = "Llama 2 7B: gates as predictors, k = 1"
-    return Row(name, None, 100 * ours / shape.total_bytes, LLAMA_GATES, note)
+    return FigureRow(name, None, 100 * ours / shape.total_bytes, LLAMA_GATES, note)

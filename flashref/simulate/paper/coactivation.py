@@ -5,9 +5,9 @@ import numpy.typing as npt
 
 from flashref.simulate.costs import Sizes, batch_times
 from flashref.simulate.figures import paper_figure
-from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, Row
+from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, FigureRow
 from flashref.simulate.statistics import Friends, closest_friends, coactivation_curve
-from flashref.simulate.trace import Trace, trace_of
+from flashref.simulate.trace import ActivationTrace, trace_of
 
 NEURONS = 4096  # the most active quarter of the layer: the rest is active in 1 token of 58, or fewer
 BUNDLE = 16_384  # bytes of OPT 6.7B's in fp16
@@ -74,30 +74,30 @@ def _rates() -> npt.NDArray[np.float64]:
     return rates
 
 
-def _one_neuron(profile: Trace, neuron: int) -> list[Row]:
+def _one_neuron(profile: ActivationTrace, neuron: int) -> list[FigureRow]:
     """Fig. 12a, which the rates come from."""
     curve = coactivation_curve(profile, 0, neuron)
     paper = np.interp(RANKS, *np.array(paper_figure("fig12a")).T).tolist()
     name = "active together with one neuron (12a)"
     return [
-        Row(name, rank, 100 * float(curve[rank - 1]), share, "an input, repeated", compared=False)
+        FigureRow(name, rank, 100 * float(curve[rank - 1]), share, "an input, repeated", compared=False)
         for rank, share in zip(RANKS, paper, strict=True)
     ]
 
 
-def _mean_shares(friends: Friends, used: npt.NDArray[np.bool_]) -> list[Row]:
+def _mean_shares(friends: Friends, used: npt.NDArray[np.bool_]) -> list[FigureRow]:
     """Fig. 12b–d, and how many neurons are the closest friend of all others."""
     name = "with the n-th closest friend, mean (12b–d)"
     means = 100 * friends.share[used].mean(axis=0)
     rows = [
-        Row(name, rank, float(mean), PAPER.get(rank), FRIENDS_NOTES.get(rank, ""))
+        FigureRow(name, rank, float(mean), PAPER.get(rank), FRIENDS_NOTES.get(rank, ""))
         for rank, mean in enumerate(means, start=1)
     ]
     few = len(np.unique(friends.ids[used, 0])) / int(used.sum())
-    return [*rows, Row("neurons that are a closest friend", None, 100 * few, None)]
+    return [*rows, FigureRow("neurons that are a closest friend", None, 100 * few, None)]
 
 
-def _bundled_with_friends(trace: Trace, friend: list[int]) -> list[Row]:
+def _bundled_with_friends(trace: ActivationTrace, friend: list[int]) -> list[FigureRow]:
     """Reads, bytes and time of bundles of a neuron and its friend, in % of those of neurons alone."""
     alone, pairs, in_memory, useless = [], [], 0, 0
     for token in range(WINDOW, trace.tokens):
@@ -120,11 +120,11 @@ def _bundled_with_friends(trace: Trace, friend: list[int]) -> list[Row]:
     ]
     more, of_friends = "with the closest friend, of those alone", "friends brought"
     return [
-        Row(f"reads, {more}", None, 100 * sum(pairs) / sum(alone), None),
-        Row(f"bytes, {more}", None, 200 * sum(pairs) / sum(alone), None),
-        Row(f"I/O time, {more}", None, 100 * times[1] / times[0], None),
-        Row(f"{of_friends} that were in memory already", None, 100 * in_memory / sum(pairs), None),
-        Row(f"{of_friends} that were of no use", None, 100 * useless / sum(pairs), None),
+        FigureRow(f"reads, {more}", None, 100 * sum(pairs) / sum(alone), None),
+        FigureRow(f"bytes, {more}", None, 200 * sum(pairs) / sum(alone), None),
+        FigureRow(f"I/O time, {more}", None, 100 * times[1] / times[0], None),
+        FigureRow(f"{of_friends} that were in memory already", None, 100 * in_memory / sum(pairs), None),
+        FigureRow(f"{of_friends} that were of no use", None, 100 * useless / sum(pairs), None),
     ]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from flashref.simulate.figures import paper_figure, use_curve
 from flashref.simulate.paper.derivation import SEED
-from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, Row
+from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, FigureRow
 from flashref.simulate.statistics import use_statistics
 from flashref.simulate.synthetic import fit_use_curve, synthetic_trace
 from flashref.storage.device import read_time
@@ -22,7 +22,7 @@ def figure2b() -> Figure:
         for kibibytes, paper in curves[threads].items():
             size = 1024 * int(kibibytes)
             throughput = READS * size / read_time(device, [size] * READS) * 1e9 / 2**20
-            rows.append(Row(f"{threads} threads", float(kibibytes), throughput, paper))
+            rows.append(FigureRow(f"{threads} threads", float(kibibytes), throughput, paper))
     return Figure(
         "Fig. 2b: random-read throughput",
         "chunk, KiB",
@@ -42,8 +42,8 @@ def figure4a() -> Figure:
     statistics = use_statistics(trace, len(curve))
     use, new = (100 * columns.mean(0) for columns in (statistics.s_agg, statistics.new))
     increments = paper_figure("fig4a_incr")
-    rows = [Row("s_agg(k)", k, float(use[k - 1]), 100 * share) for k, share in curve]
-    rows += [Row("s_agg(k+1) − s_agg(k)", k, float(new[k - 1]), increments[str(k)]) for k, _ in curve]
+    rows = [FigureRow("s_agg(k)", k, float(use[k - 1]), 100 * share) for k, share in curve]
+    rows += [FigureRow("s_agg(k+1) − s_agg(k)", k, float(new[k - 1]), increments[str(k)]) for k, _ in curve]
     last = rows[-1]
     return Figure(
         "Fig. 4a: aggregated use of neurons, Falcon 7B, layer 10",

@@ -16,7 +16,7 @@ from flashref.simulate.paper.derivation import (
     paper_shape,
     shape_trace,
 )
-from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, Row
+from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, FigureRow
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.shapes.shape import shape_demand, shape_layout
 from flashref.simulate.window import uses_of, windowed
@@ -42,7 +42,7 @@ def figure7() -> Figure:
         if ours is None:
             note = "by our count less than what is always resident"
         paper = milliseconds / points[REFERENCE]
-        rows.append(Row("I/O time", percent, ours, paper, note, percent != REFERENCE))
+        rows.append(FigureRow("I/O time", percent, ours, paper, note, percent != REFERENCE))
     return Figure(
         "Fig. 7: I/O time over memory, OPT 6.7B",
         "% of the model in memory",
@@ -64,6 +64,7 @@ def figure7() -> Figure:
                 f"{times[REFERENCE]:.0f} and {points[REFERENCE]:.1f}, of which such a floor is a small part "
                 "and a large one."
             ),
+            ("So the figure is not reproduced: ours falls with memory as the figure does, and much faster."),
             (
                 "Ours may also fall too far because the process runs out of neurons that were not used "
                 "lately, as text does not."
@@ -107,7 +108,7 @@ def figure8() -> Figure:
         parts = np.interp(SHOWN, tokens, milliseconds) / milliseconds[0]
         for at, part in zip(SHOWN, parts.tolist(), strict=True):
             ours = float(running[at] / running[0]) if derived else None
-            rows.append(Row(series, at, ours, part, OF_ITSELF if at == 0 else "", at != 0))
+            rows.append(FigureRow(series, at, ours, part, OF_ITSELF if at == 0 else "", at != 0))
     gpu_first = TABLE3_GPU * np.mean(figure_densities("fig9a_opt_predictor")) / OPT_NEW
     return Figure(
         "Fig. 8: I/O time over the length of the text, from a cold start, OPT 6.7B",

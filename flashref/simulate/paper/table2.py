@@ -1,11 +1,13 @@
 """Table 2: OPT 6.7B in fp16, half in memory, method by method."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+from flashref.bundle import Layout
+from flashref.models.budget import Budget
 from flashref.simulate.costs import read_sizes, separate_sizes
 from flashref.simulate.figures import figure_densities
-from flashref.simulate.flash import unbundled_layouts
+from flashref.simulate.methods import METHODS
 from flashref.simulate.paper.derivation import (
     OPT_WINDOW,
     front_to_back_ms,
@@ -14,14 +16,15 @@ from flashref.simulate.paper.derivation import (
     opt_process,
     paper_shape,
     shape_trace,
-    unread_bytes,
     usual_process,
 )
 from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME
 from flashref.simulate.placement import moved_by_swap
-from flashref.simulate.shapes.shape import shape_layout
+from flashref.simulate.policies import Kept, Study
+from flashref.simulate.shapes.shape import shape_demand, shape_flash
 from flashref.simulate.synthetic import expected_use
-from flashref.simulate.window import unwindowed, uses_of, windowed
+from flashref.simulate.trace import ActivationTrace
+from flashref.simulate.window import uses_of
 
 MEMORY = 0.5
 # Table 2's bytes and ms a token, which nothing here is computed from.
@@ -68,6 +71,19 @@ class Table2(NamedTuple):
         """Of bytes and time of every row."""
         return [error for row in self.rows for error in (row.flash_bytes_error, row.io_error)]
 
+    def as_json(self) -> list[dict[str, Any]]:
+        """What JSON has of it: a list of rows."""
+        return [
+            {**row._asdict(), "flash_bytes_error": row.flash_bytes_error, "io_error": row.io_error}
+            for row in self.rows
+        ]
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: the rows."""
+        from flashref.simulate.paper.sections import section, section_html  # which names this class
+
+        return section_html(section("", self))
+
 
 def table2() -> Table2:
     """The five rows, each beside the paper's."""
@@ -82,26 +98,26 @@ def table2() -> Table2:
 
 def _rows() -> tuple[Table2Row, ...]:
     shape = paper_shape("opt-6.7b")
-    bundle = shape_layout(shape, DEVICE.block)
-    bundled, apart = [(bundle,)] * shape.layers, [unbundled_layouts(bundle)] * shape.layers
     trace = shape_trace(shape, opt_process())
-    uses = uses_of(trace, OPT_WINDOW)
-    window = windowed(uses, OPT_WINDOW, trace.units, shape.neurons, moved_by_swap)
+    flash, demand = shape_flash(shape, DEVICE.block), shape_demand(shape, DEVICE.block)
+    study = Study(uses_of(trace, OPT_WINDOW), flash, demand, moved_by_swap)
+    # Half of the model for hybrid; as many rows as there are neurons, for section C.1 says what is kept.
+    memory = int(MEMORY * shape.total_bytes)
+    budget = Budget(memory, OPT_WINDOW, trace.units, dram_bytes=memory)
+    kept_by = {method.policy: method.policy(study, budget) for method in METHODS.values()}
+    return tuple(
+        _row(name, kept_by[method.policy], method.layouts(flash), trace) for name, method in METHODS.items()
+    )
 
-    rows = []
-    for name, length in (("naive", shape.total_bytes), ("hybrid", unread_bytes(shape, MEMORY))):
-        milliseconds = front_to_back_ms(length)
-        rows.append(Table2Row(name, length, milliseconds, *PAPER[name], milliseconds))
-    for name, reads, layouts in (
-        ("predictor", unwindowed(trace), apart),
-        ("windowing", window, apart),
-        ("bundling", window, bundled),
-    ):
-        useful = mean_useful_bytes(reads, layouts, trace)
-        milliseconds = mean_io_ms(reads, separate_sizes(reads, layouts), trace)
-        joined = mean_io_ms(reads, read_sizes(reads, layouts), trace)
-        rows.append(Table2Row(name, useful, milliseconds, *PAPER[name], joined))
-    return tuple(rows)
+
+def _row(name: str, kept: Kept, layouts: Sequence[Sequence[Layout]], trace: ActivationTrace) -> Table2Row:
+    in_order = front_to_back_ms(sum(run.length for run in kept.runs))
+    separate, joined = (
+        in_order + mean_io_ms(kept.reads, sizes(kept.reads, layouts), trace)
+        for sizes in (separate_sizes, read_sizes)
+    )
+    useful = kept.useful_run_bytes + mean_useful_bytes(kept.reads, layouts, trace)
+    return Table2Row(name, useful, separate, *PAPER[name], joined)
 
 
 def _notes() -> tuple[str, ...]:

@@ -18,11 +18,11 @@ from flashref.simulate.paper.derivation import (
     unread_bytes,
     usual_process,
 )
-from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, Row
+from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, FigureRow
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.shapes.presets import preset_shape
-from flashref.simulate.shapes.shape import Shape, shape_demand, shape_layout
-from flashref.simulate.synthetic import Process
+from flashref.simulate.shapes.shape import ModelShape, shape_demand, shape_layout
+from flashref.simulate.synthetic import ActivationProcess
 from flashref.simulate.window import uses_of, windowed
 
 
@@ -33,7 +33,7 @@ class Derived(NamedTuple):
     """
 
     preset: str
-    process: Process
+    process: ActivationProcess
     window: int
     memory: float
     limits: bool
@@ -83,7 +83,7 @@ def table3() -> Figure:
         if backend in ("CPU", "Metal M1"):
             shape = paper_shape(every[name].preset, dtype)
             ours, note = _io_ms(shape, every[name], method), ROW_NOTES.get(key, "")
-        rows.append(Row(f"{name}, {method}, {backend}", None, ours, paper, note))
+        rows.append(FigureRow(f"{name}, {method}, {backend}", None, ours, paper, note))
     llama = paper_shape("llama-2-7b", "F32")
     llama = llama._replace(densities=tuple(ACTIVE_RATIO * density for density in llama.densities))
     more = _io_ms(llama, every["Llama 2 7B"], "all")
@@ -137,7 +137,7 @@ def models() -> dict[str, Derived]:
     }
 
 
-def _io_ms(shape: Shape, model: Derived, method: str) -> float:
+def _io_ms(shape: ModelShape, model: Derived, method: str) -> float:
     if method == "naive":
         return front_to_back_ms(shape.total_bytes)
     if method == "hybrid":

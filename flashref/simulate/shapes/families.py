@@ -1,113 +1,86 @@
-"""What a config.json says of a decoder, for many families of models.
+"""What a config.json says of a decoder that flashref does not run, for many families of models.
 
 The facts are those of the families' configuration classes in Hugging Face transformers, whose parameters
 test_shapes_parity.py counts; a key that is left out has its default there, sizes must be given.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashref.models.config_values import Values, count, flag, text
-from flashref.simulate.shapes.decoder import Decoder
-from flashref.types import DomainError, ImageError
+from flashref.types import ImageError
 
 
-def decoder_of_config(values: Values) -> tuple[Decoder, str]:
+class DecoderSizes(NamedTuple):
+    """A decoder-only transformer by the sizes of its parts.
+
+    query, key_value: outputs of these projections, heads × head size; positions: learned ones; norms: of a
+    layer; head_norm: values of a layer's norms of queries and keys; final_norms: those outside of layers;
+    *_bias: whether there is one.
+    """
+
+    layers: int
+    width: int
+    neurons: int
+    vocabulary: int
+    query: int
+    key_value: int
+    activation: str
+    gated: bool
+    tied: bool
+    positions: int = 0
+    norms: int = 2
+    head_norm: int = 0
+    final_norms: int = 1
+    norm_bias: bool = False
+    query_bias: bool = False  # of queries, keys and values
+    out_bias: bool = False
+    ffn_bias: bool = False
+    head_bias: bool = False  # of the output head
+
+    @property
+    def resident_weights(self) -> int:
+        """Values of what is always in memory: embeddings, attention, norms, output head; no biases."""
+        d = self.width
+        attention = d * (self.query + 2 * self.key_value) + self.query * d
+        layer = attention + self.norms * d + self.head_norm
+        ends = (self.vocabulary * (1 if self.tied else 2) + self.positions + self.final_norms) * d
+        return ends + self.layers * layer
+
+    @property
+    def parameters(self) -> int:
+        """Values of the whole model."""
+        d, matrices = self.width, 3 if self.gated else 2
+        biases = self.query_bias * (self.query + 2 * self.key_value) + self.out_bias * d
+        biases += self.ffn_bias * ((matrices - 1) * self.neurons + d) + self.norm_bias * self.norms * d
+        ends = self.norm_bias * self.final_norms * d + self.head_bias * self.vocabulary
+        return self.resident_weights + self.layers * (matrices * d * self.neurons + biases) + ends
+
+
+def decoder_of_config(values: Values) -> tuple[DecoderSizes, str]:
     """The decoder that a parsed config.json describes, and a note, empty for a family that is known.
 
-    Raises ImageError for a key that is missing or impossible, DomainError for a mixture of experts.
+    Raises:
+        ImageError: a key is missing or impossible.
     """
-    experts = [key for key in values if "expert" in key and type(values[key]) is int and values[key] > 1]
-    if experts:
-        raise DomainError(
-            f"config.json has {experts[0]}, so its layers are mixtures of experts and not one FFN; "
-            "trace its experts as units of their own"
-        )
     family = values.get("model_type")
     if isinstance(family, str) and family in FAMILIES:
         return FAMILIES[family](values), ""
     return _unknown(values), f"the family {family!r} is unknown: counted as if it were built like Llama"
 
 
-def _opt(values: Values) -> Decoder:
-    width = count(values, "hidden_size")
-    embedded = count(values, "word_embed_proj_dim", default=width)
-    affine, biases = flag(values, "layer_norm_elementwise_affine", True), flag(values, "enable_bias", True)
-    pre_norm = flag(values, "do_layer_norm_before", True)
-    return _plain(
-        values,
-        neurons=count(values, "ffn_dim"),
-        activation=text(values, "activation_function", "relu"),
-        tied=flag(values, "tie_word_embeddings", True),
-        embedded=0 if embedded == width else embedded,
-        positions=count(values, "max_position_embeddings") + 2,  # rows 0 and 1 are never used
-        norms=2 if affine else 0,
-        final_norms=1 if affine and pre_norm and not flag(values, "_remove_final_layer_norm", False) else 0,
-        norm_bias=True,
-        query_bias=biases,
-        out_bias=biases,
-        ffn_bias=biases,
-    )
-
-
-def _falcon(values: Values) -> Decoder:
-    heads = _heads(values)
-    grouped = flag(values, "new_decoder_architecture", False)
-    key_heads = 1 if flag(values, "multi_query", True) else heads
-    if grouped:
-        key_heads = count(values, "num_kv_heads", default=heads)
-    norms = count(values, "num_ln_in_parallel_attn", default=2 if grouped else 1)
-    biases = flag(values, "bias", False)
-    return _plain(
-        values,
-        neurons=count(values, "ffn_hidden_size", default=4 * _width(values)),
-        key_value=key_heads * _head(values),
-        activation=text(values, "activation", "gelu"),
-        tied=flag(values, "tie_word_embeddings", True),
-        norms=norms if flag(values, "parallel_attn", True) else 2,
-        norm_bias=True,
-        query_bias=biases,
-        out_bias=biases,
-        ffn_bias=biases,
-    )
-
-
-def _persimmon(values: Values) -> Decoder:
-    head_norm = 2 * _head(values) * flag(values, "qk_layernorm", True)
-    activation = _activation(values, default="relu2")
-    return _plain(values, **_ALL_BIASES, activation=activation, head_norm=head_norm, head_norm_bias=True)
-
-
-def _phi(values: Values) -> Decoder:
-    return _plain(
-        values,
-        **_ALL_BIASES,
-        key_value=_key_heads(values) * _head(values),
-        activation=_activation(values, default="gelu_new"),
-        norms=1,
-        head_norm=2 * _head(values) * flag(values, "qk_layernorm", False),
-        head_norm_bias=True,
-        head_bias=True,
-    )
-
-
-def _llama(values: Values) -> Decoder:
-    biases, ffn_bias = flag(values, "attention_bias", False), flag(values, "mlp_bias", False)
-    return _gated(values)._replace(query_bias=biases, out_bias=biases, ffn_bias=ffn_bias)
-
-
-def _qwen2(values: Values) -> Decoder:
+def _qwen2(values: Values) -> DecoderSizes:
     return _gated(values)._replace(query_bias=True)
 
 
-def _qwen3(values: Values) -> Decoder:
+def _qwen3(values: Values) -> DecoderSizes:
     head = count(values, "head_dim", default=128)
     biases = flag(values, "attention_bias", False)
     decoder = _gated({**values, "head_dim": head})
     return decoder._replace(head_norm=2 * head, query_bias=biases, out_bias=biases)
 
 
-def _gemma(values: Values) -> Decoder:
+def _gemma(values: Values) -> DecoderSizes:
     head = count(values, "head_dim", default=256)
     biases = flag(values, "attention_bias", False)
     decoder = _gated({"tie_word_embeddings": True, **values, "head_dim": head})
@@ -115,11 +88,11 @@ def _gemma(values: Values) -> Decoder:
     return decoder._replace(activation=activation, query_bias=biases, out_bias=biases)
 
 
-def _gemma2(values: Values) -> Decoder:
+def _gemma2(values: Values) -> DecoderSizes:
     return _gemma(values)._replace(norms=4)
 
 
-def _gpt2(values: Values) -> Decoder:
+def _gpt2(values: Values) -> DecoderSizes:
     return _plain(
         values,
         **_ALL_BIASES,
@@ -130,12 +103,12 @@ def _gpt2(values: Values) -> Decoder:
     )
 
 
-def _gpt_neox(values: Values) -> Decoder:
+def _gpt_neox(values: Values) -> DecoderSizes:
     biases = flag(values, "attention_bias", True)
     return _plain(values, norm_bias=True, ffn_bias=True, query_bias=biases, out_bias=biases)
 
 
-def _gptj(values: Values) -> Decoder:
+def _gptj(values: Values) -> DecoderSizes:
     return _plain(
         values,
         neurons=count(values, "n_inner", default=4 * _width(values)),
@@ -147,7 +120,7 @@ def _gptj(values: Values) -> Decoder:
     )
 
 
-def _bloom(values: Values) -> Decoder:
+def _bloom(values: Values) -> DecoderSizes:
     tied = flag(values, "tie_word_embeddings", True)
     # The second norm outside of the layers follows the embedding.
     return _plain(
@@ -155,13 +128,13 @@ def _bloom(values: Values) -> Decoder:
     )
 
 
-def _mpt(values: Values) -> Decoder:
+def _mpt(values: Values) -> DecoderSizes:
     neurons = count(values, "expansion_ratio", default=4) * _width(values)
     tied = flag(values, "tie_word_embeddings", True)
     return _plain(values, neurons=neurons, activation="gelu", tied=tied)
 
 
-def _stablelm(values: Values) -> Decoder:
+def _stablelm(values: Values) -> DecoderSizes:
     decoder = _gated(values)
     head_norm = (decoder.query + decoder.key_value) * flag(values, "qk_layernorm", False)
     return decoder._replace(
@@ -172,7 +145,7 @@ def _stablelm(values: Values) -> Decoder:
     )
 
 
-def _starcoder2(values: Values) -> Decoder:
+def _starcoder2(values: Values) -> DecoderSizes:
     biases = flag(values, "use_bias", True)
     return _plain(
         values,
@@ -186,7 +159,7 @@ def _starcoder2(values: Values) -> Decoder:
     )
 
 
-def _unknown(values: Values) -> Decoder:
+def _unknown(values: Values) -> DecoderSizes:
     """From the keys that most families share; all of them must be there."""
     for key in COMMON:
         if key not in values:
@@ -209,12 +182,7 @@ COMMON = (
     "tie_word_embeddings",
     "hidden_act",
 )
-FAMILIES: Mapping[str, Callable[[Values], Decoder]] = {
-    "opt": _opt,
-    "falcon": _falcon,
-    "persimmon": _persimmon,
-    "phi": _phi,
-    "llama": _llama,
+FAMILIES: Mapping[str, Callable[[Values], DecoderSizes]] = {
     "mistral": lambda values: _gated(values),
     "qwen2": _qwen2,
     "qwen3": _qwen3,
@@ -232,7 +200,7 @@ FAMILIES: Mapping[str, Callable[[Values], Decoder]] = {
 _ALL_BIASES = {"norm_bias": True, "query_bias": True, "out_bias": True, "ffn_bias": True}
 
 
-def _plain(values: Values, **parts: Any) -> Decoder:
+def _plain(values: Values, **parts: Any) -> DecoderSizes:
     """A decoder without gate: every head has keys and values of its own unless `parts` says otherwise."""
     width = _width(values)
     if values.get("head_dim") is None and width % _heads(values):
@@ -254,10 +222,10 @@ def _plain(values: Values, **parts: Any) -> Decoder:
         parts["activation"] = _activation(values, default="silu" if parts.get("gated") else "gelu")
     if "tied" not in parts:
         parts["tied"] = flag(values, "tie_word_embeddings", False)
-    return Decoder(**{**common, **parts})
+    return DecoderSizes(**{**common, **parts})
 
 
-def _gated(values: Values) -> Decoder:
+def _gated(values: Values) -> DecoderSizes:
     """A decoder built like Llama: root-mean-square norms, a gate, no biases, grouped keys and values."""
     head = _head(values)
     return _plain(values, gated=True, query=_heads(values) * head, key_value=_key_heads(values) * head)

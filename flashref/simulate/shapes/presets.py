@@ -14,11 +14,11 @@ from typing import Any
 
 from flashref.models.config_values import Values
 from flashref.simulate.figures import figure_densities, use_curve
-from flashref.simulate.shapes.shape import LLAMA_2_ACTIVE, Shape, shape_of_config
+from flashref.simulate.shapes.shape import LLAMA_2_ACTIVE, ModelShape, shape_of_config
 from flashref.types import DomainError
 
 
-def preset_shape(name: str, dtype: str = "F16") -> Shape:
+def preset_shape(name: str, dtype: str = "F16") -> ModelShape:
     """A preset in a stored dtype. Raises DomainError."""
     if name not in CONFIGS:
         raise DomainError(f"there is no shape {name!r}; use one of {', '.join(CONFIGS)}, or a config.json")

@@ -13,14 +13,14 @@ from flashref.models.budget import Demand
 from flashref.models.config_values import Values
 from flashref.simulate.figures import figure_densities
 from flashref.simulate.flash import Flash, unbundled_layouts
-from flashref.simulate.shapes.families import decoder_of_config
+from flashref.simulate.shapes.sizes import model_sizes
 from flashref.types import STORED_DTYPES, DomainError
 
 LLAMA_2_ACTIVE = 0.1  # ProSparse's 90 % sparsity
 SPARSE_ACTIVATIONS = ("relu", "relu2", "fatrelu")  # as config.json names them
 
 
-class Shape(NamedTuple):
+class ModelShape(NamedTuple):
     """A model without its weights.
 
     width, neurons: d and n of every layer; fields, dtype: of its bundles; parameters: values of the whole
@@ -72,13 +72,13 @@ class Shape(NamedTuple):
         return self.itemsize * self.parameters
 
 
-def shape_of_config(values: Values, name: str | None = None, dtype: str | None = None) -> Shape:
+def shape_of_config(values: Values, name: str | None = None, dtype: str | None = None) -> ModelShape:
     """The shape of the model that a parsed config.json describes, in its dtype unless told another.
 
     Raises ImageError for a key that is missing or impossible, DomainError for what is not supported.
     """
-    decoder, note = decoder_of_config(values)
-    layers, d = decoder.layers, decoder.width
+    sizes, note = model_sizes(values)
+    layers, d = sizes.layers, sizes.width
     if dtype is None:
         dtype = _dtype(values)
     if dtype not in STORED_DTYPES:
@@ -86,7 +86,7 @@ def shape_of_config(values: Values, name: str | None = None, dtype: str | None =
     notes = [note] if note else []
     # The paper's proportions of rank to d, for the denser eighth of the layers and for the others.
     wide, eighth = max(d // 4, 1), -(-layers // 8)
-    if decoder.gated:
+    if sizes.gated:
         narrow, first = max(d // 16, 1), (layers - eighth) // 2
         densities = (LLAMA_2_ACTIVE,) * layers
         notes.append("ranks and densities assumed as in Llama 2 7B")
@@ -94,30 +94,30 @@ def shape_of_config(values: Values, name: str | None = None, dtype: str | None =
         narrow, first = max(d // 32, 1), layers - eighth
         densities = _stretched(figure_densities("fig9a_opt_predictor"), layers)
         notes.append("ranks and densities assumed as in OPT 6.7B")
-    if decoder.activation not in SPARSE_ACTIVATIONS:
-        notes.append(f"and {decoder.activation} replaced by ReLU: with it every neuron is active")
+    if sizes.activation not in SPARSE_ACTIVATIONS:
+        notes.append(f"and {sizes.activation} replaced by ReLU: with it every neuron is active")
     ranks = (narrow,) * first + (wide,) * eighth + (narrow,) * (layers - first - eighth)
-    return Shape(
+    return ModelShape(
         name=str(values.get("model_type")) if name is None else name,
         layers=layers,
         width=d,
-        neurons=decoder.neurons,
-        fields=("gate", "up", "down") if decoder.gated else ("up", "down"),
+        neurons=sizes.neurons,
+        fields=("gate", "up", "down") if sizes.gated else ("up", "down"),
         dtype=dtype,
-        parameters=decoder.parameters,
-        resident=decoder.resident_weights,
+        parameters=sizes.parameters,
+        resident=sizes.resident,
         ranks=ranks,
         densities=densities,
         note="; ".join(notes),
     )
 
 
-def shape_layout(shape: Shape, block: int) -> Layout:
+def shape_layout(shape: ModelShape, block: int) -> Layout:
     """The bundles of one layer, as if it lay first on flash; of which `unbundled_layouts` makes rows."""
     return bundle_layout(shape.neurons, shape.width, shape.dtype, shape.fields, block)
 
 
-def shape_demand(shape: Shape, block: int) -> Demand:
+def shape_demand(shape: ModelShape, block: int) -> Demand:
     """What the shape asks of memory; its layers are those with a predictor, the others are resident."""
     predictors = shape.itemsize * sum(rank * (shape.width + shape.neurons) for rank in shape.ranks)
     return Demand(
@@ -130,7 +130,7 @@ def shape_demand(shape: Shape, block: int) -> Demand:
     )
 
 
-def shape_flash(shape: Shape, block: int) -> Flash:
+def shape_flash(shape: ModelShape, block: int) -> Flash:
     """The shape on flash, for the replays of a trace of its layers with a predictor."""
     layout = shape_layout(shape, block)
     sparse = len(shape.sparse_layers)

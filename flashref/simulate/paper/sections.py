@@ -1,17 +1,12 @@
-"""What `flashref paper` shows, in words: the sections that the terminal and the page have in common."""
+"""The derived figures in words: the sections that a terminal and the page have in common."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
-from flashref.cli.report import LABELS, Output, print_whole
-from flashref.simulate.paper.figure import Figure, Row, largest_error, median_error
+from flashref.simulate.html import html_table
+from flashref.simulate.methods import METHODS
+from flashref.simulate.numbers import digits
+from flashref.simulate.paper.figure import Figure, FigureRow, largest_error, median_error
 from flashref.simulate.paper.table2 import Table2
 
 RULE = (
@@ -20,7 +15,6 @@ RULE = (
     "residuals of a fit."
 )
 SHORT = 7  # points of a line that a terminal shows
-NOTE_WIDTH = 50  # of a column with notes, before they are broken
 
 
 class Section(NamedTuple):
@@ -45,6 +39,15 @@ class Section(NamedTuple):
         errors = list(self.errors)
         sizes = [_size(median_error(errors)), _size(largest_error(errors))]
         return (self.title, str(len(errors)), *sizes, self.inputs)
+
+    @property
+    def agreement(self) -> str:
+        """How far ours and the paper's values agree: one sentence."""
+        _, compared, median, largest, _ = self.summary
+        if not self.errors:
+            return "No value is compared with one of the paper's."
+        values = "value is" if len(self.errors) == 1 else "values are"
+        return f"{compared} {values} compared: the median error is {median}, the largest {largest}."
 
 
 SUMMARY = ("figure", "values compared", "median error", "largest error", "derived from")
@@ -78,34 +81,10 @@ def section(name: str, result: Figure | Table2) -> Section:
     )
 
 
-def show(results: Mapping[str, Figure | Table2], html: Path | None) -> None:
-    """The rule, a table of all, and each of them, on stdout. html: the page that was written."""
-    out = Output(highlight=False, emoji=False)
-    sections = [section(name, result) for name, result in results.items()]
-    out.print(RULE)
-    out.print()
-    print_whole(_summary(sections))
-    for each in sections:
-        out.print()
-        out.print(Text(each.title, "bold"), soft_wrap=True)
-        out.print(f"from: {escape(each.inputs)}")
-        print_whole(_table(each.headings, each.text, [each.rows[at] for at in each.short]))
-        if len(each.short) < len(each.rows):
-            out.print(f"{len(each.short)} of {len(each.rows)} rows; --json and --html have all")
-        for note in each.notes:
-            out.print(f"- {escape(note)}")
-    if html is not None:
-        out.print()
-        out.print(f"the page with the plots: {escape(str(html))}", soft_wrap=True)
-
-
-def digits(value: float | None) -> str:
-    """Three significant digits or more, – for None."""
-    if value is None:
-        return "–"
-    rounded = float(f"{abs(value):.3g}")  # 9.999 has two digits before the point
-    places = 2 - math.floor(math.log10(rounded)) if rounded else 0
-    return f"{value:,.{max(places, 0)}f}"
+def section_html(each: Section) -> str:
+    """The rows of a section as a table."""
+    words = {at for at, heading in enumerate(each.headings) if at < each.text or heading == "note"}
+    return html_table(each.title, each.headings, each.rows, words)
 
 
 def _printed(value: float | None) -> str:
@@ -117,7 +96,7 @@ def _of_table2(name: str, table: Table2) -> Section:
     headings = ("method", "ours, GB", "paper, GB", "error", "ours, ms", "paper, ms", "error", "joined, ms")
     rows = tuple(
         (
-            LABELS[row.name],
+            METHODS[row.name].label,
             digits(row.flash_bytes_per_token / 1e9),
             f"{row.paper_flash_bytes / 1e9:.1f}",
             _error(row.flash_bytes_error),
@@ -134,7 +113,7 @@ def _of_table2(name: str, table: Table2) -> Section:
     )
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: FigureRow) -> list[str]:
     x = "" if row.x is None else f"{row.x:g}"
     return [row.series, x, digits(row.ours), _printed(row.paper), _error(row.error), row.note]
 
@@ -143,7 +122,7 @@ def _kept(cells: Sequence[str], kept: Sequence[bool]) -> Iterable[str]:
     return (cell for cell, keep in zip(cells, kept, strict=True) if keep)
 
 
-def _short(rows: Sequence[Row]) -> list[int]:
+def _short(rows: Sequence[FigureRow]) -> list[int]:
     """Every row of a table; of each line its first and last points and some between."""
     lines: dict[str, list[int]] = {}
     for at, row in enumerate(rows):
@@ -153,28 +132,6 @@ def _short(rows: Sequence[Row]) -> list[int]:
         steps = min(SHORT, len(line))
         chosen |= {line[step * (len(line) - 1) // max(steps - 1, 1)] for step in range(steps)}
     return sorted(chosen)
-
-
-def _summary(sections: Sequence[Section]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for at, heading in enumerate(SUMMARY[:-1]):  # what it is derived from stands above each result
-        table.add_column(heading, justify="right" if at else "left")
-    for each in sections:
-        table.add_row(*map(escape, each.summary[:-1]))
-    return table
-
-
-def _table(headings: Sequence[str], text: int, rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for at, heading in enumerate(headings):
-        words = at < text or heading == "note"
-        limit = NOTE_WIDTH if heading == "note" else None
-        table.add_column(
-            escape(heading), justify="left" if words else "right", no_wrap=heading != "note", max_width=limit
-        )
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
 
 
 def _error(error: float | None) -> str:

@@ -1,12 +1,12 @@
-"""The plots of `flashref paper --html`: ours as lines, the paper's as markers."""
+"""The plots of the derived figures: ours as lines, the paper's as markers."""
 
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flashref.cli.plots import COLOURS, INK, MARKERS, STYLE, new_plot, svg_text
-from flashref.cli.report import LABELS
-from flashref.simulate.paper.figure import Figure, Row
+from flashref.simulate.look import COLOURS, INK, MARKERS, STYLE, new_plot, svg_text
+from flashref.simulate.methods import METHODS
+from flashref.simulate.paper.figure import Figure, FigureRow
 from flashref.simulate.paper.table2 import Table2
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _lines(figure: Figure, x_scale: str, y_scale: str) -> "Plot":
 
     plot = new_plot(WIDTH, HEIGHT)
     axes = plot.subplots()
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, list[FigureRow]] = {}
     for row in figure.rows:
         if row.x is not None:
             lines.setdefault(row.series, []).append(row)
@@ -105,7 +105,7 @@ def _table2(table: Table2) -> "Plot":
     """Bytes above, time below."""
     plot = new_plot(WIDTH, 2 * (AROUND + ROW * len(table.rows)))
     above, below = plot.subplots(2, 1)
-    labels = [LABELS[row.name] for row in table.rows]
+    labels = [METHODS[row.name].label for row in table.rows]
     ours = [row.flash_bytes_per_token / 1e9 for row in table.rows]
     paper = [row.paper_flash_bytes / 1e9 for row in table.rows]
     _values(above, list(map(Value, labels, ours, paper)), "GB a token", "log")

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from flashref import SPEC_VERSION, __version__
-from flashref.cli.paper_plots import plot_svg
-from flashref.cli.paper_sections import RULE, SUMMARY, Section, section
-from flashref.cli.plots import COLOURS, GRID, INK
+from flashref.simulate.html import html_table
+from flashref.simulate.look import COLOURS, GRID, INK
 from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure
+from flashref.simulate.paper.plots import plot_svg
+from flashref.simulate.paper.sections import RULE, SUMMARY, Section, section, section_html
 from flashref.simulate.paper.table2 import Table2
 
 TITLE = "“LLM in a flash”: its figures and tables, derived"
@@ -99,31 +100,26 @@ def _device() -> str:
 
 
 def _summary(sections: Sequence[Section]) -> str:
-    rows = []
-    for each in sections:
-        title, compared, median, largest, inputs = map(escape, each.summary)
-        rows.append(
-            f'<tr><th scope="row"><a href="#{each.name}">{title}</a></th><td class="number">{compared}</td>'
-            f'<td class="number">{median}</td><td class="number">{largest}</td>'
-            f'<td class="words">{inputs}</td></tr>'
-        )
-    headings = [_heading(heading, at in (1, 2, 3)) for at, heading in enumerate(SUMMARY)]
-    return _scrolled("Summary", _table("Summary: sizes of the relative errors", headings, rows))
+    table = html_table(
+        "Summary: sizes of the relative errors",
+        SUMMARY,
+        [each.summary for each in sections],
+        words={len(SUMMARY) - 1},
+        links=[f"#{each.name}" for each in sections],
+    )
+    return _scrolled("Summary", table)
 
 
 def _part(each: Section, svg: str) -> str:
     """A section of the page."""
-    words = [at < each.text or heading == "note" for at, heading in enumerate(each.headings)]
-    headings = [_heading(heading, not word) for heading, word in zip(each.headings, words, strict=True)]
-    rows = [f"<tr>{''.join(map(_cell, row, words, range(len(row))))}</tr>" for row in each.rows]
-    table = _scrolled(each.title, _table("The same in numbers", headings, rows))
-    if len(rows) > FOLDED:
-        table = f"<details><summary>All {len(rows)} rows</summary>\n{table}</details>\n"
+    table = _scrolled(each.title, section_html(each._replace(title="The same in numbers")))
+    if len(each.rows) > FOLDED:
+        table = f"<details><summary>All {len(each.rows)} rows</summary>\n{table}</details>\n"
     title, notes = escape(each.title), "\n".join(f"<li>{escape(note)}</li>" for note in each.notes)
     return f"""
 <section id="{each.name}" aria-labelledby="{each.name}-title">
 <h2 id="{each.name}-title">{title}</h2>
-<p class="from">Derived from: {escape(each.inputs)}.</p>
+<p class="from">Derived from: {escape(each.inputs)}. {escape(each.agreement)}</p>
 <figure>
 {inline_svg(svg, each.name, f"Plot of {each.title}. Its values are in the table below.")}
 <figcaption>{title}. Lines: ours; markers: the paper's.</figcaption>
@@ -150,24 +146,6 @@ def inline_svg(svg: str, name: str, label: str) -> str:
     assert box is not None
     head = f'<svg {box.group()} role="img" aria-label="{escape(label)}">'
     return head + svg[svg.index(">") + 1 :].strip()
-
-
-def _heading(text: str, number: bool) -> str:
-    return f'<th scope="col"{" class=number" * number}>{escape(text)}</th>'
-
-
-def _cell(text: str, words: bool, at: int) -> str:
-    if at == 0:
-        return f'<th scope="row">{escape(text)}</th>'
-    return f'<td class="{"words" if words else "number"}">{escape(text)}</td>'
-
-
-def _table(caption: str, headings: Sequence[str], rows: Sequence[str]) -> str:
-    body = "\n".join(rows)
-    return (
-        f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{''.join(headings)}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>"
-    )
 
 
 def _scrolled(label: str, table: str) -> str:

@@ -1,0 +1,288 @@
+"""What a token of a model would cost, under every combination of policies, memories, windows and devices."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flashref.models.budget import LARGEST_WINDOW, Amount, parse_memory
+from flashref.simulate.devices import JudgedDevice, judged_device
+from flashref.simulate.html import html_table
+from flashref.simulate.orders import ORDERS
+from flashref.simulate.placement import MOVES
+from flashref.simulate.policies import POLICIES, Study
+from flashref.simulate.shapes.find import find_shape
+from flashref.simulate.shapes.shape import ModelShape, shape_demand, shape_flash
+from flashref.simulate.sweep import Choices, Estimate, Grid, Impossible, configurations, irrelevant, sweep
+from flashref.simulate.synthetic import FALCON_PROCESS, OPT_PROCESS, synthetic_trace
+from flashref.simulate.tokens import M1_MAX_CPU, Host
+from flashref.simulate.trace import ActivationTrace
+from flashref.simulate.trace_file import Description, load_description, load_trace
+from flashref.simulate.window import uses_of
+from flashref.simulate.wording import ROWS, choice_text
+from flashref.simulate.workers import PARTS, worker_processes
+from flashref.storage.device import Device, device_to_json
+from flashref.storage.progress import Progress, unseen
+from flashref.types import DomainError
+
+DEFAULT_DEVICE = "paper_m1max_fig2b"
+DEFAULT_POLICIES = ("naive", "hybrid", "predictor", "window", "lru", "belady")
+PAGE = 4096  # the smallest block of an image
+NUMBERS = Estimate._fields[2:]
+
+File = str | os.PathLike[str]
+
+
+class Drawn(NamedTuple):
+    """A trace that is still to be drawn: so many counted tokens, after others that are not."""
+
+    tokens: int = 256
+    warm: int = 32
+    seed: int = 0
+
+
+DRAWN = Drawn()
+
+
+class Simulation(NamedTuple):
+    """What was simulated, and an answer to every configuration. description: of the trace."""
+
+    shape: ModelShape
+    trace: ActivationTrace
+    description: Description
+    devices: Mapping[str, JudgedDevice]
+    host: Host
+    placement: str
+    answers: tuple[Estimate | Impossible, ...]
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """The answers of the configurations that can be."""
+        return [each for each in self.answers if isinstance(each, Estimate)]
+
+    def real(self, device: str, memory: float | Amount) -> list[Estimate]:
+        """The estimates for a device and a memory that could be built: all but Belady's bound."""
+        return [
+            each
+            for each in self.estimates
+            if each.configuration.device == device
+            and each.configuration.policy != "belady"
+            and ("memory" in irrelevant(each.configuration.policy) or each.configuration.memory == memory)
+        ]
+
+    def io_error_ms(self, estimate: Estimate) -> float | None:
+        """By how many milliseconds nine of ten I/O times are off at most; None where nobody measured it."""
+        errors = self.devices[estimate.configuration.device].errors
+        return None if errors is None else estimate.io_ms * errors.p90
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each configuration, with exact numbers; None for what makes no difference."""
+        return [self._record(each) for each in self.answers]
+
+    def _record(self, each: Estimate | Impossible) -> dict[str, Any]:
+        configuration = each.configuration
+        record = {
+            field: None if field in irrelevant(configuration.policy) else value
+            for field, value in configuration._asdict().items()
+        }
+        if isinstance(record["memory"], Amount):
+            record["memory"] = choice_text("memory", record["memory"])
+        bundled = record.pop("bundled")
+        record["rows"] = None if bundled is None else choice_text("bundled", bundled)
+        if isinstance(each, Impossible):
+            return record | dict.fromkeys([*NUMBERS, "io_error_ms"]) | {"refused": each.reason}
+        numbers = {field: getattr(each, field) for field in NUMBERS}
+        return record | {
+            "window": each.window,
+            **numbers,
+            "io_error_ms": self.io_error_ms(each),
+            "refused": None,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """What JSON has of it: what was asked, and an entry for every configuration."""
+        sizes = {"total_bytes": self.shape.total_bytes, "resident_bytes": self.shape.resident_bytes}
+        return {
+            "model": {**self.shape._asdict(), **sizes},
+            "trace": {
+                **self.description._asdict(),
+                "tokens": self.trace.tokens,
+                "first_counted": self.trace.first_counted,
+                "layers": self.trace.layers,
+            },
+            "devices": {
+                name: {
+                    **json.loads(device_to_json(judged.device)),
+                    "error": judged.errors._asdict() if judged.errors else None,
+                }
+                for name, judged in self.devices.items()
+            },
+            "host": self.host._asdict(),
+            "placement": self.placement,
+            "outcomes": self.records(),
+        }
+
+    def __repr__(self) -> str:
+        """One line: the whole would show every active neuron."""
+        possible = f"{len(self.estimates)} of {len(self.answers)} configurations are possible"
+        return f"<Simulation of {self.shape.name} in {self.shape.dtype}: {possible}>"
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: a row for each configuration, without the columns that have nothing to say."""
+        records = self.records()
+        kept = [column for column in records[0] if any(record[column] is not None for record in records)]
+        rows = [[_cell_text(record[column]) for column in kept] for record in records]
+        title = f"{self.shape.name} in {self.shape.dtype}: means of a token, by {self.description.source}"
+        return html_table(title, kept, rows)
+
+
+def simulate(
+    shape: File | ModelShape = "opt-6.7b",
+    *,
+    trace: Drawn | File | ActivationTrace = DRAWN,
+    device: str | Sequence[str] | Mapping[str, Device] = DEFAULT_DEVICE,
+    policies: str | Sequence[str] = DEFAULT_POLICIES,
+    memory: float | str | Amount | Sequence[float | str | Amount] = 0.5,
+    window: int | Sequence[int | None] | None = None,
+    rows: str | Sequence[str] = tuple(ROWS),
+    order: str | Sequence[str] = "natural",
+    max_gap: int | Sequence[int] = 0,
+    placement: str = "swap_with_last",
+    host: Host = M1_MAX_CPU,
+    workers: int = 1,
+    progress: Progress = unseen,
+) -> Simulation:
+    """Cost a model that is read from flash, token by token, without its weights.
+
+    Every combination of the lists is a configuration; one value stands for a list of it.
+
+    Args:
+        shape: a preset's name, "tiny", a config.json, or a shape.
+        trace: which neurons are active: drawn (the default), a file of `save_trace`, or a trace.
+        device: names of presets or files that `flashref calibrate` wrote; or names with devices.
+        policies: of POLICIES.
+        memory: shares of the model's bytes, such as 0.5, or amounts of bytes, such as "6GB".
+        window: tokens; None for the largest window up to 5 whose mean need fits.
+        rows: how neurons lie on flash, "bundled" or "unbundled".
+        order: of neurons on flash, of ORDERS; learnt from the tokens that are not counted.
+        max_gap: bytes between two reads that are read over to join them.
+        placement: "swap_with_last" or "fill_holes", of rows in memory.
+        host: bandwidths of copying and of computing.
+        workers: processes.
+        progress: is told how far the work has come.
+
+    Returns:
+        The answers: `records()` is a table for pandas, `estimates` are the means of a token.
+
+    Raises:
+        DomainError: a value is unknown, or no configuration is possible.
+        ImageError: a file cannot be read.
+    """
+    model = shape if isinstance(shape, ModelShape) else find_shape(shape)
+    devices = _devices(device)
+    grid = Grid(
+        _known("policy", policies, POLICIES),
+        [parse_memory(each) for each in _several(memory)],
+        _several(window),
+        _known("order", order, ORDERS),
+        [ROWS[word] for word in _known("rows", rows, ROWS)],
+        _several(max_gap),
+        list(devices),
+    )
+    count_moves = MOVES[_known("placement", placement, MOVES)[0]]
+    progress("trace", 0, 1)
+    active, description = _trace(trace, model)
+    longest = max((k for k in grid.windows if k), default=0)
+    if longest > active.tokens:
+        raise DomainError(
+            f"a window of {longest} tokens is longer than the trace of {active.tokens} tokens; "
+            "ask for a shorter window or a longer trace"
+        )
+    # Where devices have blocks of several sizes there is one image for all, in the largest.
+    block = max(PAGE, *(each.device.block for each in devices.values()))
+    study = Study(
+        uses_of(active, max(longest, LARGEST_WINDOW)),
+        shape_flash(model, block),
+        shape_demand(model, block),
+        count_moves,
+    )
+    progress("trace", 1, 1)
+    choices = Choices(POLICIES, ORDERS, {name: each.device for name, each in devices.items()}, host)
+    asked = configurations(grid)
+    answers: list[Estimate | Impossible] = []
+    with worker_processes(workers) as executor:
+        for answer in sweep(study, choices, asked, executor, PARTS * workers):
+            answers.append(answer)
+            progress("configurations", len(answers), len(asked))
+    if all(isinstance(each, Impossible) for each in answers):
+        raise DomainError(next(each.reason for each in answers if isinstance(each, Impossible)))
+    return Simulation(model, active, description, devices, host, placement, tuple(answers))
+
+
+def _devices(device: str | Sequence[str] | Mapping[str, Device]) -> dict[str, JudgedDevice]:
+    if isinstance(device, Mapping):
+        return {name: JudgedDevice(each) for name, each in device.items()}
+    return {name: judged_device(name) for name in _several(device)}
+
+
+def _several(values: Any) -> list[Any]:
+    """One value or several as a list, each once."""
+    one = not isinstance(values, Sequence) or isinstance(values, str | Amount)
+    found = list(dict.fromkeys([values] if one else values))
+    if not found:
+        raise DomainError("a list of values to simulate is empty; give at least one")
+    return found
+
+
+def _known(what: str, words: str | Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    for word in _several(words):
+        if word not in known:
+            raise DomainError(f"{what} {word!r} is unknown; use {', '.join(known)}")
+    return _several(words)
+
+
+def _trace(trace: Drawn | File | ActivationTrace, model: ModelShape) -> tuple[ActivationTrace, Description]:
+    """The trace, if it is of this model; drawn for it where it is not given."""
+    units = (model.neurons,) * len(model.sparse_layers)
+    if isinstance(trace, Drawn):
+        return _drawn(trace, model, units)
+    if isinstance(trace, ActivationTrace):
+        active, name, description = trace, "the trace", Description(model.name, "a trace that was given")
+    else:
+        active, name = load_trace(trace), os.fspath(trace)
+        what, source = load_description(trace)
+        description = Description(what, f"{name}: {what}; {source}")
+    if active.units != units:
+        raise DomainError(
+            f"{name}: is a trace of {_layers(active.units)}, but {model.name} has {_layers(units)} with a "
+            "predictor; give the model that it is of (--model)"
+        )
+    return active, description
+
+
+def _drawn(drawn: Drawn, model: ModelShape, units: tuple[int, ...]) -> tuple[ActivationTrace, Description]:
+    """A trace of the process that is fitted to OPT, or, for every other model, to the paper's Fig. 4a."""
+    process = OPT_PROCESS if model.name.startswith("opt-") else FALCON_PROCESS
+    densities = model.sparse_densities
+    generator, tokens = np.random.default_rng(drawn.seed), drawn.warm + drawn.tokens
+    trace = synthetic_trace(generator, process, densities, units, tokens, drawn.warm)
+    source = (
+        f"synthetic: {process.always:.2f} of a layer's density always active, the others' rates with "
+        f"concentration {process.concentration:.3g}, densities {min(densities):.1%} to "
+        f"{max(densities):.1%}, mean {sum(densities) / len(densities):.1%}; seed {drawn.seed}"
+    )
+    return trace, Description(model.name, source)
+
+
+def _layers(units: Sequence[int]) -> str:
+    sizes = sorted(set(units))
+    neurons = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return f"{len(units)} layers of {neurons} neurons"
+
+
+def _cell_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,36 @@
+"""The fields of a configuration in words."""
+
+from typing import Any
+
+from flashref.models.budget import Amount
+
+ROWS = {"unbundled": False, "bundled": True}
+
+
+def memory_text(memory: float | Amount) -> str:
+    """A memory as it is asked for: 0.5, or 6GB."""
+    return f"{float(memory.number):.12g}{memory.unit}" if isinstance(memory, Amount) else f"{memory:g}"
+
+
+def choice_text(field: str, value: Any) -> str:
+    """The value of a field of a configuration, as a table has it."""
+    if field == "bundled":
+        return next(word for word, bundled in ROWS.items() if bundled == value)
+    if field == "memory":
+        return memory_text(value)
+    return "auto" if value is None else str(value)
+
+
+def choice_phrase(field: str, value: Any) -> str:
+    """The same where no heading says what it is."""
+    text = choice_text(field, value)
+    if field == "memory":
+        return f"{text} in memory" if isinstance(value, Amount) else f"{text} of the model in memory"
+    phrases = {
+        "device": f"on {text}",
+        "window": f"window {text}",
+        "order": f"{text} order",
+        "max_gap": f"gaps of {text} bytes read over",
+        "bundled": f"{text} rows",
+    }
+    return phrases.get(field, text)
