@@ -12,6 +12,7 @@ from checkpoint_files import to_dtype
 from scipy.special import logsumexp
 from test_transformer import plain_ffns
 
+from flashref import xla
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn, take_neurons
 from flashref.models import model as numpy_model
 from flashref.models import whole_text
@@ -237,7 +238,7 @@ def test_pre_activations_say_which_neurons_are_truly_active(name):
     ffn = case.ffns[1]
     x = np.random.default_rng(3).standard_normal((5, case.single.config.width)).astype(np.float32)
     wide = fill(ffn, widen)
-    z = np.asarray(jax.jit(partial(whole_text.pre_activations, wide))(x))
+    z = np.asarray(jax.jit(jax.vmap(partial(xla.pre_activations, ffn=wide)))(x))
     assert z.shape == (5, case.single.config.neurons)
     for row, token in zip(z, x, strict=True):
         if ffn.activation in ("relu", "squared_relu", "fatrelu"):
