@@ -13,6 +13,7 @@ import numpy as np
 from flashref.bundle import Layout
 from flashref.models.checkpoint import Checkpoint
 from flashref.models.memory import reset_peak
+from flashref.models.storage import block_for, bundled_layers
 from flashref.storage.container import require_finite, tensor_pieces
 from flashref.storage.device import Device, read_time
 from flashref.storage.image import (
@@ -68,19 +69,6 @@ def open_storage(
     if not rows:
         return Storage(image, readers[0].read, direct=direct)
     return Storage(image, readers[0].read, tuple(rows[0].layouts.values()), readers[1].read, direct)
-
-
-def bundled_layers(checkpoint: Checkpoint, resident_gate: bool) -> dict[int, Mapping[str, str]]:
-    """For every layer, the field of its bundles to the tensor's name; without the gate if it is resident."""
-    return {
-        layer: {field: name for field, name in fields.items() if not (resident_gate and field == "gate")}
-        for layer, fields in enumerate(checkpoint.layers)
-    }
-
-
-def block_for(device: Device) -> int:
-    """The block of a new image: the device's, and at least a page."""
-    return max(4096, device.block)
 
 
 def _pack_missing(

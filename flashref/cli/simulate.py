@@ -13,12 +13,12 @@ import numpy as np
 
 from flashref.cli import options as words
 from flashref.cli import simulate_options as simulated
-from flashref.cli.opening import block_for
 from flashref.cli.plots import check_plot
 from flashref.cli.report import progress
 from flashref.cli.simulate_plot import plot
 from flashref.cli.simulate_report import Inputs, show, show_csv, show_json
 from flashref.models.budget import LARGEST_WINDOW
+from flashref.models.storage import block_for
 from flashref.simulate.orders import ORDERS
 from flashref.simulate.policies import POLICIES, Study
 from flashref.simulate.shapes.shape import Shape, shape_demand, shape_flash

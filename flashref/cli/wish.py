@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from flashref.bundle import Layout, bundle_layout
 from flashref.cli import options as words
-from flashref.cli.opening import block_for, bundled_layers
 from flashref.ffn import SPARSE_ACTIVATIONS
 from flashref.models import generate as text
 from flashref.models.budget import Budget, Demand, demand_of, solve_budget
 from flashref.models.checkpoint import Checkpoint, open_checkpoint, with_activation
 from flashref.models.memory import available_bytes, resident_bytes
 from flashref.models.predictors import FILE_NAME, Predictors, load_predictors, predictor_bytes
+from flashref.models.storage import block_for, bundled_layers
 from flashref.models.tokens import Tokenizer, open_tokenizer, read_text
 from flashref.storage.device import Device
 from flashref.types import STORED_DTYPES, Array, DomainError, ImageError

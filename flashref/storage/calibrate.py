@@ -66,13 +66,17 @@ class Clock(NamedTuple):
     nanoseconds: Callable[[], int] = time.perf_counter_ns
 
 
+SYSTEM_CLOCK = Clock()
+
+
 def calibrate(
     folder: str | os.PathLike[str] = ".",
     *,
     verified: bool = False,
     file_bytes: int = FILE_BYTES,
     seed: int = 0,
-    clock: Clock = Clock(),
+    largest_noise: float = LARGEST_NOISE,
+    clock: Clock = SYSTEM_CLOCK,
     progress: Progress = unseen,
     announce: Callable[[str], None] = lambda what: None,
 ) -> Calibration:
@@ -86,6 +90,7 @@ def calibrate(
         verified: also time mixed reads, which the device is not fitted to: 30 s in place of 6.
         file_bytes: of the file of random bytes, whole MiB.
         seed: of offsets, order and bytes.
+        largest_noise: a disk whose measurements differ more, in the median, is refused.
         clock: where times come from.
         progress: called with what is being done.
         announce: called with what is written, once it is known to be possible.
@@ -104,7 +109,9 @@ def calibrate(
         held.enter_context(disk_alone(folder))
         remove_stale_scratch(folder)
         check_space(folder, file_bytes)
-        with scratch_file(folder, BLOCK, generator) as path:  # a small file tells whether a large one is worth it
+        with scratch_file(
+            folder, BLOCK, generator
+        ) as path:  # a small file tells whether a large one is worth it
             system = file_system(folder)
             _open(path, 1, clock, system).close()
         announce(
@@ -130,26 +137,32 @@ def calibrate(
         rounds=rounds,
         seed=seed,
     )
-    return conclude(measured, conditions, traces)
+    return conclude(measured, conditions, traces, largest_noise)
 
 
-def conclude(measured: Measured, conditions: Conditions, traces: Sequence[Trace] = ()) -> Calibration:
+def conclude(
+    measured: Measured,
+    conditions: Conditions,
+    traces: Sequence[Trace] = (),
+    largest_noise: float = LARGEST_NOISE,
+) -> Calibration:
     """Fit the device that explains what was measured.
 
     Args:
         measured: everything that was timed.
         conditions: under which it was.
         traces: that were timed to verify the device by.
+        largest_noise: of the median, beyond which there is no telling.
 
     Raises:
         CalibrationError: the disk was too unsteady to tell.
     """
     noise = split_half_noise([point.nanoseconds for point in measured.points])
-    if noise.median > LARGEST_NOISE:
+    if noise.median > largest_noise:
         raise CalibrationError(
             f"{conditions.folder}: the same reads took {noise.median:.0%} more or less from one half of the "
-            f"rounds to the other, more than {LARGEST_NOISE:.0%}; stop other work on this disk and "
-            "processor, then try again"
+            f"rounds to the other, more than {largest_noise:.0%}; stop other work on this disk and "
+            "processor, then try again, or take such a device with --accept-noise"
         )
     # What wakes the workers is 1 % of a round at most: explained first, then taken out.
     dispatch_ns = fit_dispatch(fit_device(measured.points), measured.batches)
@@ -173,7 +186,7 @@ def measure(
     traces: Sequence[Trace] = (),
     progress: Progress = unseen,
 ) -> Measured:
-    """Time points of about 60 ms each, small batches and traces, each in every round, in a new order each time.
+    """Time points of about 60 ms, small batches and traces: all in every round, each time in a new order.
 
     Args:
         readers: for each depth, one that keeps so many reads outstanding.

@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ def scratch_file(
     check_space(folder, size)
     part = folder / f"{PREFIX}{secrets.token_hex(8)}.part"
     with ExitStack() as held:
-        held.callback(part.unlink, missing_ok=True)
+        held.callback(_remove, part)
         try:
             descriptor = held.enter_context(locked_part(part))
         except OSError as error:
@@ -119,6 +119,11 @@ def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
     found = [(point.replace("\\040", " "), kind) for _, point, kind, *_ in lines]  # a space, as mounts has it
     within = [(len(point), kind) for point, kind in found if folder.resolve().is_relative_to(point)]
     return max(within, key=lambda pair: pair[0], default=(0, "unknown"))[1]
+
+
+def _remove(part: Path) -> None:
+    with suppress(OSError):  # it was never made
+        part.unlink()
 
 
 def _fill(descriptor: int, size: int, generator: np.random.Generator, progress: Progress) -> None:

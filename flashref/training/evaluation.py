@@ -1,4 +1,4 @@
-"""What `fit` and `judge` give: the figures of predictors, for each layer and for all, in numbers and in words."""
+"""What `fit` and `judge` give: the figures of predictors, for each layer and for all of them."""
 
 import html
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashref.models.checkpoint import Checkpoint
-from flashref.models.predictors import Errors, Predictors, pool_errors, predictor_tensors
+from flashref.models.predictors import Errors, Predictors, predictor_tensors
 from flashref.training.judging import Judgement, Perplexities, Swept, Verdict, total_errors
 from flashref.training.plan import model_bytes
 from flashref.types import Predictor
@@ -116,8 +116,12 @@ class Evaluation(NamedTuple):
         model, predictors, activation, tau, whole, size = self.subject
         named = f"{activation} (tau {tau:g})" if activation == "fatrelu" else activation
         parts = [
-            f"judged on {self.text}: {self.tokens:,} tokens\n"
-            f"{predictors}: {size:,} bytes, {size / whole:.2%} of the model, for {named}",
+            "\n".join(
+                [
+                    f"judged on {self.text}: {self.tokens:,} tokens",
+                    f"{predictors}: {size:,} bytes, {size / whole:.2%} of the model, for {named}",
+                ]
+            ),
             _layers_table(self.layers, self.total, self.window),
             COLUMNS.format(window=self.window),
             _perplexity_table(self.perplexities),
@@ -131,6 +135,7 @@ class Evaluation(NamedTuple):
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
+HEADINGS = ("layer", "rank", "kB", "above", "active", "predicted", "missed", "extra", "resident", "most")
 COLUMNS = """\
 kB         The size of the predictor.
 above      A neuron is predicted if its logit is above this threshold.
@@ -168,9 +173,7 @@ def evaluate(
     config = checkpoint.config
     layers = tuple(
         _figures(predictor, verdict, config.neurons, None if steps is None else steps[number])
-        for number, (predictor, verdict) in enumerate(
-            zip(predictors.layers, judgement.verdicts, strict=True)
-        )
+        for number, (predictor, verdict) in enumerate(zip(predictors.layers, judgement.verdicts, strict=True))
     )
     size = sum(array.nbytes for array in predictor_tensors(predictors).values())
     return Evaluation(
@@ -252,8 +255,7 @@ def _swept_json(swept: Swept) -> dict[str, float]:
 
 def _layers_table(layers: Sequence[LayerFigures], total: LayerFigures, window: int) -> str:
     rows = [_layer_row(str(number), layer, window) for number, layer in enumerate(layers)]
-    headings = "layer rank kB above active predicted missed extra resident most".split()
-    return _table(headings, rows, _layer_row("all", total, window))
+    return _table(HEADINGS, rows, _layer_row("all", total, window))
 
 
 def _layer_row(name: str, layer: LayerFigures, window: int) -> list[str]:
@@ -293,7 +295,9 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], last: Sequenc
 
     def line(cells: Sequence[str]) -> str:
         first, *others = zip(cells, widths, strict=True)
-        return "  ".join([f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]).rstrip()
+        return "  ".join(
+            [f"{first[0]:<{first[1]}}", *(f"{cell:>{width}}" for cell, width in others)]
+        ).rstrip()
 
     rule = "─" * (sum(widths) + 2 * len(widths) - 2)
     end = [rule, line(last)] if last else []

@@ -31,6 +31,7 @@ from flashref.types import DomainError, Predictor
 
 HIDDEN_STATES = 12  # bytes a token and unit of the width: before a layer, after it, and what its FFN received
 MEMORY = 1 << 31  # of all of them, unless a number of tokens is given
+DEFAULT_PLAN = Plan()
 
 Activation = tuple[str, float]  # its name and tau, which is FATReLU's and else 0
 PathLike = str | os.PathLike[str]
@@ -41,7 +42,7 @@ def fit(
     text: PathLike,
     out: PathLike | None = None,
     *,
-    plan: Plan = Plan(),
+    plan: Plan = DEFAULT_PLAN,
     activation: Activation | None = None,
     sweep: Sequence[float] = (),
     progress: Progress = unseen,
@@ -112,10 +113,8 @@ def fit(
         predictors = with_statistics(outcome, judgement, config.neurons, origin)
         save_predictors(path, predictors)
         remove_partial_dir(partial_dir)
-    found = evaluate(
-        checkpoint, path, predictors, judgement, f"the last tenth of {text}", outcome.steps
-    )
-    return found._replace(sweep=swept and Sweep(f"the ninth tenth of {text}", swept))
+    found = evaluate(checkpoint, path, predictors, judgement, f"the last tenth of {text}", outcome.steps)
+    return found if swept is None else found._replace(sweep=Sweep(f"the ninth tenth of {text}", swept))
 
 
 def judge(
@@ -123,7 +122,7 @@ def judge(
     text: PathLike,
     predictors: PathLike | None = None,
     *,
-    window: int = Plan().window,
+    window: int = DEFAULT_PLAN.window,
     tokens: int | None = None,
     activation: Activation | None = None,
     sweep: Sequence[float] = (),
@@ -171,9 +170,8 @@ def judge(
     judgement = judging.judge_predictors(checkpoint, loaded.layers, chunks, window, windows, progress)
     swept = _swept(checkpoint, loaded.layers, chunks, window, sweep, progress)
     found = evaluate(checkpoint, path, loaded, judgement, what.format(text))
-    return found._replace(
-        sweep=swept and Sweep("the same; choose no threshold by what it is judged on", swept)
-    )
+    same = "the same; choose no threshold by what it is judged on"
+    return found if swept is None else found._replace(sweep=Sweep(same, swept))
 
 
 def _tenth(checkpoint: Checkpoint, tokens: int | None) -> int:

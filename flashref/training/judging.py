@@ -16,6 +16,7 @@ from flashref.models.whole_text import losses
 from flashref.storage.progress import Progress, unseen
 from flashref.training.layers import (
     Floats,
+    Passed,
     Way,
     batches,
     embed_chunks,
@@ -35,8 +36,8 @@ Counts = npt.NDArray[np.int64]
 class Residency(NamedTuple):
     """What windows of k = 1, 2, … tokens (index k − 1) keep, the token itself included (decision 1).
 
-    tokens: how many were seen; kept: |C_t| summed over them; largest: the largest |C_t|; new: |P_t \\ C_(t−1)|
-    summed over them.
+    tokens: how many were seen; kept: the sum of |C_t|; largest: the largest |C_t|; new: the sum of
+    |P_t \\ C_(t−1)|.
     """
 
     tokens: int
@@ -62,7 +63,7 @@ class Perplexities(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What predictors are worth on a text of so many tokens, with a window of so many; a verdict per layer."""
+    """What predictors are worth on a text of so many tokens; a verdict for each layer."""
 
     tokens: int
     window: int
@@ -106,7 +107,7 @@ def judge_predictors(
         ways = [Way(), Way(truly_active, layer.ffn), Way(), Way()]
         if wide is not None:
             ways[2:] = [Way(predicted, wide), Way(resident, Windowed(wide, jnp.int32(window)))]
-        passed = []
+        passed: list[Passed] = []
         for hidden, way in zip(streams, ways, strict=True):
             before = (index * len(ways) + len(passed)) * len(chunks)
             passed.append(pass_layer(config, layer, hidden, way, partial(_advance, progress, before, total)))
@@ -196,9 +197,7 @@ def _verdict(ffn: FFN, wide: Predictor | None, inputs: Floats, windows: int) -> 
 
 
 @jax.jit
-def _active_and_predicted(
-    ffn: FFN, wide: Predictor | None, inputs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _active_and_predicted(ffn: FFN, wide: Predictor | None, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The masks A_t and P_t of every token."""
     active = truly_active(ffn, inputs)
     return active, jnp.ones_like(active) if wide is None else predicted(wide, inputs)

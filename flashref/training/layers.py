@@ -37,6 +37,9 @@ class Way(NamedTuple):
     chosen_by: Any = None
 
 
+DENSE = Way()
+
+
 class Passed(NamedTuple):
     """Texts after a layer, (texts, tokens, d) each: hidden states, and what the up projection received."""
 
@@ -89,7 +92,7 @@ def pass_layer(
     config: Config,
     layer: Layer,
     hidden: Floats,
-    way: Way = Way(),
+    way: Way = DENSE,
     passed: Callable[[int], None] = lambda texts: None,
 ) -> Passed:
     """Every text through one layer, some texts at a time.

@@ -34,12 +34,14 @@ def truly_active(ffn: FFN, inputs: Any) -> jax.Array:
     Returns:
         (…, n) bool.
     """
-    return _each_token(partial(pre_activations, ffn=ffn))(inputs) > ffn.tau
+    z: jax.Array = _each_token(partial(pre_activations, ffn=ffn))(inputs)
+    return z > ffn.tau
 
 
 def logits(predictor: Predictor, inputs: Any) -> jax.Array:
     """The logits of every token, (…, n) float32; arguments as for `predicted`."""
-    return _each_token(partial(predictor_logits, predictor=predictor))(inputs)
+    found: jax.Array = _each_token(partial(predictor_logits, predictor=predictor))(inputs)
+    return found
 
 
 def predicted(predictor: Predictor, inputs: Any) -> jax.Array:

@@ -114,6 +114,4 @@ def _difference(begun: str | None, made_of: Mapping[str, object]) -> str:
 
 
 def _unusable(folder: Path, error: OSError) -> ImageError:
-    return ImageError(
-        f"{folder}: cannot be made or read ({error.strerror}); give another place with --out"
-    )
+    return ImageError(f"{folder}: cannot be made or read ({error.strerror}); give another place with --out")

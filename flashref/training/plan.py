@@ -1,4 +1,4 @@
-"""What to fit, in plain numbers: ranks or a share of the model's bytes, thresholds, steps. It needs no JAX."""
+"""What to fit, in plain numbers: ranks or a share of the model's bytes, thresholds, steps."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The network and its predictor, for one token; `jax.vmap` or `jnp.vectorize` makes them functions of many."""
+"""The network and its predictor, for one token; `jax.vmap` makes them functions of many."""
 
 from typing import Any
 
@@ -37,8 +37,8 @@ def pre_activations(x: jax.Array, ffn: FFN) -> jax.Array:
     """
     _check(x, ffn)
     if ffn.gate is not None:
-        return _affine(ffn.gate, x, ffn.gate_bias)
-    return _affine(ffn.up, x, ffn.up_bias)
+        return _affine(x, widen(ffn.gate).T, ffn.gate_bias)
+    return _affine(x, widen(ffn.up).T, ffn.up_bias)
 
 
 def neuron_values(x: jax.Array, ffn: FFN) -> jax.Array:
@@ -50,7 +50,7 @@ def neuron_values(x: jax.Array, ffn: FFN) -> jax.Array:
         (n,) float32: the activation, times up's pre-activation if there is a gate.
     """
     h = ACTIVATIONS[ffn.activation](pre_activations(x, ffn), jnp.asarray(ffn.tau, jnp.float32))
-    return h if ffn.gate is None else h * _affine(ffn.up, x, ffn.up_bias)
+    return h if ffn.gate is None else h * _affine(x, widen(ffn.up).T, ffn.up_bias)
 
 
 def sum_neurons(values: jax.Array, ffn: FFN) -> jax.Array:
@@ -64,7 +64,7 @@ def sum_neurons(values: jax.Array, ffn: FFN) -> jax.Array:
         (d,) float32; NaN if tau is negative or not finite.
     """
     tau = jnp.asarray(ffn.tau, jnp.float32)
-    y = _affine(widen(ffn.down).T, values, ffn.down_bias)
+    y = _affine(values, widen(ffn.down), ffn.down_bias)
     return jnp.where((tau >= 0) & jnp.isfinite(tau), y, jnp.nan)
 
 
@@ -139,11 +139,12 @@ def predictor_logits(x: jax.Array, predictor: Predictor) -> jax.Array:
         raise ShapeError(
             f"a predictor needs float32 x and a bias ({len(b)},) or none, not {x.dtype} and {bias}"
         )
-    return _affine(b, _affine(a, x, None), bias)
+    return _affine(_affine(x, widen(a).T, None), widen(b).T, bias)
 
 
-def _affine(matrix: Weights, x: jax.Array, bias: Weights | None) -> jax.Array:
-    product = jnp.matmul(widen(matrix), x, precision=jax.lax.Precision.HIGHEST)
+def _affine(x: jax.Array, matrix: jax.Array, bias: Weights | None) -> jax.Array:
+    # The vector first: under vmap this is one product of matrices, without a transposition.
+    product = jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
     return product if bias is None else product + widen(bias)
 
 

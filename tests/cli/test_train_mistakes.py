@@ -11,7 +11,7 @@ from random_models import CONTEXT, write_family
 from safetensors.numpy import load_file, save_file
 from train_runs import CHECKOUT, QUICK
 
-from flashref.training import session
+from flashref.training import fitting
 
 pytestmark = pytest.mark.xdist_group("training")
 clean = train_runs.clean
@@ -124,7 +124,7 @@ def test_a_model_that_is_not_finite_leaves_no_work(small, train):
 
 
 def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(small, train, monkeypatch):
-    monkeypatch.setattr(session, "fit_predictors", lambda *_: pytest.fail("fitted before it was refused"))
+    monkeypatch.setattr(fitting, "fit_predictors", lambda *_: pytest.fail("fitted before it was refused"))
     (small / "here.png").touch()
     for name, sentence in (("a.jpg", ".png, .svg, .pdf"), ("here.png", "exists"), ("no/a.png", "no folder")):
         ended = train(small, "--text", small / "text", *QUICK, "--plot", small / name)

@@ -14,7 +14,7 @@ from random_models import CONTEXT, LAYERS, NEURONS, WIDTH, write_family
 from flashref.models.checkpoint import open_checkpoint
 from flashref.models.predictors import load_predictors
 from flashref.storage.image import fingerprint
-from flashref.training import fitting, plan
+from flashref.training import plan
 
 LINES = [
     f"{i} and {i * i % 97} are in line {i * 7 % 31}, said the queen, not king {i % 3}.\n" for i in range(60)
@@ -52,8 +52,8 @@ def train(capsys, monkeypatch):
 def hurry(change):
     """Small batches and few steps; change(object, attribute, value)."""
     fits = (6, 256, 3e-3, 0, 3, 10)
-    change(fitting.Fit.__new__, "__defaults__", fits)
-    change(plan.Plan.__new__, "__defaults__", (None, 0.06, 0.048, None, 5, fitting.Fit(2), fitting.Fit()))
+    change(plan.Fit.__new__, "__defaults__", fits)
+    change(plan.Plan.__new__, "__defaults__", (None, 0.06, 0.048, None, 5, plan.Fit(2), plan.Fit(), None))
 
 
 @pytest.fixture
