@@ -170,7 +170,7 @@ def judge(
     judgement = judging.judge_predictors(checkpoint, loaded.layers, chunks, window, windows, progress)
     swept = _swept(checkpoint, loaded.layers, chunks, window, sweep, progress)
     found = evaluate(checkpoint, path, loaded, judgement, what.format(text))
-    same = "the same; choose no threshold by what it is judged on"
+    same = "the same text (do not choose a threshold by it)"
     return found if swept is None else found._replace(sweep=Sweep(same, swept))
 
 

@@ -188,3 +188,30 @@ def test_progress_tells_the_speed_and_the_time_left(monkeypatch, capsys):
             advance("packing", done * 10**6, 610 * 10**6)
     err = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert "60.0/610.0 MB 10.0 MB/s 0:00:55" in err
+
+
+def test_without_a_terminal_a_line_comes_now_and_then_and_says_what_is_left(capsys):
+    clock = [0.0]
+    advance = bars._lines(lambda: clock[0])
+    for second in range(0, 71, 10):
+        clock[0] = second
+        advance("fitting", second, 600)
+    advance("judging", 1, 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "flashref: fitting: 3% done, about 10 min left",
+        "flashref: fitting: 7% done, about 9 min left",
+        "flashref: fitting: 10% done, about 9 min left",
+    ]
+    clock[0] = 90
+    advance("judging", 2, 2)
+    assert capsys.readouterr().err == "flashref: judging: 100% done\n"
+
+
+def test_of_many_bars_the_newest_are_shown(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with bars.progress(False) as advance:
+        for layer in range(9):
+            advance(f"layer {layer}", 1, 1)
+    last = capsys.readouterr().err.split("layer 4")[-1]
+    assert "layer 8" in last and "layer 3" not in last

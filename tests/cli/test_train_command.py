@@ -6,6 +6,7 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
+import hurried_jax
 import numpy as np
 import pytest
 import train_runs
@@ -22,10 +23,10 @@ from flashref.models.predictors import Errors, Predictors, load_predictors
 from flashref.storage.image import fingerprint
 from flashref.training import draw, fitting, judging, layers, low_rank
 from flashref.training.evaluation import Evaluation, LayerFigures, Resident, Shares, Subject, evaluate
-from flashref.types import Predictor
+from flashref.types import ImageError, Predictor
 
 pytestmark = pytest.mark.xdist_group("training")
-clean = train_runs.clean
+hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
 
@@ -207,6 +208,7 @@ def test_the_tables_hold_what_json_says(small, train):
         assert f"{value:.2%}" in shown
     for value in result["perplexity"].values():
         assert f"{value:.4f}" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines() if str(small) not in line)
     assert f"{first['mean_resident'][1]:.1%}" in shown and "a window of 2 tokens keeps" in shown
     assert [round(row["probability"], 6) for row in result["sweep"]] == list(GRID)
     for low, high in pairwise(result["sweep"]):
@@ -216,6 +218,26 @@ def test_the_tables_hold_what_json_says(small, train):
     assert loaded(small, "a").layers[1] is None and same(
         loaded(small, "a").largest_resident[1], np.full(5, NEURONS, np.int32)
     )
+
+
+SHARES, RESIDENT = Shares(0.1, 0.2, 0.1, 0.1), Resident((0.1, 0.2), (0.2, 0.3))
+LAYER = LayerFigures(1, 2, 0.0, None, SHARES, RESIDENT)
+SUBJECT = Subject("model", "predictors", "relu", 0.0, 1, 1)
+
+
+def test_a_perplexity_beyond_all_bounds_is_shown_short_and_is_null_in_json():
+    values = judging.Perplexities(2.0, 2.0, 6.594164e22, float("inf"))
+    found = Evaluation(SUBJECT, "text", 8, 2, (LAYER,), LAYER, values)
+    lines = [line.split() for line in str(found).splitlines()]
+    assert ["dense", "2.0000"] in lines and ["resident", "∞"] in lines
+    assert any(line[:2] == ["predicted", "6.59e+22"] for line in lines)
+    assert found.as_json()["perplexity"] == {
+        "dense": 2.0,
+        "exact": 2.0,
+        "predicted": 6.594164e22,
+        "resident": None,
+    }
+    assert found._repr_html_() == f"<pre>{found}</pre>"
 
 
 def test_one_threshold_for_all_layers_is_the_logit_of_the_probability(small, train):
@@ -252,11 +274,21 @@ def test_a_figure_shows_what_json_says(small, train, monkeypatch):
 
 def test_lines_of_six_layers_are_drawn_from_the_first_to_the_last():
     matplotlib = pytest.importorskip("matplotlib.figure")
-    shares, resident = Shares(0.1, 0.2, 0.1, 0.1), Resident((0.1, 0.2), (0.2, 0.3))
-    layers = (LayerFigures(1, 2, 0.0, None, shares, resident),) * 24
-    subject = Subject("model", "predictors", "relu", 0.0, 1, 1)
-    one = judging.Perplexities(1.0, 1.0, 1.0, 1.0)
     figure = matplotlib.Figure()
-    draw(figure, Evaluation(subject, "text", 8, 2, layers, layers[0], one))
+    one = judging.Perplexities(1.0, 1.0, 1.0, 1.0)
+    draw(figure, Evaluation(SUBJECT, "text", 8, 2, (LAYER,) * 24, LAYER, one))
     _, windows = figure.axes
     assert [line.get_label() for line in windows.lines] == [f"layer {n}" for n in (0, 4, 9, 13, 18, 23)]
+
+
+def test_a_figure_that_cannot_be_written_does_not_cost_the_result(small, train, monkeypatch):
+    pytest.importorskip("matplotlib")
+
+    def full(path, figure):
+        raise ImageError(f"{path}: needs 9 bytes, but 0 are free; make room")
+
+    monkeypatch.setattr(command, "save_plot", full)
+    told = train(small, "--text", small / "text", *QUICK, "--json", "--plot", small / "fig.svg")
+    assert told.code == 2 and "0 are free" in told.err
+    assert json.loads(told.out)["predictors"] == str(small / "predictors.safetensors")
+    assert len(loaded(small).layers) == LAYERS

@@ -7,7 +7,6 @@ import pytest
 # Each of the test files imports this one before anything that needs it.
 pytest.importorskip("optax", reason="fitting predictors needs the extra `train`")
 
-import jax
 from command_line import called
 from random_models import CONTEXT, LAYERS, NEURONS, WIDTH, write_family
 
@@ -25,16 +24,6 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 # A test file takes the fixtures that it needs as its own: train = train_runs.train
-
-
-@pytest.fixture(autouse=True, scope="module")
-def clean():
-    """Programs compiled in a hurry, for they run once, and none of them after these tests."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
 
 
 @pytest.fixture

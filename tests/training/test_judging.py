@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import hurried_jax
 import numpy as np
 import pytest
 import train_runs
@@ -19,7 +20,7 @@ from flashref.training import judging
 from flashref.types import Predictor
 
 pytestmark = pytest.mark.xdist_group("training")
-clean = train_runs.clean
+hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
 

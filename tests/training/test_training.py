@@ -1,9 +1,9 @@
 """The fitting of predictors: the split of a text, labels, the early stop, ranks, thresholds and windows."""
 
+import hurried_jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import train_runs
 from tools import train_tiny
 
 from flashref.bounds import gamma, unit_roundoff
@@ -35,7 +35,7 @@ from flashref.types import FFN, DomainError, Predictor
 pytestmark = pytest.mark.xdist_group("training")
 
 ROUNDINGS = 16 * 2.0**-24  # of float32, more than the few operations of a hand-worked loss
-clean = train_runs.clean
+hurried = hurried_jax.hurried
 
 
 # --- the text

@@ -10,7 +10,6 @@ from flashref.training import plan
 from flashref.types import DomainError
 
 pytestmark = pytest.mark.xdist_group("training")
-clean = train_runs.clean
 small = train_runs.small
 
 
