@@ -1,31 +1,27 @@
 """`flashref calibrate`: measures a disk, and says how far the device that it fits can be trusted."""
 
 import argparse
-import datetime
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from flashref.cli.options import at_least, check_new_file
+from flashref.cli.options import at_least, check_new_file, fraction
 from flashref.cli.report import Output, progress
-from flashref.storage.calibrate import FILE_BYTES, calibrate
+from flashref.storage.calibrate import FILE_BYTES, LARGEST_NOISE, calibrate
 from flashref.storage.calibration import Calibration, Verification, calibration_to_json
 from flashref.storage.device import Device
-from flashref.storage.files import create_file, write_all
+from flashref.storage.files import save_file
 from flashref.storage.fit import Errors, Point, point_time
-from flashref.storage.verification import LIMIT_MEDIAN, LIMIT_P90, holds, mixed_traces
+from flashref.storage.verification import LIMIT_MEDIAN, LIMIT_P90, holds
 
-GIB = 2**30
-ROUNDS, VERIFIED_ROUNDS = 8, 16  # about 6 s, and 30
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 
 
 def add_parser(commands: Any) -> None:
@@ -33,54 +29,81 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="measure a disk and fit a device to it",
-        description="Measures the disk of a folder with random reads past the page cache, for about 6 s, and "
-        "fits a device to it. A file of random bytes is written into the folder and removed at the end.",
+        description="Measure the disk of a folder with random reads past the page cache, for about 6 s, and "
+        "fit a device to it. A file of random bytes is written into the folder and removed at the end. One "
+        "calibration at a time has a disk.",
     )
     add = parser.add_argument
-    add("folder", metavar="DIR", nargs="?", default=Path(), type=Path, help="(default: the current folder)")
-    add("--out", metavar="FILE", type=Path, help="keep the calibration, for --device FILE; never overwritten")
+    add(
+        "folder",
+        metavar="DIR",
+        nargs="?",
+        default=Path(),
+        type=Path,
+        help="a folder on the disk (default: the current folder)",
+    )
+    add(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="write the calibration to FILE, which must not exist, for the --device FILE of other commands",
+    )
     add(
         "--size",
         metavar="GIB",
         type=_file_bytes,
         default=FILE_BYTES,
-        help="of the file of random bytes (default: 4; a smaller one may lie in a cache)",
+        help="size of the file of random bytes in GiB (default: 4; a smaller file may lie in a cache)",
     )
-    add("--seed", metavar="S", type=at_least(0), default=0, help="of offsets, order and bytes (default: 0)")
+    add(
+        "--seed",
+        metavar="S",
+        type=at_least(0),
+        default=0,
+        help="draw offsets, order and bytes from this seed (default: 0)",
+    )
     add(
         "--verify",
         action="store_true",
-        help=f"also time mixed reads; exit code 1 if they are predicted with a median error over "
-        f"{LIMIT_MEDIAN:.0%}% or a 90th percentile over {LIMIT_P90:.0%}%",
+        help="also time mixed reads, for 30 s in all; the exit code is 1 if the device predicts them with a "
+        f"median error over {LIMIT_MEDIAN:.0%}% or a 90th percentile over {LIMIT_P90:.0%}%",
     )
-    add("--json", action="store_true", help="the calibration as one JSON object instead of tables")
-    add("--quiet", action="store_true", help="nothing but errors on stderr")
+    add(
+        "--accept-noise",
+        metavar="S",
+        type=fraction,
+        default=LARGEST_NOISE,
+        help="take a device from a disk that is measured with a median noise of at most this share; the "
+        f"report states it (default: {LARGEST_NOISE:g})",
+    )
+    add("--json", action="store_true", help="print the calibration as one JSON object instead of tables")
+    add("--quiet", action="store_true", help="show nothing but errors on stderr")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, fit, keep and show; 1 if the device was to be verified and is not good enough, else 0."""
+    """Measure, fit, show and keep; 1 if the device was to be verified and is not good enough, else 0."""
     check_new_file("--out", options.out)
     with progress(options.quiet) as advance:
         calibration = calibrate(
             options.folder,
-            now=datetime.datetime.now().astimezone(),
+            verified=options.verify,
             file_bytes=options.size,
-            rounds=VERIFIED_ROUNDS if options.verify else ROUNDS,
             seed=options.seed,
-            traces=mixed_traces(np.random.default_rng(options.seed)) if options.verify else (),
-            advance=advance,
+            largest_noise=options.accept_noise,
+            progress=advance,
             announce=(lambda what: None) if options.quiet else _announce,
         )
     text = calibration_to_json(calibration)
-    if options.out is not None:
-        data = np.frombuffer(text.encode(), np.uint8)
-        with create_file(options.out, data.size) as descriptor:
-            write_all(descriptor, data, 0)
     if options.json:
         print(text, end="")
     else:
-        _show(calibration, options.out)
+        _show(calibration)
+    if options.out is not None:  # after the result, which a full disk must not cost
+        save_file(options.out, text.encode())
+    if not options.json:
+        kept = "not kept; --out FILE keeps it for --device FILE"
+        print(kept if options.out is None else f"kept: --device {options.out}")
     return 0 if calibration.verification is None or holds(calibration.verification) else 1
 
 
@@ -89,7 +112,7 @@ def _announce(what: str) -> None:
 
 
 def _file_bytes(word: str) -> int:
-    """GiB as whole MiB, 16 at least."""
+    """Bytes of a number of GiB, as whole MiB, and at least 16 of them."""
     try:
         size = round(float(word) * GIB / MIB) * MIB
     except (ValueError, OverflowError):
@@ -99,7 +122,7 @@ def _file_bytes(word: str) -> int:
     return size
 
 
-def _show(calibration: Calibration, out: Path | None) -> None:
+def _show(calibration: Calibration) -> None:
     """The device in words, measured beside modelled, the errors, the conditions."""
     output = Output(highlight=False, emoji=False)
     conditions = calibration.conditions
@@ -124,10 +147,6 @@ def _show(calibration: Calibration, out: Path | None) -> None:
         f"{conditions.file_bytes / GIB:g} GiB, {conditions.rounds} rounds, seed {conditions.seed}",
         soft_wrap=True,
     )
-    if out is None:
-        output.print("not kept; --out FILE keeps it for --device FILE")
-    else:
-        output.print(f"kept: --device {escape(str(out))}", soft_wrap=True)
 
 
 def _device_table(device: Device) -> Table:

@@ -1,6 +1,8 @@
 """What the reports of several commands share: a console, tables, progress bars, and figures in words."""
 
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -8,7 +10,10 @@ from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from flashref.storage.progress import Progress
+from flashref.storage.progress import Progress, unseen
+
+LINE_SECONDS = 20  # between two lines of progress, where there is no terminal
+MOST_BARS = 5  # of work that is shown at a time
 
 LABELS = {
     "naive": "naive",
@@ -36,19 +41,60 @@ def print_whole(table: Table) -> None:
 
 @contextmanager
 def progress(quiet: bool, *more: ProgressColumn) -> Iterator[Progress]:
-    """Progress bars on stderr, on a terminal only; gives the function that moves them. more: columns."""
-    console = Console(stderr=True, quiet=quiet)
+    """Show on stderr how far work has come: bars on a terminal, elsewhere a line now and then.
+
+    Args:
+        quiet: show nothing.
+        more: columns of the bars, beside the usual ones.
+
+    Returns:
+        The function that is told how far the work has come.
+    """
+    console = Console(stderr=True)
+    if quiet:
+        yield unseen
+    elif console.is_terminal:
+        with _bars(console, *more) as advance:
+            yield advance
+    else:
+        yield _lines()
+
+
+@contextmanager
+def _bars(console: Console, *more: ProgressColumn) -> Iterator[Progress]:
     what = TextColumn("{task.description}", markup=False)  # a file's name may look like markup
     columns = (what, BarColumn(), *more, TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True) as bars:
 
         def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
+                for old in list(tasks.values())[:-MOST_BARS]:
+                    bars.update(old, visible=False)
             bars.update(tasks[what], completed=done, total=total)
 
         yield advance
+
+
+def _lines(clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Lines on stderr, the first after some seconds of work; each says how far it is and what is left."""
+    begun: dict[str, tuple[float, int]] = {}
+    last = clock()
+
+    def advance(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = clock()
+        start, first = begun.setdefault(what, (now, done))
+        if now - last < LINE_SECONDS:
+            return
+        last, left = now, ""
+        if first < done < total:
+            minutes = (now - start) / (done - first) * (total - done) / 60
+            left = f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+        print(f"flashref: {what}: {done / max(total, 1):.0%} done{left}", file=sys.stderr, flush=True)
+
+    return advance
 
 
 def size(amount: float) -> str:

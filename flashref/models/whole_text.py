@@ -1,4 +1,4 @@
-"""Whole texts at once, in JAX: the blocks of `families` in float32, over (texts, tokens) of them.
+"""Whole texts at once, in JAX: the blocks of `families` in float32, over all tokens of several texts.
 
 It goes layer by layer, so that a model of any size needs memory for one layer and for what passes between
 two. Weights come as `load_model` and `load_ffn` give them, in any stored dtype.
@@ -17,9 +17,9 @@ from flashref.models.family import Config, fill
 from flashref.models.model import Model, embed, last_hidden
 from flashref.models.parts import Bias, Heads, Position, apply
 from flashref.types import FFN, Array, widen
-from flashref.xla.activations import ACTIVATIONS
+from flashref.xla import neuron_values, sum_neurons
 
-# From what the up projections receive, (tokens, d), to which neurons are summed, (tokens, n) bool.
+# From what the up projections receive, (tokens, d), to the mask of the neurons that are summed, (tokens, n).
 Choose = Callable[[Any, jax.Array], jax.Array]
 
 
@@ -31,36 +31,74 @@ class Passed(NamedTuple):
 
 
 def embed_texts(model: Model, ids: Array) -> jax.Array:
-    """What the first block receives, (texts, tokens, d) float32. ids: (texts, tokens), from position 0."""
+    """What the first block receives.
+
+    Args:
+        model: with its ends; its blocks are not needed.
+        ids: (texts, tokens) token ids, each text from position 0.
+
+    Returns:
+        (texts, tokens, d) float32.
+    """
     return jnp.asarray(embed(model, ids, np.arange(ids.shape[-1])))
 
 
 def pass_block(
     config: Config, block: Any, ffn: FFN, hidden: jax.Array, choose: Choose, chosen_by: Any = None
 ) -> Passed:
-    """Every text of (texts, tokens, d) through one block, its own tokens before each.
+    """Every text through one block.
 
-    block, ffn: of one layer, down neuron-major. choose: one module-level function for all layers, or each
-    compiles anew; chosen_by: its first argument, a tree of arrays of the same shapes in every layer.
+    Args:
+        config: of the model.
+        block, ffn: of one layer; `down` is neuron-major.
+        hidden: (texts, tokens, d), what the block receives.
+        choose: gives the mask of the neurons that are summed. One module-level function should serve all
+            layers, for each function compiles anew.
+        chosen_by: the first argument of `choose`, a tree of arrays of the same shapes in every layer.
+
+    Returns:
+        Hidden states after the block, and what the up projection received (decision 5), both as `hidden` is.
     """
     widened = fill((block, ffn), _on_device)
     return Passed(*_pass_block(config, *widened, hidden, choose, chosen_by))
 
 
 def every_neuron(_: Any, inputs: jax.Array) -> jax.Array:
-    """The dense FFN: all are summed."""
+    """The mask of the dense FFN, a `Choose`: all neurons are summed."""
     return jnp.ones((len(inputs), 1), bool)
 
 
-def pre_activations(ffn: FFN, inputs: jax.Array) -> jax.Array:
-    """What the activation is applied to, (tokens, n): the gate's where there is one, else up's."""
-    if ffn.gate is not None:
-        return _affine(inputs, ffn.gate, ffn.gate_bias)
-    return _affine(inputs, ffn.up, ffn.up_bias)
+def causal_attention(heads: Heads, bias: Bias | None) -> Any:
+    """Attention of every token of a text to itself and to every earlier one, the `attend` of a `Place`.
+
+    Args:
+        heads: query (tokens, heads, size), key and value (tokens, key heads, size).
+        bias: what is added to the scores, or None.
+
+    Returns:
+        (tokens, heads · size).
+    """
+    tokens, key_heads, size = heads.key.shape
+    query = jnp.asarray(heads.query).reshape(tokens, key_heads, -1, size) * size**-0.5
+    scores = jnp.einsum("tkgs,uks->kgtu", query, heads.key)
+    if bias is not None:
+        scores = scores + bias(tokens).reshape(key_heads, -1, 1, tokens)
+    causal = jnp.tril(jnp.ones((tokens, tokens), bool))
+    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("kgtu,uks->tkgs", weights, heads.value).reshape(tokens, -1)
 
 
 def losses(model: Model, hidden: Array | jax.Array, ids: Array) -> jax.Array:
-    """−ln p of each following token, (texts, tokens − 1), in nats. hidden: after the last block."""
+    """−ln p of each following token.
+
+    Args:
+        model: with its ends; its blocks are not needed.
+        hidden: (texts, tokens, d) after the last block.
+        ids: (texts, tokens), the texts themselves.
+
+    Returns:
+        (texts, tokens − 1) float32, in nats.
+    """
     ends = fill(model.ends, _on_device)
     return jnp.stack(
         [
@@ -84,38 +122,15 @@ def _pass_block(
 
         def feed_forward(inputs: Any) -> Any:
             received.append(inputs)
-            z = pre_activations(ffn, inputs)
-            h = ACTIVATIONS[ffn.activation](z, jnp.float32(ffn.tau))
-            if ffn.gate is not None:
-                h = h * _affine(inputs, ffn.up, ffn.up_bias)
-            h = jnp.where(choose(chosen_by, inputs), h, 0)
-            y = h @ jnp.asarray(ffn.down)
-            return y if ffn.down_bias is None else y + ffn.down_bias
+            values = jax.vmap(partial(neuron_values, ffn=ffn))(inputs)
+            chosen = jnp.where(choose(chosen_by, inputs), values, 0)
+            return jax.vmap(partial(sum_neurons, ffn=ffn))(chosen)
 
         positions: Any = jnp.arange(len(hidden))
-        after = FAMILIES[config.family].compute(
-            config, block, hidden, Position(positions, _attend, feed_forward)
-        )
-        return Passed(after, received[0])
+        position = Position(positions, causal_attention, feed_forward)
+        return Passed(FAMILIES[config.family].compute(config, block, hidden, position), received[0])
 
     return jax.vmap(one_text)(hidden)
-
-
-def _attend(heads: Heads, bias: Bias | None) -> Any:
-    """Causal attention of all tokens: each to itself and to every earlier one."""
-    tokens, key_heads, size = heads.key.shape
-    query = jnp.asarray(heads.query).reshape(tokens, key_heads, -1, size) * size**-0.5
-    scores = jnp.einsum("tkgs,uks->kgtu", query, heads.key)
-    if bias is not None:
-        scores = scores + bias(tokens).reshape(key_heads, -1, 1, tokens)
-    causal = jnp.tril(jnp.ones((tokens, tokens), bool))
-    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("kgtu,uks->tkgs", weights, heads.value).reshape(tokens, -1)
-
-
-def _affine(x: jax.Array, weight: Any, bias: Any) -> jax.Array:
-    y: jax.Array = x @ weight.T
-    return y if bias is None else y + bias
 
 
 @partial(jax.jit, static_argnames="config")

@@ -20,8 +20,15 @@ from flashref.storage.calibration import Calibration, CalibrationError, Conditio
 from flashref.storage.fit import Point, fit_device, fit_dispatch, point_errors, split_half_noise
 from flashref.storage.progress import Progress, unseen
 from flashref.storage.readers import DirectReader
-from flashref.storage.scratch import PREFIX, check_space, file_system, scratch_file
-from flashref.storage.verification import TRACE_DEPTHS, Trace, verify
+from flashref.storage.scratch import (
+    PREFIX,
+    check_space,
+    disk_alone,
+    file_system,
+    remove_stale_scratch,
+    scratch_file,
+)
+from flashref.storage.verification import TRACE_DEPTHS, Trace, mixed_traces, verify
 from flashref.types import Extent, Reader
 
 SIZES = (4096, 65_536, 1_048_576)
@@ -29,6 +36,7 @@ DEPTHS = (1, 4, 8, 32)
 BATCH_SIZE, BATCH_READS, BATCH_DEPTHS, BATCH_REPEATS = 16_384, (1, 4, 16, 64, 256), (8, 32), 5
 BLOCK = 4096
 FILE_BYTES = 4 * 2**30  # a smaller file might lie in a cache behind the system's back
+ROUNDS, VERIFIED_ROUNDS = 8, 16  # about 6 s, and 30
 ROUND_NS = 60_000_000
 LARGEST_BATCH = 2**27  # bytes of one round: DirectReader has memory for a whole batch
 LARGEST_NOISE = 0.15
@@ -51,41 +59,72 @@ class Measured(NamedTuple):
     traces: tuple[tuple[int, ...], ...]
 
 
+class Clock(NamedTuple):
+    """Where times come from: the date of a calibration, and the nanoseconds of a read."""
+
+    now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now().astimezone()
+    nanoseconds: Callable[[], int] = time.perf_counter_ns
+
+
+SYSTEM_CLOCK = Clock()
+
+
 def calibrate(
-    folder: Path,
+    folder: str | os.PathLike[str] = ".",
     *,
-    now: datetime.datetime,
-    rounds: int,
+    verified: bool = False,
     file_bytes: int = FILE_BYTES,
     seed: int = 0,
-    traces: Sequence[Trace] = (),
-    clock: Callable[[], int] = time.perf_counter_ns,
-    advance: Progress = unseen,
+    largest_noise: float = LARGEST_NOISE,
+    clock: Clock = SYSTEM_CLOCK,
+    progress: Progress = unseen,
     announce: Callable[[str], None] = lambda what: None,
 ) -> Calibration:
-    """Measures the disk of this folder, with a file of random bytes that is removed whatever happens.
+    """Measure the disk of a folder with random reads past the page cache, and fit a device to it.
 
-    file_bytes: whole MiB; traces: timed among the rounds, to verify the device by (mixed_traces); announce:
-    told what is written, once it is known to be possible.
-    Raises CalibrationError with advice, ReadError.
+    A file of random bytes is written into the folder, and removed whatever happens; what a killed
+    calibration left there is removed first. One calibration at a time has a disk.
+
+    Args:
+        folder: on the disk.
+        verified: also time mixed reads, which the device is not fitted to: 30 s in place of 6.
+        file_bytes: of the file of random bytes, whole MiB.
+        seed: of offsets, order and bytes.
+        largest_noise: a disk whose measurements differ more, in the median, is refused.
+        clock: where times come from.
+        progress: called with what is being done.
+        announce: called with what is written, once it is known to be possible.
+
+    Returns:
+        The device, how far to trust it, and all that was measured.
+
+    Raises:
+        CalibrationError: the disk cannot be measured, with advice.
+        ReadError: a read failed.
     """
-    generator = np.random.default_rng(seed)
-    check_space(folder, file_bytes)
-    with scratch_file(folder, BLOCK, generator) as path:  # a small file tells whether a large one is worth it
-        system = file_system(folder)
-        _open(path, 1, clock, system).close()
-    announce(
-        f"writes {file_bytes / 2**30:g} GiB of random bytes into {folder.resolve()}/{PREFIX}*.part, "
-        "and removes them"
-    )
+    folder, generator = Path(folder), np.random.default_rng(seed)
+    traces = mixed_traces(np.random.default_rng(seed)) if verified else ()
+    rounds = VERIFIED_ROUNDS if verified else ROUNDS
     with ExitStack() as held:
-        path = held.enter_context(scratch_file(folder, file_bytes, generator, advance))
+        held.enter_context(disk_alone(folder))
+        remove_stale_scratch(folder)
+        check_space(folder, file_bytes)
+        with scratch_file(
+            folder, BLOCK, generator
+        ) as path:  # a small file tells whether a large one is worth it
+            system = file_system(folder)
+            _open(path, 1, clock, system).close()
+        announce(
+            f"writes {file_bytes / 2**30:g} GiB of random bytes into {folder.resolve()}/{PREFIX}*.part, "
+            "and removes them"
+        )
+        path = held.enter_context(scratch_file(folder, file_bytes, generator, progress))
         load = os.getloadavg()[0]
         depths = sorted({*DEPTHS, *BATCH_DEPTHS, *(TRACE_DEPTHS if traces else ())})
         readers = {depth: held.enter_context(_open(path, depth, clock, system)).read for depth in depths}
-        measured = measure(readers, file_bytes, rounds, generator, traces, advance)
+        measured = measure(readers, file_bytes, rounds, generator, traces, progress)
     conditions = Conditions(
-        date=now.isoformat(timespec="seconds"),
+        date=clock.now().isoformat(timespec="seconds"),
         kernel=f"{platform.system()} {platform.release()}",
         load_average=round(load, 2),
         python=platform.python_version(),
@@ -98,17 +137,32 @@ def calibrate(
         rounds=rounds,
         seed=seed,
     )
-    return conclude(measured, conditions, traces)
+    return conclude(measured, conditions, traces, largest_noise)
 
 
-def conclude(measured: Measured, conditions: Conditions, traces: Sequence[Trace] = ()) -> Calibration:
-    """The device that explains what was measured; CalibrationError if the disk was too unsteady to say."""
+def conclude(
+    measured: Measured,
+    conditions: Conditions,
+    traces: Sequence[Trace] = (),
+    largest_noise: float = LARGEST_NOISE,
+) -> Calibration:
+    """Fit the device that explains what was measured.
+
+    Args:
+        measured: everything that was timed.
+        conditions: under which it was.
+        traces: that were timed to verify the device by.
+        largest_noise: of the median, beyond which there is no telling.
+
+    Raises:
+        CalibrationError: the disk was too unsteady to tell.
+    """
     noise = split_half_noise([point.nanoseconds for point in measured.points])
-    if noise.median > LARGEST_NOISE:
+    if noise.median > largest_noise:
         raise CalibrationError(
             f"{conditions.folder}: the same reads took {noise.median:.0%} more or less from one half of the "
-            f"rounds to the other, more than {LARGEST_NOISE:.0%}; stop other work on this disk and "
-            "processor, then try again"
+            f"rounds to the other, more than {largest_noise:.0%}; stop other work on this disk and "
+            "processor, then try again, or take such a device with --accept-noise"
         )
     # What wakes the workers is 1 % of a round at most: explained first, then taken out.
     dispatch_ns = fit_dispatch(fit_device(measured.points), measured.batches)
@@ -130,11 +184,17 @@ def measure(
     rounds: int,
     generator: np.random.Generator,
     traces: Sequence[Trace] = (),
-    advance: Progress = unseen,
+    progress: Progress = unseen,
 ) -> Measured:
-    """Points of about 60 ms each, barrier batches and traces, each in every round, in a new order each time.
+    """Time points of about 60 ms, small batches and traces: all in every round, each time in a new order.
 
-    readers: for each depth, one that keeps so many reads outstanding.
+    Args:
+        readers: for each depth, one that keeps so many reads outstanding.
+        file_bytes: of the file that they read.
+        rounds: how often everything is timed.
+        generator: of offsets and order.
+        traces: to verify the device by.
+        progress: called with the rounds done.
     """
     grid = [
         Job((size,) * _reads_for(readers[depth], file_bytes, size, depth, generator), depth)
@@ -153,7 +213,7 @@ def measure(
             for _ in range(repeats):
                 extents = random_extents(sizes, file_bytes, generator)
                 times[index].append(readers[depth](extents).nanoseconds)
-        advance("measuring", done + 1, rounds)
+        progress("measuring", done + 1, rounds)
     series = [tuple(repeats) for repeats in times]
     points = tuple(
         Point(job.sizes[0], job.depth, len(job.sizes), repeats)
@@ -165,7 +225,13 @@ def measure(
 def random_extents(
     sizes: Sequence[int], file_bytes: int, generator: np.random.Generator
 ) -> tuple[Extent, ...]:
-    """A read of each size, at any block of the file where it fits."""
+    """A read of each size, at any block of the file where it fits.
+
+    Args:
+        sizes: of the reads, in bytes.
+        file_bytes: of the file.
+        generator: of the offsets.
+    """
     blocks = (file_bytes - np.array(sizes, np.int64)) // BLOCK + 1
     offsets = generator.integers(0, blocks) * BLOCK
     return tuple(map(Extent, offsets.tolist(), sizes))
@@ -179,11 +245,11 @@ def _reads_for(read: Reader, file_bytes: int, size: int, depth: int, generator: 
     return max(2 * depth, min(wanted, LARGEST_BATCH // size))
 
 
-def _open(path: Path, depth: int, clock: Callable[[], int], system: str) -> DirectReader:
+def _open(path: Path, depth: int, clock: Clock, system: str) -> DirectReader:
     """A reader past the page cache, or CalibrationError: a cache in memory would flatter by 9 to 45."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        reader = DirectReader(path, depth, BLOCK, clock=clock)
+        reader = DirectReader(path, depth, BLOCK, clock=clock.nanoseconds)
     if not reader.direct or system in IN_MEMORY:
         reader.close()
         raise CalibrationError(

@@ -1,5 +1,6 @@
 """What a calibration found: the device, how far to trust it, and all that was measured; as a JSON file."""
 
+import html
 import json
 import types
 import typing
@@ -54,9 +55,10 @@ class Verification(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """A measured device. batches: small ones, each waited for; they give dispatch_ns.
+    """A measured device, how far to trust it, and all that was measured.
 
-    error: on the points that it was fitted to; noise: of every second round's medians against the others'.
+    error: on the points that the device was fitted to; noise: of every second round's medians against the
+    others'. batches: small ones, each waited for, which give dispatch_ns.
     """
 
     device: Device
@@ -67,6 +69,19 @@ class Calibration(NamedTuple):
     batches: tuple[Point, ...]
     verification: Verification | None = None
 
+    def __str__(self) -> str:
+        """The device and its errors in a few lines; `calibration_to_json` has everything."""
+        errors = {"fitted points": self.error, "noise": self.noise}
+        if self.verification is not None:
+            errors["mixed reads"] = self.verification.error
+        lines = [f"{self.conditions.folder}, measured on {self.conditions.date}", str(self.device)]
+        for name, (median, p90, largest) in errors.items():
+            lines.append(f"{name}: median {median:.1%}, 90th percentile {p90:.1%}, largest {largest:.1%}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
 
 def calibration_to_json(calibration: Calibration) -> str:
     """A calibration as the text of a JSON file: one object, with the device in the form of DEV-12."""
@@ -74,7 +89,14 @@ def calibration_to_json(calibration: Calibration) -> str:
 
 
 def calibration_from_json(text: str | bytes) -> Calibration:
-    """The calibration that a JSON file describes. Raises DomainError with one sentence."""
+    """The calibration that a JSON file describes.
+
+    Args:
+        text: the file's content.
+
+    Raises:
+        DomainError: the text is no calibration.
+    """
     try:
         fields = json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -88,7 +110,14 @@ def calibration_from_json(text: str | bytes) -> Calibration:
 
 
 def device_of(text: str | bytes) -> Device:
-    """The device of a JSON file, which is a device (DEV-12) or a calibration. Raises DomainError."""
+    """The device of a JSON file, which is a device (DEV-12) or a calibration.
+
+    Args:
+        text: the file's content.
+
+    Raises:
+        DomainError: the text is neither.
+    """
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):

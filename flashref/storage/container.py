@@ -20,12 +20,10 @@ from flashref.storage.files import open_regular, read_exactly, read_into
 from flashref.types import Array, DomainError, FlashrefError, ImageError
 
 MAX_HEADER_BYTES = 100_000_000  # as in the safetensors format
-PARSED_BYTES, SPARE_BYTES = (
-    36,
-    2**24,
-)  # what a byte of header takes when parsed, at most; what any file may take
+PARSED_BYTES = 36  # the most memory that a byte of a header takes when it is parsed
+SPARE_BYTES = 2**24  # the memory that a parsed header may always take, however small its file is
 PIECE_BYTES = 4 << 20  # a tensor that is only passed through is held in pieces of this size
-CHECKED_BYTES = 256 << 10  # and looked through in such ones, which fit into a cache
+CHECKED_BYTES = 256 << 10  # and is looked through in pieces of this size, which fit into a cache
 
 # Every dtype of safetensors that fills whole bytes. BF16 and the F8 travel as bits: NumPy does not know them.
 NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -82,7 +80,14 @@ class Container(NamedTuple):
 
 
 def read_container(path: str | os.PathLike[str]) -> Container:
-    """The checked header of a safetensors file. Raises ImageError for a file that is none, or is damaged."""
+    """The checked header of a safetensors file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ImageError: the file cannot be read, is no safetensors file, or is damaged.
+    """
     path = Path(path)
     with _refusing(path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -103,14 +108,29 @@ def read_container(path: str | os.PathLike[str]) -> Container:
 
 
 def tensor_entry(container: Container, name: str) -> TensorEntry:
-    """The entry of a tensor, or ImageError if the file has none of that name."""
+    """The entry of a tensor.
+
+    Raises:
+        ImageError: the file has no tensor of this name.
+    """
     if name not in container.tensors:
         raise ImageError(f"{container.path}: has no tensor {name!r}; is it a checkpoint of this model?")
     return container.tensors[name]
 
 
 def tensor_array(container: Container, name: str) -> Array:
-    """A tensor read from the file: a C-contiguous array of its own, BF16 as uint16 bits; or ImageError."""
+    """A tensor, read from the file.
+
+    Args:
+        container: the file.
+        name: of the tensor.
+
+    Returns:
+        A C-contiguous array of its own; BF16 as uint16 bits.
+
+    Raises:
+        ImageError: the file has no such tensor, or cannot be read.
+    """
     entry = tensor_entry(container, name)
     array = np.empty(entry.shape, NUMPY_DTYPES[entry.dtype])
     with _refusing(container.path), open_regular(container.path) as file:
@@ -120,7 +140,11 @@ def tensor_array(container: Container, name: str) -> Array:
 
 
 def tensor_pieces(container: Container, name: str) -> Iterator[npt.NDArray[np.uint8]]:
-    """The bytes of a tensor in pieces of at most 4 MiB, each valid until the next. Raises ImageError."""
+    """The bytes of a tensor in pieces of at most 4 MiB, each valid until the next.
+
+    Raises:
+        ImageError: the file has no such tensor, or cannot be read.
+    """
     entry = tensor_entry(container, name)
     return byte_pieces(container, entry.offset, entry.length)
 
@@ -128,7 +152,16 @@ def tensor_pieces(container: Container, name: str) -> Iterator[npt.NDArray[np.ui
 def byte_pieces(
     container: Container, offset: int, length: int, unit: int = 1
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Bytes [offset, offset + length) of the file in such pieces of whole units. Raises ImageError."""
+    """A stretch of the file in pieces of at most 4 MiB, each valid until the next.
+
+    Args:
+        container: the file.
+        offset, length: of the stretch, in bytes.
+        unit: bytes that stay in one piece, even if they are more.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
     most = max(PIECE_BYTES // unit, 1) * unit
     buffer = np.empty(min(length, most), np.uint8)
     with _refusing(container.path), open_regular(container.path) as file:
@@ -140,7 +173,15 @@ def byte_pieces(
 
 
 def require_finite(container: Container, name: str, piece: Array) -> None:
-    """DomainError naming the tensor if the piece, C-contiguous values of it, holds a NaN or an infinity."""
+    """See that a piece of a tensor holds neither a NaN nor an infinity.
+
+    Args:
+        container, name: of the tensor.
+        piece: whole values of it, C-contiguous.
+
+    Raises:
+        DomainError: it holds one; the tensor is named.
+    """
     dtype = tensor_entry(container, name).dtype
     if dtype in _NOT_FINITE:
         bits, mask, pattern = _NOT_FINITE[dtype]
@@ -159,9 +200,15 @@ def require_finite(container: Container, name: str, piece: Array) -> None:
 def encode_header(
     entries: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str], block: int
 ) -> bytes:
-    """The header of a file whose tensors lie end to end in this order, its data starting on a block.
+    """The header of a file whose tensors lie end to end; equal arguments give equal bytes.
 
-    entries: name → (dtype, shape). Equal inputs give equal bytes. Raises ImageError if it grows too long.
+    Args:
+        entries: name → (dtype, shape), in the order of the file.
+        metadata: text by name.
+        block: bytes; the tensors begin on a multiple of it.
+
+    Raises:
+        ImageError: the header is longer than `read_container` accepts.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0

@@ -57,9 +57,12 @@ LARGEST_FIELD = 2**53  # 104 days, or 9 petabytes a second: above it other reade
 
 
 def check_device(device: Device) -> Device:
-    """The device itself, or DomainError for a field that is ill-typed, negative or impossible.
+    """The device itself, once it is seen to be one.
 
-    Decision 16: integers but for the knee. Requirement: DEV-1.
+    Raises:
+        DomainError: a field is ill-typed, negative or impossible.
+
+    Decision 16: every field is an integer but for the knee. Requirement: DEV-1.
     """
     for name, value in device._asdict().items():
         if name != "knee" and (type(value) is not int or value < 0):
@@ -104,9 +107,18 @@ def service_time(device: Device, size: int, outstanding: int) -> int:
 
 
 def read_time(device: Device, sizes: Sequence[int]) -> int:
-    """Nanoseconds that one batch of reads takes on the device: the closed form (paper §2.2, Fig. 2b).
+    """The time that one batch of reads takes on the device: the closed form (paper §2.2, Fig. 2b).
 
-    sizes: bytes of each read, as the plan has them; Python ints ≥ 1, else DomainError.
+    Args:
+        device: that is read.
+        sizes: bytes of each read, as the plan has them; Python ints ≥ 1.
+
+    Returns:
+        Nanoseconds; 0 for an empty batch.
+
+    Raises:
+        DomainError: the device or a size is not in its domain.
+
     Requirements: DEV-2 to DEV-9.
     """
     counts = _checked_counts(device, sizes)
@@ -119,10 +131,17 @@ def read_time(device: Device, sizes: Sequence[int]) -> int:
 
 
 def completion_times(device: Device, sizes: Sequence[int]) -> tuple[int, ...]:
-    """When each read of a batch is done, in the order of `sizes`: nanoseconds since the batch was given.
+    """When each read of a batch is done.
 
-    A first-in-first-out server fed by min(queue_depth, N) workers; each takes the next read when its own
-    is done. sizes and errors as in read_time. Requirements: DEV-9 to DEV-11.
+    A first-in-first-out server is fed by min(queue_depth, N) workers; each takes the next read when its own
+    is done.
+
+    Args, Raises: as for `read_time`.
+
+    Returns:
+        Nanoseconds since the batch was given, in the order of `sizes`.
+
+    Requirements: DEV-9 to DEV-11.
     """
     if not _checked_counts(device, sizes):
         return ()
@@ -140,9 +159,12 @@ def completion_times(device: Device, sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def device_to_json(device: Device) -> str:
-    """A device as the text of a JSON file: one object, a field a line, knee "inf" for infinity.
+    """A device as the text of a JSON file: one object, with a field in each line; an infinite knee is "inf".
 
-    Raises DomainError as check_device does. Requirement: DEV-12.
+    Raises:
+        DomainError: as for `check_device`.
+
+    Requirement: DEV-12.
     """
     fields = check_device(device)._asdict()
     if device.knee == math.inf:
@@ -153,7 +175,13 @@ def device_to_json(device: Device) -> str:
 def device_from_json(text: str | bytes) -> Device:
     """The device that a JSON file describes; every field must be there, and no other.
 
-    text: the file's content. Raises DomainError with one sentence. Requirements: DEV-12, DEV-13.
+    Args:
+        text: the file's content.
+
+    Raises:
+        DomainError: the text describes no device.
+
+    Requirements: DEV-12, DEV-13.
     """
     try:
         fields = json.loads(text, object_pairs_hook=_once_each)

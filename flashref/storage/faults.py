@@ -40,9 +40,16 @@ class Fault(NamedTuple):
 def random_faults(
     seed: int | np.random.Generator, number: int, share: float, kinds: Sequence[str] = FAULT_KINDS
 ) -> dict[int, Fault]:
-    """A schedule for this number of batches or calls: each meets a fault with probability `share`.
+    """A schedule of faults; equal seeds give equal schedules.
 
-    kinds: which, equally often. Equal seeds give equal schedules.
+    Args:
+        seed: of the schedule.
+        number: of batches or calls that it is for.
+        share: the probability with which each of them meets a fault.
+        kinds: of faults, which come equally often.
+
+    Returns:
+        The number of a batch or call → its fault.
     """
     rng = np.random.default_rng(seed)
     schedule = {}
@@ -53,9 +60,14 @@ def random_faults(
 
 
 def faulty_reader(read: Reader, faults: Mapping[int, Fault]) -> Reader:
-    """`read`, but batch number i (empty ones are not counted) meets faults[i].
+    """A reader whose batches meet faults: "error" raises ReadError, "slow" adds to the batch's time.
 
-    "error" raises ReadError, "slow" adds to the batch's time. DomainError for what no batch can meet.
+    Args:
+        read: the reader that works.
+        faults: number of a batch, from 0, → its fault; empty batches are not counted.
+
+    Raises:
+        DomainError: a fault is of a kind that no batch can meet.
     """
     _require_kinds(faults, FAULT_KINDS)
     number = -1
@@ -85,10 +97,18 @@ def faulty_preadv(
     wait: Callable[[int], object] = lambda nanoseconds: time.sleep(nanoseconds / 1e9),
     preadv: Preadv = os.preadv,
 ) -> Preadv:
-    """`preadv`, for a DirectReader, but call number i meets faults[i]; calls are counted as they come in.
+    """A `preadv` for a DirectReader whose calls meet faults: "error" is EIO, "slow" waits first.
 
-    "error" is EIO, "slow" calls wait(ns) first; what a short call did not deliver is overwritten. Which read
-    a call belongs to is certain with a queue depth of 1 only. DomainError for an unknown kind.
+    What a short call did not deliver is overwritten. Which read a call belongs to is certain only with a
+    queue depth of 1.
+
+    Args:
+        faults: number of a call, from 0 and in the order of coming in, → its fault.
+        wait: waits for so many nanoseconds.
+        preadv: the one that works.
+
+    Raises:
+        DomainError: a fault is of an unknown kind.
     """
     _require_kinds(faults, (*FAULT_KINDS, *CALL_KINDS))
     numbers, lock = count(), threading.Lock()

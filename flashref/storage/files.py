@@ -18,28 +18,52 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from flashref.types import ImageError
+from flashref.types import DomainError, ImageError
 
 # What file systems without hard links answer to link().
 NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+TOKEN = "[0-9a-f]{16}"  # what tells temporary files of one name apart
 
 
 def open_regular(path: Path) -> io.FileIO:
-    """The file, open for reading. Raises OSError, or ValueError if there is something else of this name."""
+    """The file, open for reading.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: there is something else of this name.
+    """
     if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a pipe would wait for a writer
         raise ValueError("is not a regular file")
     return open(path, "rb", buffering=0)
 
 
 def read_exactly(file: io.FileIO, length: int, what: str) -> bytearray:
-    """The next bytes, or ValueError naming what they belong to if the file ends before."""
+    """The next bytes of a file.
+
+    Args:
+        file: open for reading.
+        length: bytes.
+        what: the bytes belong to, for the message.
+
+    Raises:
+        ValueError: the file ends before.
+    """
     data = bytearray(length)
     read_into(file, np.frombuffer(data, np.uint8), what)
     return data
 
 
 def read_into(file: io.FileIO, buffer: npt.NDArray[np.uint8], what: str) -> None:
-    """Fill the buffer with the next bytes, or ValueError naming what they belong to."""
+    """Fill a buffer with the next bytes of a file.
+
+    Args:
+        file: open for reading.
+        buffer: (length,) uint8.
+        what: the bytes belong to, for the message.
+
+    Raises:
+        ValueError: the file ends before.
+    """
     done = 0
     while done < buffer.size:
         got = file.readinto(buffer[done:].data)
@@ -49,7 +73,16 @@ def read_into(file: io.FileIO, buffer: npt.NDArray[np.uint8], what: str) -> None
 
 
 def write_all(descriptor: int, piece: npt.NDArray[np.uint8], offset: int) -> None:
-    """Write all of a piece at this offset. Raises OSError."""
+    """Write all of a piece at an offset.
+
+    Args:
+        descriptor: of a file that is open for writing.
+        piece: (length,) uint8.
+        offset: in the file, in bytes.
+
+    Raises:
+        OSError: the disk is full, or fails.
+    """
     done = 0
     while done < piece.size:
         done += os.pwrite(descriptor, piece[done:].data, offset + done)
@@ -57,13 +90,37 @@ def write_all(descriptor: int, piece: npt.NDArray[np.uint8], offset: int) -> Non
         os.posix_fadvise(descriptor, offset, done, os.POSIX_FADV_DONTNEED)
 
 
+def require_new_file(path: Path) -> None:
+    """Say at the start what would keep `create_file` from writing a file at the end.
+
+    Raises:
+        DomainError: there is a file of this name, or its folder cannot be written.
+    """
+    if os.path.lexists(path):
+        raise DomainError(f"{path}: exists, and files are never overwritten; choose another name")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise DomainError(f"{path}: {path.parent} is no folder that can be written; choose another")
+
+
+def save_file(path: Path, content: bytes) -> None:
+    """Write a new file that appears whole or not at all; errors as for `create_file`."""
+    with create_file(path, len(content)) as descriptor:
+        write_all(descriptor, np.frombuffer(content, np.uint8), 0)
+
+
 @contextlib.contextmanager
 def create_file(path: Path, size: int) -> Iterator[int]:
-    """A descriptor of a new file of `size` bytes that appears under its name whole or not at all.
+    """A descriptor of a new file that appears under its name whole or not at all.
 
-    Written under a temporary name, synced, then linked: an existing file is never replaced, and whatever
-    is raised meanwhile leaves nothing behind. What a killed process left goes first. Raises ImageError, for
-    a full disk with the bytes needed.
+    It is written under a temporary name, synced, then linked: an existing file is never replaced, and
+    whatever is raised meanwhile leaves nothing behind. What a killed process left is removed first.
+
+    Args:
+        path: of the new file.
+        size: bytes that it will have.
+
+    Raises:
+        ImageError: the file exists or cannot be written; for a full disk, how many bytes are needed.
     """
     folder = path.parent
     part = folder / f".{path.name}.{secrets.token_hex(8)}.part"
@@ -73,7 +130,7 @@ def create_file(path: Path, size: int) -> Iterator[int]:
     try:
         if shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, "")
-        with _locked_part(part) as lock:
+        with locked_part(part) as lock:
             descriptor = os.dup(lock)
             try:
                 yield descriptor
@@ -94,14 +151,22 @@ def create_file(path: Path, size: int) -> Iterator[int]:
 
 
 def remove_stale_parts(path: Path) -> None:
-    """Remove what killed processes left of a file of this name, with a warning each.
+    """Remove what killed processes left of a file of this name; see `remove_stale`."""
+    remove_stale(path.parent, rf"\.{re.escape(path.name)}\.{TOKEN}\.part")
 
-    What a living one writes is locked, and stays; where a file system has no locks, everything stays.
+
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Remove the temporary files of processes that were killed, with a warning for each.
+
+    A file of a process that still lives is locked, and stays; where a file system has no locks, all stay.
+
+    Args:
+        folder: that is looked through.
+        pattern: a regular expression that the whole name of such a file matches.
     """
-    stale = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.part")
     with contextlib.suppress(OSError):
-        for name in filter(stale.fullmatch, os.listdir(path.parent)):
-            part = path.parent / name
+        for name in filter(re.compile(pattern).fullmatch, os.listdir(folder)):
+            part = folder / name
             # Not there any more, or somebody else's: then it is not ours to remove.
             with contextlib.suppress(OSError), _opened(part, os.O_RDWR | os.O_NOFOLLOW) as descriptor:
                 if _lock(descriptor, wait=False) and _is_named(part, descriptor):
@@ -110,8 +175,8 @@ def remove_stale_parts(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked_part(part: Path) -> Iterator[int]:
-    """A descriptor of the new file; while it is open nobody takes the file for stale."""
+def locked_part(part: Path) -> Iterator[int]:
+    """A descriptor of a new file; while it is open, `remove_stale` leaves the file alone."""
     while True:
         with _opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
             # Between these two calls somebody else may have locked and removed it: then once more.
@@ -120,14 +185,42 @@ def _locked_part(part: Path) -> Iterator[int]:
                 return
 
 
-def _lock(descriptor: int, wait: bool) -> bool:
-    """Lock an open file, for as long as it is open; False if another has it or there are no locks."""
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder while this lasts; gives False if somebody else has locked it.
+
+    Where a file system has no locks, or the folder cannot be opened, everybody gets it. A folder that has
+    been removed by the one who had it is made again.
+    """
+    while True:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            folder.mkdir(exist_ok=True)
+            continue
+        except OSError:
+            yield True
+            return
+        try:
+            ours = _lock(descriptor, wait=False) is not False
+            if ours and not _is_named(folder, descriptor):
+                continue
+            yield ours
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool) -> bool | None:
+    """Lock an open file, for as long as it is open; False if another has it, None if there are no locks."""
     try:
         import fcntl  # not on every system
 
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
+    except BlockingIOError:
         return False
+    except (ImportError, OSError):
+        return None
     return True
 
 

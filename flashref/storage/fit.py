@@ -46,8 +46,14 @@ def fit_device(points: Sequence[Point], dispatch_ns: int = 0) -> Device:
     """The device whose times are nearest to the points' medians, with the points' largest depth.
 
     A least-squares fit of logarithms with a soft_l1 loss, so that an outlier does not rule and a small
-    read counts as much as a large one. dispatch_ns is given, as fit_dispatch finds it.
-    Raises DomainError for fewer than five points, one size only, or one depth only.
+    read counts as much as a large one.
+
+    Args:
+        points: at least five, of several sizes and several depths.
+        dispatch_ns: of the device, as `fit_dispatch` finds it.
+
+    Raises:
+        DomainError: the points are too few or too much alike.
     """
     from scipy.optimize import least_squares
 
@@ -87,9 +93,16 @@ def fit_device(points: Sequence[Point], dispatch_ns: int = 0) -> Device:
 
 
 def fit_dispatch(device: Device, batches: Sequence[Point]) -> int:
-    """dispatch_ns, from small batches that were each waited for: what the device does not explain.
+    """The dispatch_ns that explains what a device does not: T = T_device + dispatch_ns · q'.
 
-    T = T_device + dispatch_ns · q', fitted as in fit_device; 0 where nothing is left to explain.
+    It is fitted as in `fit_device`.
+
+    Args:
+        device: whose own dispatch_ns is left out.
+        batches: small ones, each of which was waited for.
+
+    Returns:
+        Nanoseconds; 0 where nothing is left to explain.
     """
     from scipy.optimize import least_squares
 
@@ -147,7 +160,8 @@ def point_errors(device: Device, points: Sequence[Point]) -> Errors:
 def split_half_noise(series: Sequence[Sequence[int]]) -> Errors:
     """How far the median of every second repeat is from the median of the others: no model does better.
 
-    series: the nanoseconds of each point or trace, round after round; at least two each.
+    Args:
+        series: the nanoseconds of each point or trace, round after round; at least two of each.
     """
     halves = [(statistics.median(repeats[::2]), statistics.median(repeats[1::2])) for repeats in series]
     return relative_errors([first for first, _ in halves], [second for _, second in halves])

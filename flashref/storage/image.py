@@ -47,15 +47,16 @@ from flashref.storage.packing import (
 from flashref.storage.progress import Progress, unseen
 from flashref.types import Array, ImageError
 
-# Written and not yet on the disk, at most: progress would else run ahead of a slow disk, which is waited for.
+# At most so many bytes are written and not yet on the disk; else progress would run ahead of a slow disk.
 UNSYNCED_BYTES = 256 << 20
 
 
 class Image(NamedTuple):
     """An opened image: all of it was checked but the bundles, which are checked as they are used.
 
-    resident: names of the checkpoint's other tensors; layouts, checksums: layer → one for its bundles, or
-    one a field if not bundled; a checksum array is (n,) uint32, by neuron: CRC-32 of the padded bundle.
+    resident: names of the checkpoint's other tensors. layouts, checksums: for each layer one for its bundles,
+    or one for each field if it is not bundled; checksums are (n,) uint32, by neuron, CRC-32 of the padded
+    bundle.
     """
 
     container: Container
@@ -145,10 +146,18 @@ def pack_image(
 
 
 def open_image(path: str | os.PathLike[str]) -> Image:
-    """An image whose header and resident tensors were read and checked; or ImageError, in one sentence.
+    """Open an image: its header and resident tensors are read and checked.
 
     The bundles are left to whoever reads them: compare bundle_crc32 of a padded bundle with `checksums`
-    before using it, or all of them with require_bundles. Requirements: IMG-14, IMG-15.
+    before using it, or all of them with require_bundles.
+
+    Args:
+        path: of the image.
+
+    Raises:
+        ImageError: the file is damaged, or no image of a known version.
+
+    Requirements: IMG-14, IMG-15.
     """
     container = read_container(path)
     _require_version(container)
@@ -164,9 +173,19 @@ def open_image(path: str | os.PathLike[str]) -> Image:
 
 
 def image_tensor(image: Image, name: str) -> Array:
-    """A resident tensor of an image, C-contiguous in the stored dtype; it was checked at opening.
+    """A resident tensor of an image; it was checked when the image was opened.
 
-    Raises ImageError for a name that is not resident: the FFN's weights are bundles. Requirement: IMG-16.
+    Args:
+        image: that was opened.
+        name: as in the checkpoint.
+
+    Returns:
+        The tensor, C-contiguous in the stored dtype.
+
+    Raises:
+        ImageError: there is no resident tensor of this name; the FFN's weights are bundles.
+
+    Requirement: IMG-16.
     """
     if name not in image.resident:
         raise ImageError(
@@ -176,7 +195,17 @@ def image_tensor(image: Image, name: str) -> Array:
 
 
 def require_checkpoint(image: Image, expected: str) -> None:
-    """ImageError unless the image was packed from the checkpoint of this fingerprint. Requirement: IMG-13."""
+    """See that an image was packed from a checkpoint.
+
+    Args:
+        image: that was opened.
+        expected: the checkpoint's fingerprint.
+
+    Raises:
+        ImageError: the image has another fingerprint.
+
+    Requirement: IMG-13.
+    """
     if image.fingerprint != expected:
         raise ImageError(
             f"{image.container.path}: is the image of another model or of other weights; "
@@ -185,9 +214,16 @@ def require_checkpoint(image: Image, expected: str) -> None:
 
 
 def require_bundles(image: Image, progress: Progress = unseen) -> None:
-    """ImageError naming the first bundle that does not match its checksum; reads them all, piece by piece.
+    """Compare every bundle of an image with its checksum; all are read, piece by piece.
 
-    progress is called with what is done, bytes done and in total. Requirement: IMG-19.
+    Args:
+        image: that was opened.
+        progress: called with what is being done, bytes done and bytes in total.
+
+    Raises:
+        ImageError: a bundle does not match; the first one is named.
+
+    Requirement: IMG-19.
     """
     total = sum(layout.n * layout.stride for layouts in image.layouts.values() for layout in layouts)
     done = 0

@@ -78,7 +78,11 @@ def plan_image(
 ) -> Plan:
     """What pack_image will write, from headers alone: all that can be refused before a weight is read.
 
-    Parameters and errors are pack_image's, but for values that are not finite and for what a disk refuses.
+    Args: as for `pack_image`.
+
+    Raises:
+        ImageError: a file lacks a tensor, or has one with a name that images use themselves.
+        ShapeError, LayoutError: the weights of a layer do not belong together.
     """
     groups = image_groups(tensors, layers, block, orders or {}, bundled)
     parts = image_parts(tensors, groups, block)
@@ -176,10 +180,19 @@ def part_pieces(
     sums: Sums,
     beside: Executor,
 ) -> Iterator[Bytes]:
-    """The bytes of one tensor of the image, each piece valid until the next; checksums go to `sums`.
+    """The bytes of one tensor of the image, but for `crc32`, which is known when all others have passed.
 
     What has been read is summed by `beside`, while it is packed and written here: zlib does without the GIL.
-    None of `crc32`: the checksums of all the others are known when all the others have passed.
+
+    Args:
+        name: of the tensor.
+        parts, groups: of the plan.
+        tensors: the checkpoint's, by name the file that holds it.
+        sums: gets the checksums.
+        beside: another thread.
+
+    Returns:
+        Pieces, each valid until the next.
     """
     if name in groups:
         yield from _bundle_pieces(name, groups[name], tensors, sums, beside)

@@ -38,10 +38,19 @@ class Batch(NamedTuple):
 
 
 def memory_reader(image: Bytes | bytes, device: Device) -> Reader:
-    """A reader of an image in memory, or mapped into it, that takes the time of a device (decision 18).
+    """A reader of an image in memory, or mapped into it, whose times are those of a device.
 
-    image: (size,) uint8, else ShapeError. Every read overwrites the buffers of the one before, so that a
-    caller who keeps a view is found out. Requirements: RDR-1 to RDR-6.
+    Every read overwrites the buffers of the one before, so that a caller who keeps a view is found out.
+
+    Args:
+        image: bytes, or (size,) uint8.
+        device: whose block is kept to, and whose time is taken.
+
+    Raises:
+        ShapeError: the image is no row of uint8.
+        DomainError: the device is not in its domain.
+
+    Decision 18: reads are whole blocks, as the plan has them. Requirements: RDR-1 to RDR-6.
     """
     check_device(device)
     stored = np.frombuffer(image, np.uint8) if isinstance(image, bytes) else image
@@ -65,9 +74,13 @@ def memory_reader(image: Bytes | bytes, device: Device) -> Reader:
 
 
 def recording_reader(reader: Reader, log: list[Batch]) -> Reader:
-    """The same reader, which also appends the extents and the time of every batch to `log`.
+    """The same reader, which also logs every batch.
 
-    Errors: the reader's own; a batch that failed is not logged. Requirement: RDR-13.
+    Args:
+        reader: that is asked.
+        log: gets the extents and the time of every batch that did not fail.
+
+    Requirement: RDR-13.
     """
 
     def read(extents: tuple[Extent, ...]) -> Read:
@@ -79,11 +92,22 @@ def recording_reader(reader: Reader, log: list[Batch]) -> Reader:
 
 
 class DirectReader:
-    """A reader of a file past the page cache, with queue_depth threads (paper §2.2, §4); pass `.read` on.
+    """A reader of a file past the page cache, with a thread for each outstanding read; pass `.read` on.
 
-    path: an image; block: bytes, a power of two of at least 512; clock: nanoseconds; preadv: as in `os`,
-    None for that. `direct` is False where only buffered reads are possible. One caller at a time.
-    Raises DomainError, ReadError. Requirements: RDR-1 to RDR-3, RDR-7 to RDR-12.
+    `direct` is False where only buffered reads are possible. It serves one caller at a time.
+
+    Args:
+        path: of an image.
+        queue_depth: reads that are outstanding at a time.
+        block: bytes, a power of two of at least 512.
+        clock: nanoseconds.
+        preadv: reads, as `os.preadv` does; None for that.
+
+    Raises:
+        DomainError: queue_depth or block is not in its domain.
+        ReadError: the file cannot be opened or read.
+
+    Paper §2.2, §4. Requirements: RDR-1 to RDR-3, RDR-7 to RDR-12.
     """
 
     def __init__(
@@ -134,15 +158,24 @@ class DirectReader:
         self.close()
 
     def close(self) -> None:
-        """Ends the workers, closes the file; buffers that were given stay readable. Requirement: RDR-11."""
+        """End the workers and close the file; buffers that were given stay readable. Requirement: RDR-11."""
         held, self._held = self._held, None
         if held:
             held.close()
 
     def read(self, extents: tuple[Extent, ...]) -> Read:
-        """One batch, at most queue_depth reads at a time; nanoseconds as measured by the clock.
+        """Read one batch, at most queue_depth reads at a time.
 
-        Raises LayoutError before anything is read; ReadError, after which the reader is as good as new.
+        Args:
+            extents: whole blocks of the file.
+
+        Returns:
+            A buffer for each extent, valid until the next read, and the nanoseconds that the clock measured.
+
+        Raises:
+            LayoutError: an extent is not aligned, or not in the file; nothing has been read.
+            ReadError: a read failed; the reader can be used again.
+
         Requirements: RDR-1 to RDR-3, RDR-7 to RDR-11.
         """
         if self._held is None:
@@ -192,7 +225,7 @@ class DirectReader:
         return Read(_read_only(targets), elapsed)
 
     def _fill(self, target: memoryview, offset: int, done: int) -> None:
-        """Reads on until the target is full: a system call may stop short, or be interrupted, at any byte."""
+        """Read on until the target is full: a system call may stop short, or be interrupted, at any byte."""
         while done < len(target):
             position = offset + done
             # O_DIRECT cannot go on inside a block; the buffered descriptor can.

@@ -26,10 +26,13 @@ class Trace(NamedTuple):
 
 
 def mixed_traces(generator: np.random.Generator) -> tuple[Trace, ...]:
-    """Twenty: four mixtures at five depths.
+    """Twenty traces: four mixtures at five depths.
 
-    neuron: bundles of 16 KiB in short runs, as bundle_extents joins them; small: 4 to 32 KiB; log-uniform:
-    4 KiB to 1 MiB; bimodal: 8 KiB, and one in ten of 1 MiB.
+    The mixtures are "neuron", bundles of 16 KiB in short runs, as `bundle_extents` joins them; "small", 4 to
+    32 KiB; "log-uniform", 4 KiB to 1 MiB; "bimodal", 8 KiB, and one in ten of 1 MiB.
+
+    Args:
+        generator: of the sizes.
     """
     traces = []
     for depth, small, large in zip(TRACE_DEPTHS, SMALL_READS, LARGE_READS, strict=True):
@@ -44,7 +47,13 @@ def mixed_traces(generator: np.random.Generator) -> tuple[Trace, ...]:
 
 
 def verify(device: Device, traces: Sequence[Trace], nanoseconds: Sequence[Sequence[int]]) -> Verification:
-    """The device's times beside the median of each trace's repeats."""
+    """The device's times beside the median of each trace's repeats.
+
+    Args:
+        device: to verify.
+        traces: that were timed.
+        nanoseconds: of each trace, every repeat.
+    """
     measured = tuple(
         MeasuredTrace(
             kind,

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flashref.training.layers import AT_ONCE, Floats
-from flashref.training.sets import low_rank_logits, truly_active, widened
+from flashref.training.masks import logits, truly_active, widened
 from flashref.types import FFN, DomainError, Predictor
 
-Flags = npt.NDArray[np.bool_]
+Masks = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
 LIMIT = 8.0  # thresholds lie between −8 and 8: probabilities of 0.03 % and 99.97 %
@@ -21,7 +21,7 @@ PRICES = np.geomspace(1e-3, 1e5, 400)  # of a false negative, in false positives
 
 
 class Curve(NamedTuple):
-    """A layer's errors at every threshold of a grid, all (thresholds,); how many pairs are active."""
+    """A layer's errors at every threshold of a grid, (thresholds,) each, and how many pairs are active."""
 
     thresholds: Floats
     false_negatives: Counts
@@ -29,8 +29,13 @@ class Curve(NamedTuple):
     active: int
 
 
-def error_curve(logits: Floats, active: Flags) -> Curve:
-    """Count errors at 1,601 thresholds between −8 and 8; logits, active: (tokens, n)."""
+def error_curve(logits: Floats, active: Masks) -> Curve:
+    """Count the errors at 1,601 thresholds between −8 and 8.
+
+    Args:
+        logits: (tokens, n).
+        active: (tokens, n) mask of the truly active neurons.
+    """
     place = (logits + LIMIT) * ((len(EDGES) - 1) / (2 * LIMIT))
     bins = np.clip(np.ceil(place), 0, len(EDGES)).astype(np.int64)  # bin j: edge j-1 < logit ≤ edge j
     at = [np.bincount(bins[which], minlength=len(EDGES) + 1) for which in (active, ~active)]
@@ -40,7 +45,13 @@ def error_curve(logits: Floats, active: Flags) -> Curve:
 
 
 def curve_on(ffn: FFN, predictor: Predictor, inputs: Floats) -> Curve:
-    """The errors of a stored predictor on what a layer's up projection received, (tokens, d)."""
+    """The errors of a stored predictor.
+
+    Args:
+        ffn: the layer, float32 on the device.
+        predictor: of this layer, as it is stored.
+        inputs: (tokens, d), what the layer's up projection received.
+    """
     wide = widened(predictor)
     size = max(AT_ONCE // len(ffn.up), 1)
     curves = [
@@ -53,10 +64,20 @@ def curve_on(ffn: FFN, predictor: Predictor, inputs: Floats) -> Curve:
 
 
 def choose_thresholds(curves: Sequence[Curve], rate: float) -> list[float]:
-    """A threshold per layer: fewest false positives in all, and at most this share of the active missed.
+    """The thresholds with the fewest false positives that miss at most a share of the active neurons.
 
-    At the best choice one false negative costs the same number of false positives in every layer;
-    the lowest such price that keeps to the limit is taken.  Raises DomainError if none does.
+    At the best choice one false negative costs the same number of false positives in every layer; the lowest
+    such price that keeps to the limit is taken.
+
+    Args:
+        curves: of each layer.
+        rate: the share of the active neurons of all layers that may be missed.
+
+    Returns:
+        A threshold for each layer.
+
+    Raises:
+        DomainError: no price keeps to the limit.
     """
     allowed = _allowed(curves, rate)
     for price in PRICES:
@@ -75,11 +96,22 @@ def tried_ranks(total: int, layers: int, largest: int) -> tuple[int, ...]:
 def choose_ranks(
     ranks: Sequence[int], curves: Sequence[Sequence[Curve]], total: int, rate: float
 ) -> list[int]:
-    """A rank per layer, together at most total, for the fewest false positives.
+    """The ranks with the fewest false positives.
 
-    curves[layer][i] belongs to ranks[i] (ascending); between two of them errors are taken to fall
-    in a line.  At the lowest price of a false negative that keeps to the limit, one rank after the
-    other goes to the layer that saves most by it.  Raises DomainError if no price keeps to it.
+    Between two ranks that were tried, errors are taken to fall in a line. At the lowest price of a false
+    negative that keeps to the limit, one rank after the other goes to the layer that saves most by it.
+
+    Args:
+        ranks: that were tried, ascending.
+        curves: of each layer, one for each of these ranks.
+        total: the most that the chosen ranks may add up to.
+        rate: the share of the active neurons of all layers that may be missed.
+
+    Returns:
+        A rank for each layer.
+
+    Raises:
+        DomainError: no price keeps to the limit.
     """
     allowed = _allowed([row[0] for row in curves], rate)
     grid = np.arange(ranks[0], ranks[-1] + 1)
@@ -101,7 +133,7 @@ def choose_ranks(
 
 @jax.jit
 def _logits_and_active(ffn: FFN, predictor: Predictor, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return low_rank_logits(predictor, x), truly_active(ffn, x)
+    return logits(predictor, x), truly_active(ffn, x)
 
 
 def _allowed(curves: Sequence[Curve], rate: float) -> int:

@@ -1,157 +1,158 @@
-"""Fitting one predictor: class-balanced loss, a start from the layer itself, and an early stop."""
+"""The predictors of all layers: ranks shared out, a predictor fitted for each layer, thresholds chosen.
 
-from collections.abc import Callable
-from functools import partial
+Each layer is fitted by itself, from the tensors that the dense model gives it, and is kept when it is done.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from flashref.training.layers import Floats
-from flashref.training.sets import low_rank_logits, truly_active
-from flashref.types import FFN, Predictor
-
-
-class LowRank(NamedTuple):
-    """A predictor while it is fitted, float32: a (r, d), b (n, r), bias (n,); no threshold yet."""
-
-    a: jax.Array
-    b: jax.Array
-    bias: jax.Array
-
-
-class Fit(NamedTuple):
-    """How long and how fast to fit: Adam whose rate falls to 0 by a cosine, over at most `steps` batches.
-
-    every: steps between two measurements of the loss on held-out text; patience: measurements without a
-    new best before it ends.
-    """
-
-    steps: int = 3000
-    batch: int = 2048
-    rate: float = 3e-3
-    seed: int = 0
-    every: int = 100
-    patience: int = 10
+from flashref.models.checkpoint import Checkpoint
+from flashref.models.origin import Origin
+from flashref.models.predictors import Predictors
+from flashref.storage.progress import Progress
+from flashref.training.choosing import (
+    EDGES,
+    Curve,
+    choose_ranks,
+    choose_thresholds,
+    curve_on,
+    tried_ranks,
+)
+from flashref.training.judging import Judgement
+from flashref.training.layers import Recorded, record
+from flashref.training.low_rank import fit_low_rank, stored
+from flashref.training.partial_dir import load_part, save_part
+from flashref.training.plan import Fit, Plan, complete_plan, total_rank
+from flashref.training.texts import Parts
+from flashref.types import Array, Predictor
 
 
-class Fitted(NamedTuple):
-    """The best that a fit came to. steps: that were made; loss: on held-out text, of this one."""
+class FittedLayer(NamedTuple):
+    """A layer's predictor without a threshold, its errors on the part to choose on, and the steps it took."""
 
-    low: LowRank
+    predictor: Predictor
+    curve: Curve
     steps: int
-    loss: float
 
 
-def fit_low_rank(
-    ffn: FFN,
-    inputs: Floats,
-    held_out: Floats,
-    rank: int,
-    fit: Fit,
-    advance: Callable[[int], None] = lambda step: None,
-) -> Fitted:
-    """Fit a predictor of one layer; of all that were measured, the one of least loss on held-out text.
+class Outcome(NamedTuple):
+    """The predictors that were fitted, and the steps that each took; None and 0 for a dense layer."""
 
-    inputs, held_out: (tokens, d); labels are the truly active neurons in float32. Deterministic from
-    fit.seed on one machine. advance is called with the steps made.
+    predictors: tuple[Predictor | None, ...]
+    steps: tuple[int, ...]
+
+
+def fit_predictors(
+    checkpoint: Checkpoint, parts: Parts, plan: Plan, partial_dir: Path, progress: Progress
+) -> Outcome:
+    """A predictor for each layer: fitted on one part of a text, ranks and thresholds chosen on the next.
+
+    Args:
+        checkpoint: of the model.
+        parts: of the text; the third is not looked at.
+        plan: what to fit.
+        partial_dir: what it holds is not done again, and what is done is kept there.
+        progress: called with what is being done.
+
+    Raises:
+        DomainError: the model or the text cannot keep to the plan.
+        ImageError: the folder cannot be read or written.
     """
-    random = np.random.default_rng(fit.seed)
-    sample = inputs[random.integers(0, len(inputs), 8 * fit.batch)]
-    share = jnp.clip(_share(ffn, jnp.asarray(sample)), 1e-6, 1 - 1e-6)
-    pieces = np.split(held_out, range(fit.batch, len(held_out), fit.batch))
-
-    def measured(low: LowRank) -> float:
-        each = [float(_loss(low, ffn, share, jnp.asarray(piece))) for piece in pieces]
-        return float(np.average(each, weights=[len(piece) for piece in pieces]))
-
-    low = initial_low_rank(ffn, sample, rank)
-    memory = _optimiser(fit).init(low)
-    best, best_loss, best_step, step = low, measured(low), 0, 0
-    while step < fit.steps and step - best_step < fit.every * fit.patience:
-        x = inputs[random.integers(0, len(inputs), fit.batch)]
-        low, memory = _step(fit, low, memory, ffn, share, jnp.asarray(x))
-        step += 1
-        if step % fit.every == 0 or step == fit.steps:
-            loss = measured(low)
-            if loss < best_loss:
-                best, best_loss, best_step = low, loss, step
-            advance(step)
-    return Fitted(best, step, best_loss)
-
-
-def class_balanced_loss(logits: jax.Array, active: jax.Array, share: jax.Array) -> jax.Array:
-    """Binary cross-entropy in which the active and the inactive weigh the same (decision 6).
-
-    logits, active: (tokens, n); share: () of (token, neuron) pairs active in the whole text, so
-    that a batch's own share does not move the weights.
-    """
-    weight = jnp.where(active, 1 / (2 * share), 1 / (2 * (1 - share)))
-    return (weight * jax.nn.softplus(jnp.where(active, -logits, logits))).mean()
-
-
-def initial_low_rank(ffn: FFN, inputs: Floats, rank: int) -> LowRank:
-    """The rank-r map nearest in mean square to the pre-activations, each taken at variance 1.
-
-    inputs: (tokens, d). It is the truncated SVD of the projection that decides, seen through the covariance
-    of its inputs; the fit starts from here instead of from noise. What the map leaves out is noise to it,
-    and a logit is steep where that noise is small: 1.7 / its standard deviation makes a logistic function
-    of a normal one.
-    """
-    weight, given = (ffn.up, ffn.up_bias) if ffn.gate is None else (ffn.gate, ffn.gate_bias)
-    weight = np.asarray(weight, np.float64)
-    above = (np.zeros(len(weight)) if given is None else np.asarray(given, np.float64)) - ffn.tau
-    x = inputs.astype(np.float64)
-    centre = x.mean(0)
-    covariance = np.cov(x, rowvar=False).reshape(2 * weight.shape[1:])
-    covariance += 1e-6 * max(np.trace(covariance) / len(centre), 1e-6) * np.eye(len(centre))
-    root = np.linalg.cholesky(covariance)
-    scale = 1 / np.maximum(np.linalg.norm(weight @ root, axis=1), 1e-6)
-    left, values, right = np.linalg.svd(scale[:, None] * (weight @ root), full_matrices=False)
-    a = np.linalg.solve(root.T, right[:rank].T).T
-    b = left[:, :rank] * values[:rank]
-    bias = scale * (weight @ centre + above) - b @ (a @ centre)
-    steep = 1.7 / np.sqrt(np.maximum(1 - (b**2).sum(1), 0.02))
-    parts = (a, steep[:, None] * b, steep * bias)
-    return LowRank(*(jnp.asarray(part, jnp.float32) for part in parts))
-
-
-def stored(low: LowRank, threshold: float = 0.0) -> Predictor:
-    """The predictor as a file has it: F16 maps and bias, a threshold that float32 holds.
-
-    Powers of two pass between the maps, which changes no logit, so that F16 holds both.
-    """
-    a, b, bias = (np.asarray(part) for part in low)
-    sizes = [np.maximum(np.abs(part).max(axis), 1e-30) for part, axis in ((a, 1), (b, 0))]
-    shift = np.exp2(np.round(np.log2(sizes[0] / sizes[1]) / 2))
-    largest = np.finfo(np.float16).max
-    a, b, bias = (
-        np.ascontiguousarray(np.clip(part, -largest, largest), np.float16)
-        for part in (a / shift[:, None], b * shift, bias)
+    ranks = complete_plan(checkpoint, plan).ranks or _search_ranks(
+        checkpoint, parts, plan, partial_dir, progress
     )
-    return Predictor(a, b, bias, float(np.float32(threshold)))
+    names = [f"layer-{number}" for number, rank in enumerate(ranks) if rank]
+    for layer in _unfinished(checkpoint, parts, partial_dir, names, progress):
+        before = names.index(f"layer-{layer.number}") * plan.fit.steps
+
+        def fitting(step: int, before: int = before) -> None:
+            progress("fitting", before + step, len(names) * plan.fit.steps)
+
+        fitted = _fit(layer, ranks[layer.number], plan.fit, fitting)
+        a, b, bias, _ = fitted.predictor
+        arrays = {"a": a, "b": b, "bias": np.asarray(bias), "steps": np.array([fitted.steps])}
+        save_part(partial_dir, f"layer-{layer.number}", arrays | _arrays([fitted.curve]))
+        fitting(plan.fit.steps)
+    layers = {name: _fitted_layer(load_part(partial_dir, name) or {}) for name in names}
+    if plan.threshold is None:
+        thresholds = choose_thresholds([layer.curve for layer in layers.values()], plan.false_negatives)
+    else:
+        thresholds = [plan.threshold] * len(names)
+    predictors = {
+        name: layer.predictor._replace(threshold=threshold)
+        for (name, layer), threshold in zip(layers.items(), thresholds, strict=True)
+    }
+    every = [f"layer-{number}" for number in range(len(ranks))]
+    return Outcome(
+        tuple(predictors.get(name) for name in every),
+        tuple(layers[name].steps if name in layers else 0 for name in every),
+    )
 
 
-def _optimiser(fit: Fit) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(fit.rate, fit.steps), b2=0.99)
+def with_statistics(outcome: Outcome, judgement: Judgement, neurons: int, origin: Origin) -> Predictors:
+    """What is saved: the predictors, their windows on the text that they were judged on, and their origin."""
+    found = [verdict.residency for verdict in judgement.verdicts]
+    windows = next(len(one.kept) for one in found if one is not None)
+    dense = np.full(windows, neurons)
+    mean = [dense if one is None else one.kept / one.tokens for one in found]
+    largest = [dense if one is None else one.largest for one in found]
+    return Predictors(outcome.predictors, np.array(mean, np.float32), np.array(largest, np.int32), origin)
 
 
-@jax.jit
-def _share(ffn: FFN, x: jax.Array) -> jax.Array:
-    return truly_active(ffn, x).mean()
+def _search_ranks(
+    checkpoint: Checkpoint, parts: Parts, plan: Plan, partial_dir: Path, progress: Progress
+) -> tuple[int, ...]:
+    """Short fits of a few ranks in every layer, and the ranks that their errors speak for."""
+    config = checkpoint.config
+    total = total_rank(checkpoint, plan)
+    tried = tried_ranks(total, config.layers, min(config.width, config.neurons))
+    names = [f"search-{number}" for number in range(config.layers)]
+    for layer in _unfinished(checkpoint, parts, partial_dir, names, progress):
+        curves = []
+        for rank in tried:
+            curves.append(_fit(layer, rank, plan.search).curve)
+            done = layer.number * len(tried) + len(curves)
+            progress("trying ranks", done, config.layers * len(tried))
+        save_part(partial_dir, f"search-{layer.number}", _arrays(curves))
+    found = [_curves(load_part(partial_dir, name) or {}) for name in names]
+    return tuple(choose_ranks(tried, found, total, plan.false_negatives))
 
 
-@jax.jit
-def _loss(low: LowRank, ffn: FFN, share: jax.Array, x: jax.Array) -> jax.Array:
-    return class_balanced_loss(low_rank_logits(low, x), truly_active(ffn, x), share)
+def _unfinished(
+    checkpoint: Checkpoint, parts: Parts, partial_dir: Path, names: Sequence[str], progress: Progress
+) -> Iterator[Recorded]:
+    """The layers whose part, named with their number, is not kept; the hidden states of others only pass."""
+    missing = {int(name.rpartition("-")[2]) for name in names if load_part(partial_dir, name) is None}
+    if missing:
+        for layer in record(checkpoint, [parts.fit, parts.choose], progress):
+            if layer.number in missing:
+                yield layer
+            if layer.number == max(missing):
+                return
 
 
-@partial(jax.jit, static_argnums=0)
-def _step(
-    fit: Fit, low: LowRank, memory: optax.OptState, ffn: FFN, share: jax.Array, x: jax.Array
-) -> tuple[LowRank, optax.OptState]:
-    slopes = jax.grad(_loss)(low, ffn, share, x)
-    changes, memory = _optimiser(fit).update(slopes, memory, low)
-    return optax.apply_updates(low, changes), memory
+def _fit(
+    layer: Recorded, rank: int, fit: Fit, advance: Callable[[int], None] = lambda step: None
+) -> FittedLayer:
+    inputs, choose = layer.inputs
+    fitted = fit_low_rank(layer.ffn, inputs, choose, rank, fit, advance)
+    predictor = stored(fitted.low)
+    return FittedLayer(predictor, curve_on(layer.ffn, predictor, choose), fitted.steps)
+
+
+def _arrays(curves: Sequence[Curve]) -> dict[str, Array]:
+    """Curves as they are kept: a row for each."""
+    return {name: np.stack([getattr(curve, name) for curve in curves]) for name in Curve._fields[1:]}
+
+
+def _curves(arrays: dict[str, Array]) -> list[Curve]:
+    rows = zip(*(arrays[name] for name in Curve._fields[1:]), strict=True)
+    return [Curve(EDGES, missed, extra, int(active)) for missed, extra, active in rows]
+
+
+def _fitted_layer(arrays: dict[str, Array]) -> FittedLayer:
+    predictor = Predictor(arrays["a"], arrays["b"], arrays["bias"], 0.0)
+    return FittedLayer(predictor, _curves(arrays)[0], int(arrays["steps"][0]))

@@ -1,8 +1,9 @@
 """Judging predictors on text that nothing was fitted or chosen on: errors, windows, and four perplexities."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ import numpy.typing as npt
 
 from flashref.models.checkpoint import Checkpoint
 from flashref.models.predictors import Errors, count_errors, pool_errors
-from flashref.models.whole_text import every_neuron, losses
+from flashref.models.whole_text import losses
+from flashref.storage.progress import Progress, unseen
 from flashref.training.layers import (
     Floats,
+    Passed,
+    Way,
     batches,
     embed_chunks,
     load_ends,
@@ -21,18 +25,19 @@ from flashref.training.layers import (
     pass_layer,
     record,
 )
-from flashref.training.sets import Windowed, predicted, resident, truly_active, widened
+from flashref.training.masks import Windowed, predicted, resident, truly_active, widened
 from flashref.training.texts import Tokens
 from flashref.types import FFN, Predictor
 
-Flags = npt.NDArray[np.bool_]
+Masks = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
 
 class Residency(NamedTuple):
-    """Rows kept with a window of k = 1, 2, … tokens (index k − 1) and no limit (decision 1).
+    """What windows of k = 1, 2, … tokens (index k − 1) keep, the token itself included (decision 1).
 
-    tokens: that were seen; kept: the sum of |C_t| over them; largest: |C_t|; new: sum of |P_t \\ C_(t−1)|.
+    tokens: how many were seen; kept: the sum of |C_t|; largest: the largest |C_t|; new: the sum of
+    |P_t \\ C_(t−1)|.
     """
 
     tokens: int
@@ -49,7 +54,7 @@ class Verdict(NamedTuple):
 
 
 class Perplexities(NamedTuple):
-    """Per token: of the dense model, of the truly active neurons, the predicted, and the resident."""
+    """Per token: of the dense model, and of one that sums the truly active, predicted or resident neurons."""
 
     dense: float
     exact: float
@@ -58,9 +63,10 @@ class Perplexities(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What predictors are worth on a text of so many tokens; a verdict a layer."""
+    """What predictors are worth on a text of so many tokens; a verdict for each layer."""
 
     tokens: int
+    window: int
     verdicts: tuple[Verdict, ...]
     perplexities: Perplexities
 
@@ -73,43 +79,47 @@ class Swept(NamedTuple):
     resident_share: float
 
 
-def judge(
+def judge_predictors(
     checkpoint: Checkpoint,
     predictors: Sequence[Predictor | None],
     chunks: Tokens,
-    k: int,
+    window: int,
     windows: int,
-    advance: Callable[[int], None] = lambda layer: None,
+    progress: Progress = unseen,
 ) -> Judgement:
-    """Errors and windows where the dense model goes, and perplexity where each of the four goes by itself.
+    """Errors and windows along the dense model, and the perplexity of four models, each along its own way.
 
-    chunks: (texts, tokens) ids, each from empty windows; k: of the resident one; windows: 1, 2, … that
-    are counted. advance is called with the layers done.
+    Args:
+        checkpoint: of the model.
+        predictors: of each layer; None for a dense one.
+        chunks: (texts, tokens) ids; the window is empty before each text.
+        window: tokens of the window of the model that sums the resident neurons.
+        windows: residency is counted for windows of 1, 2, … up to so many tokens.
+        progress: called for every layer, with the texts that have passed it in four models.
     """
     config, model = checkpoint.config, load_ends(checkpoint)
-    streams: list[Any] = [embed_chunks(model, chunks)] * len(Perplexities._fields)
+    streams = [embed_chunks(model, chunks)] * len(Perplexities._fields)
+    total = config.layers * len(streams) * len(chunks)
     verdicts = []
     for index, predictor in enumerate(predictors):
         layer = load_layer(checkpoint, index)
         wide = None if predictor is None else widened(predictor)
-        ways: list[tuple[Any, Any]] = [(every_neuron, None), (truly_active, layer.ffn)]
-        if wide is None:
-            ways += [(every_neuron, None)] * 2
-        else:
-            ways += [(predicted, wide), (resident, Windowed(wide, jnp.int32(k)))]
-        passed = []
+        ways = [Way(), Way(truly_active, layer.ffn), Way(), Way()]
+        if wide is not None:
+            ways[2:] = [Way(predicted, wide), Way(resident, Windowed(wide, jnp.int32(window)))]
+        passed: list[Passed] = []
         for hidden, way in zip(streams, ways, strict=True):
-            passed.append(pass_layer(config, layer, hidden, *way))
+            before = (index * len(ways) + len(passed)) * len(chunks)
+            passed.append(pass_layer(config, layer, hidden, way, partial(_advance, progress, before, total)))
             if len(passed) == 1:
                 verdicts.append(_verdict(layer.ffn, wide, passed[0].inputs, windows))
         streams = [each.hidden for each in passed]
-        advance(index + 1)
     values = [_perplexity(np.asarray(losses(model, hidden, chunks))) for hidden in streams]
-    return Judgement(chunks.size, tuple(verdicts), Perplexities(*values))
+    return Judgement(chunks.size, window, tuple(verdicts), Perplexities(*values))
 
 
 def total_errors(predictors: Sequence[Predictor | None], verdicts: Sequence[Verdict]) -> Errors:
-    """Of all layers that have a predictor."""
+    """The errors of all layers that have a predictor, together."""
     pairs = zip(predictors, verdicts, strict=True)
     return pool_errors([Errors(0, 0, 0, 0), *(verdict.errors for one, verdict in pairs if one is not None)])
 
@@ -118,17 +128,24 @@ def sweep(
     checkpoint: Checkpoint,
     predictors: Sequence[Predictor | None],
     chunks: Tokens,
-    k: int,
+    window: int,
     thresholds: Sequence[float],
+    progress: Progress = unseen,
 ) -> list[Swept]:
-    """What one threshold for all layers would give, each in turn; layers without a predictor do not count."""
+    """What one threshold for all layers would give; layers without a predictor do not count.
+
+    Args:
+        checkpoint, predictors, chunks, window: as for `judge_predictors`.
+        thresholds: logits, each tried in turn.
+        progress: called for every layer, with the texts that have passed it.
+    """
     found: list[list[Verdict]] = [[] for _ in thresholds]
-    for layer, predictor in zip(record(checkpoint, [chunks]), predictors, strict=True):
+    for layer, predictor in zip(record(checkpoint, [chunks], progress), predictors, strict=True):
         if predictor is not None:
             inputs = layer.inputs[0].reshape(*chunks.shape, -1)
             for threshold, row in zip(thresholds, found, strict=True):
                 wide = widened(predictor._replace(threshold=threshold))
-                row.append(_verdict(layer.ffn, wide, inputs, k))
+                row.append(_verdict(layer.ffn, wide, inputs, window))
     neurons = checkpoint.config.neurons
     return [
         Swept(
@@ -144,18 +161,23 @@ def sweep(
     ]
 
 
-def residency(sets: Flags, windows: int) -> Residency:
-    """Windows of 1, 2, … tokens over texts, empty at first. sets: (texts, tokens, n) bool, each a P_t."""
-    union = np.zeros_like(sets)
+def residency(masks: Masks, windows: int) -> Residency:
+    """What windows of 1, 2, … tokens keep, each empty before a text.
+
+    Args:
+        masks: (texts, tokens, n), each row a P_t.
+        windows: the longest window, in tokens.
+    """
+    union = np.zeros_like(masks)
     kept, largest, new = [], [], []
     for k in range(1, windows + 1):
-        union[:, k - 1 :] |= sets[:, : max(sets.shape[1] - k + 1, 0)]
+        union[:, k - 1 :] |= masks[:, : max(masks.shape[1] - k + 1, 0)]
         counts = np.count_nonzero(union, axis=2)
         kept.append(counts.sum())
         largest.append(counts.max())
-        known = np.count_nonzero(sets[:, 1:] & union[:, :-1])
-        new.append(np.count_nonzero(sets) - known)
-    tokens = sets.shape[0] * sets.shape[1]
+        known = np.count_nonzero(masks[:, 1:] & union[:, :-1])
+        new.append(np.count_nonzero(masks) - known)
+    tokens = masks.shape[0] * masks.shape[1]
     return Residency(tokens, *(np.array(each, np.int64) for each in (kept, largest, new)))
 
 
@@ -163,10 +185,10 @@ def _verdict(ffn: FFN, wide: Predictor | None, inputs: Floats, windows: int) -> 
     """Of one layer; inputs: (texts, tokens, d). Without a predictor every neuron is as good as predicted."""
     errors, parts = [], []
     for texts in batches(inputs, len(ffn.up)):
-        active, sets = map(np.asarray, _flags(ffn, wide, jnp.asarray(inputs[texts])))
-        errors.append(count_errors(sets, active))
+        active, chosen = map(np.asarray, _active_and_predicted(ffn, wide, jnp.asarray(inputs[texts])))
+        errors.append(count_errors(chosen, active))
         if wide is not None:
-            parts.append(residency(sets, windows))
+            parts.append(residency(chosen, windows))
     if not parts:
         return Verdict(pool_errors(errors), None)
     tokens, kept, largest, new = zip(*parts, strict=True)
@@ -175,8 +197,8 @@ def _verdict(ffn: FFN, wide: Predictor | None, inputs: Floats, windows: int) -> 
 
 
 @jax.jit
-def _flags(ffn: FFN, wide: Predictor | None, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A_t and P_t of every token."""
+def _active_and_predicted(ffn: FFN, wide: Predictor | None, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The masks A_t and P_t of every token."""
     active = truly_active(ffn, inputs)
     return active, jnp.ones_like(active) if wide is None else predicted(wide, inputs)
 
@@ -184,3 +206,7 @@ def _flags(ffn: FFN, wide: Predictor | None, inputs: jax.Array) -> tuple[jax.Arr
 def _perplexity(nats: Floats) -> float:
     mean = float(np.mean(nats, dtype=np.float64))
     return math.exp(mean) if mean < 709 else math.inf
+
+
+def _advance(progress: Progress, before: int, total: int, texts: int) -> None:
+    progress("judging", before + texts, total)

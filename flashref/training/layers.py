@@ -1,6 +1,6 @@
 """A model layer by layer over a text: what its up projections receive, and which neurons fire."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from flashref.models.families import FAMILIES
 from flashref.models.family import Config, fill
 from flashref.models.model import Model, load_model
 from flashref.models.whole_text import Choose, embed_texts, every_neuron, pass_block
+from flashref.storage.progress import Progress, unseen
 from flashref.training.texts import Tokens
 from flashref.types import FFN, DomainError, widen
 
@@ -27,6 +28,16 @@ class Layer(NamedTuple):
 
     block: Any
     ffn: FFN
+
+
+class Way(NamedTuple):
+    """Which neurons an FFN sums: arguments of `pass_block`."""
+
+    choose: Choose = every_neuron
+    chosen_by: Any = None
+
+
+DENSE = Way()
 
 
 class Passed(NamedTuple):
@@ -45,7 +56,11 @@ class Recorded(NamedTuple):
 
 
 def require_sparse(checkpoint: Checkpoint) -> None:
-    """DomainError for an activation that leaves no neuron at rest (decision 7): nothing can be predicted."""
+    """Refuse an activation that leaves no neuron at rest (decision 7), for then nothing can be predicted.
+
+    Raises:
+        DomainError: the model's activation is such a one.
+    """
     name = checkpoint.config.activation
     if name not in SPARSE_ACTIVATIONS:
         raise DomainError(
@@ -74,13 +89,25 @@ def embed_chunks(model: Model, chunks: Tokens) -> Floats:
 
 
 def pass_layer(
-    config: Config, layer: Layer, hidden: Floats, choose: Choose = every_neuron, chosen_by: Any = None
+    config: Config,
+    layer: Layer,
+    hidden: Floats,
+    way: Way = DENSE,
+    passed: Callable[[int], None] = lambda texts: None,
 ) -> Passed:
-    """Every text through one layer, some at a time. choose, chosen_by: as in `pass_block`."""
+    """Every text through one layer, some texts at a time.
+
+    Args:
+        config: of the model.
+        layer: on the device.
+        hidden: (texts, tokens, d), what the layer receives.
+        way: which neurons its FFN sums.
+        passed: called with the number of texts that have passed so far.
+    """
     after, inputs = np.empty_like(hidden), np.empty_like(hidden)
     for texts in batches(hidden, config.neurons):
-        passed = pass_block(config, layer.block, layer.ffn, jnp.asarray(hidden[texts]), choose, chosen_by)
-        after[texts], inputs[texts] = passed
+        after[texts], inputs[texts] = pass_block(config, *layer, jnp.asarray(hidden[texts]), *way)
+        passed(min(texts.stop, len(hidden)))
     return Passed(after, inputs)
 
 
@@ -92,15 +119,30 @@ def batches(hidden: Floats, neurons: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, count, size)]
 
 
-def record(checkpoint: Checkpoint, texts: Sequence[Tokens]) -> Iterator[Recorded]:
+def record(
+    checkpoint: Checkpoint, texts: Sequence[Tokens], progress: Progress = unseen
+) -> Iterator[Recorded]:
     """Each layer in turn with the very tensors that its up projection receives (decision 5).
 
-    texts: (chunks, length) each. In memory are one layer and three times tokens · d float32 values.
+    In memory are one layer and three times tokens · d float32 values.
+
+    Args:
+        checkpoint: of the model.
+        texts: (chunks, length) token ids each.
+        progress: called for every layer, with the chunks that have passed it.
     """
+    config = checkpoint.config
     hidden = embed_chunks(load_ends(checkpoint), np.concatenate(texts))
     ends = np.cumsum([len(text) for text in texts])[:-1]
-    for index in range(checkpoint.config.layers):
+    for index in range(config.layers):
         layer = load_layer(checkpoint, index)
-        hidden, inputs = pass_layer(checkpoint.config, layer, hidden)
+        what = f"recording layer {index + 1} of {config.layers}"
+        hidden, inputs = pass_layer(
+            config, layer, hidden, passed=partial(_advance, progress, what, len(hidden))
+        )
         width = inputs.shape[-1]
         yield Recorded(index, layer.ffn, tuple(part.reshape(-1, width) for part in np.split(inputs, ends)))
+
+
+def _advance(progress: Progress, what: str, total: int, done: int) -> None:
+    progress(what, done, total)

@@ -1,18 +1,29 @@
 """One text in three parts that share nothing: to fit on, to choose on, to judge on."""
 
 from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flashref.models.checkpoint import Checkpoint
 from flashref.models.origin import Origin
+from flashref.models.tokens import open_tokenizer, read_text
 from flashref.types import DomainError
 
 Tokens = npt.NDArray[np.int32]
 Range = tuple[int, int]  # of token ids, [first, end)
 
 LONGEST = 512  # tokens of a chunk, where the context is longer
+
+
+class Text(NamedTuple):
+    """A text as the model has it, and the SHA-256 of its UTF-8."""
+
+    ids: Tokens
+    sha256: str
 
 
 class Parts(NamedTuple):
@@ -31,10 +42,38 @@ class Ranges(NamedTuple):
     judge: tuple[Range, ...]
 
 
+def open_text(path: Path, checkpoint: Checkpoint) -> Text:
+    """A text in the model's tokens.
+
+    Args:
+        path: of a file in UTF-8.
+        checkpoint: of the model, whose tokenizer is used.
+
+    Raises:
+        DomainError: the file is no such text, or has a token that the model does not have.
+    """
+    vocabulary = checkpoint.config.vocabulary
+    text = read_text(path)
+    ids = np.array(open_tokenizer(checkpoint.directory, vocabulary).encode(text), np.int32)
+    if len(ids) and int(ids.max()) >= vocabulary:
+        raise DomainError(f"{path}: has token {ids.max()}, outside the model's vocabulary of {vocabulary}")
+    return Text(ids, sha256(text.encode()).hexdigest())
+
+
+def chunk_length(checkpoint: Checkpoint) -> int:
+    """Tokens of a chunk: the model's context, and at most 512."""
+    return min(checkpoint.config.context, LONGEST)
+
+
 def split_ranges(tokens: int, length: int) -> Ranges:
     """Whole chunks: the last tenth of a text to judge on, the one before to choose on, the rest to fit on.
 
-    Raises DomainError for a text of fewer than three chunks, or chunks that foresee nothing.
+    Args:
+        tokens: of the text.
+        length: tokens of a chunk.
+
+    Raises:
+        DomainError: the text has fewer than three chunks, or a chunk has nothing to foresee.
     """
     if length < 2:
         raise DomainError(f"a context of {length} token foresees none; take a model with a longer one")
@@ -57,10 +96,15 @@ def cut_chunks(ids: Tokens, ranges: Sequence[Range], length: int) -> Tokens:
 
 
 def cut_parts(ids: Tokens, ranges: Ranges, length: int) -> Parts:
-    """The three parts in chunks; what a chunk to choose or to judge on repeats of an earlier part is dropped.
+    """The three parts in chunks, without the chunks that occur, at any place, in a part before their own.
 
-    A chunk is dropped if it occurs, at any place, in a part before its own. Raises DomainError if nothing
-    is left of a part.
+    Args:
+        ids: of the text.
+        ranges: the three parts of the text.
+        length: tokens of a chunk.
+
+    Raises:
+        DomainError: nothing is left of a part.
     """
     fit, choose, judge = (cut_chunks(ids, part, length) for part in ranges)
     pieces = [[ids[first:end] for first, end in part] for part in ranges[:2]]
@@ -76,10 +120,20 @@ def cut_parts(ids: Tokens, ranges: Ranges, length: int) -> Parts:
 
 
 def unseen_chunks(ids: Tokens, sha256: str, origin: Origin | None, length: int) -> tuple[Tokens, str]:
-    """The chunks of a text that predictors may be judged on, and what they are, with {} for the text.
+    """The chunks of a text that predictors may be judged on.
 
-    sha256: of the text. Of a text that they were made of, it is the part kept for this; of any other, all.
-    Raises DomainError for a text that was fitted or chosen on, or has not a whole chunk.
+    Of a text that the predictors were made of, it is the part that was kept for this; of any other, all.
+
+    Args:
+        ids, sha256: of the text.
+        origin: what the predictors were made of, or None if their file does not say.
+        length: tokens of a chunk.
+
+    Returns:
+        The chunks, and a phrase that says what they are, with {} in place of the text's name.
+
+    Raises:
+        DomainError: the text was fitted or chosen on, or does not hold a whole chunk.
     """
     if origin is not None and sha256 == origin.judge.sha256:
         if origin.fit.sha256 == origin.choose.sha256 == sha256:
@@ -103,7 +157,7 @@ def some_chunks(chunks: Tokens, most: int, seed: int) -> Tokens:
 
 
 def _some(chunks: Tokens) -> Tokens:
-    """DomainError if there is none."""
+    """The chunks; DomainError if there is none."""
     if not len(chunks):
         raise DomainError(f"the text is too short: judging takes a chunk of {chunks.shape[1]} tokens")
     return chunks
@@ -113,9 +167,9 @@ def _without(chunks: Tokens, pieces: Sequence[Tokens]) -> Tokens:
     """The chunks that occur nowhere in these pieces."""
     length = chunks.shape[1]
     known = [_hashes(piece, length) for piece in pieces if len(piece) >= length]
-    own = [_hashes(chunk, length) for chunk in chunks]
+    found = [_hashes(chunk, length) for chunk in chunks]
     nothing = np.empty(0, np.uint64)
-    return chunks[~np.isin(np.concatenate([nothing, *own]), np.concatenate([nothing, *known]))]
+    return chunks[~np.isin(np.concatenate([nothing, *found]), np.concatenate([nothing, *known]))]
 
 
 def _hashes(ids: Tokens, length: int) -> npt.NDArray[np.uint64]:

@@ -19,10 +19,22 @@ accuracy: chapter 90; decisions 17 and 24.
 """
 
 from flashref.xla.activations import ACTIVATIONS
-from flashref.xla.ffn import dense_ffn, predict_active, sparse_ffn, take_neurons
+from flashref.xla.ffn import (
+    dense_ffn,
+    neuron_values,
+    pre_activations,
+    predict_active,
+    predictor_logits,
+    sparse_ffn,
+    sum_neurons,
+    take_neurons,
+)
 from flashref.xla.padded import Padded, ascending_ids, pad_ids, take_rows, valid_ids, widen
+from flashref.xla.pytrees import register_ffn
 from flashref.xla.slots import Moves, Slots, apply_moves, empty_slots, fill_holes, swap_with_last
 from flashref.xla.window import Delta, Window, empty_window, resident_neurons, window_update
+
+register_ffn()
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,10 +49,14 @@ __all__ = [
     "empty_slots",
     "empty_window",
     "fill_holes",
+    "neuron_values",
     "pad_ids",
+    "pre_activations",
     "predict_active",
+    "predictor_logits",
     "resident_neurons",
     "sparse_ffn",
+    "sum_neurons",
     "swap_with_last",
     "take_neurons",
     "take_rows",

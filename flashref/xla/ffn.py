@@ -1,4 +1,4 @@
-"""The network and its predictor."""
+"""The network and its predictor, for one token; `jax.vmap` makes them functions of many."""
 
 from typing import Any
 
@@ -10,32 +10,77 @@ from flashref.types import FFN, Array, DomainError, Predictor, ShapeError
 from flashref.xla.activations import ACTIVATIONS
 from flashref.xla.padded import Padded, Weights, ascending_ids, take_rows, valid_ids, widen
 
-# An activation changes the program, not its data; every other field is a leaf.
-jax.tree_util.register_pytree_node(
-    FFN, lambda ffn: (ffn[1:], ffn.activation), lambda name, rest: FFN(name, *rest)
-)
-
 
 def dense_ffn(x: jax.Array, ffn: FFN) -> jax.Array:
-    """The FFN over all its neurons: (d,) float32 → (d,) float32 (paper §3.1, Fig. 3b).
+    """The FFN over all its neurons (paper §3.1, Fig. 3b).
 
-    Raises ShapeError, DomainError; a τ that is negative or not finite gives NaN.
+    Args:
+        x: (d,) float32.
+        ffn: the network.
+
+    Returns:
+        (d,) float32; NaN if tau is negative or not finite.
+
+    Raises:
+        ShapeError, DomainError: what shapes, dtypes and the activation's name show while tracing.
+    """
+    return sum_neurons(neuron_values(x, ffn), ffn)
+
+
+def pre_activations(x: jax.Array, ffn: FFN) -> jax.Array:
+    """What the activation is applied to: the gate's pre-activations if there is a gate, else up's.
+
+    Args, Raises: as for `dense_ffn`.
+
+    Returns:
+        (n,) float32.
     """
     _check(x, ffn)
+    if ffn.gate is not None:
+        return _affine(x, widen(ffn.gate).T, ffn.gate_bias)
+    return _affine(x, widen(ffn.up).T, ffn.up_bias)
+
+
+def neuron_values(x: jax.Array, ffn: FFN) -> jax.Array:
+    """The value of every neuron, by which its row of `down` is multiplied.
+
+    Args, Raises: as for `dense_ffn`.
+
+    Returns:
+        (n,) float32: the activation, times up's pre-activation if there is a gate.
+    """
+    h = ACTIVATIONS[ffn.activation](pre_activations(x, ffn), jnp.asarray(ffn.tau, jnp.float32))
+    return h if ffn.gate is None else h * _affine(x, widen(ffn.up).T, ffn.up_bias)
+
+
+def sum_neurons(values: jax.Array, ffn: FFN) -> jax.Array:
+    """The rows of `down`, each times its neuron's value, and the down bias.
+
+    Args:
+        values: (n,) float32, as `neuron_values` gives them; 0 leaves a neuron out.
+        ffn: the network.
+
+    Returns:
+        (d,) float32; NaN if tau is negative or not finite.
+    """
     tau = jnp.asarray(ffn.tau, jnp.float32)
-    up = _affine(ffn.up, x, ffn.up_bias)
-    if ffn.gate is None:
-        h = ACTIVATIONS[ffn.activation](up, tau)
-    else:
-        h = ACTIVATIONS[ffn.activation](_affine(ffn.gate, x, ffn.gate_bias), tau) * up
-    y = _affine(widen(ffn.down).T, h, ffn.down_bias)
+    y = _affine(values, widen(ffn.down), ffn.down_bias)
     return jnp.where((tau >= 0) & jnp.isfinite(tau), y, jnp.nan)
 
 
 def sparse_ffn(x: jax.Array, ffn: FFN, active: Padded) -> tuple[jax.Array, jax.Array]:
-    """The FFN over these neurons and no others, (d,) float32, and valid; NaN if the ids are not valid.
+    """The FFN over these neurons and no others (paper §3.1); the down bias is added whatever the set.
 
-    Raises ShapeError, DomainError; paper §3.1. The down bias is added whatever the set.
+    Args:
+        x: (d,) float32.
+        ffn: the whole network.
+        active: the ids.
+
+    Returns:
+        (d,) float32, NaN if the ids are not valid; and whether they are.
+
+    Raises:
+        ShapeError, DomainError: as for `dense_ffn`.
     """
     _check(x, ffn)  # before the ids hide what does not fit
     taken, valid = take_neurons(ffn, active)
@@ -59,11 +104,33 @@ def take_neurons(ffn: FFN, ids: Padded) -> tuple[FFN, jax.Array]:
 
 
 def predict_active(x: jax.Array, predictor: Predictor, m: int | None = None) -> Padded:
-    """The ids whose logit exceeds the threshold, ascending, in m places, n if None (paper §3.1, Fig. 3b).
+    """The ids whose logit exceeds the threshold, ascending (paper §3.1, Fig. 3b).
 
-    x: (d,) float32. With more ids than places the set is not valid. Raises ShapeError.
+    Args:
+        x: (d,) float32.
+        predictor: of the layer.
+        m: places for ids; n if None. With more ids than places the set is not valid.
+
+    Raises:
+        ShapeError: as for `predictor_logits`.
     """
-    a, b, bias, threshold = predictor
+    return ascending_ids(predictor_logits(x, predictor) > jnp.asarray(predictor.threshold, jnp.float32), m)
+
+
+def predictor_logits(x: jax.Array, predictor: Predictor) -> jax.Array:
+    """The logit of every neuron: two linear maps, and nothing between them.
+
+    Args:
+        x: (d,) float32.
+        predictor: of the layer.
+
+    Returns:
+        (n,) float32.
+
+    Raises:
+        ShapeError: an array has the wrong shape or dtype.
+    """
+    a, b, bias, _ = predictor
     if a.ndim != 2 or b.ndim != 2 or b.shape[1] != a.shape[0] or x.shape != a.shape[1:]:
         raise ShapeError(
             f"a predictor needs a (r, d), b (n, r) and x (d,), not {a.shape}, {b.shape}, {x.shape}"
@@ -72,12 +139,12 @@ def predict_active(x: jax.Array, predictor: Predictor, m: int | None = None) -> 
         raise ShapeError(
             f"a predictor needs float32 x and a bias ({len(b)},) or none, not {x.dtype} and {bias}"
         )
-    logits = _affine(b, _affine(a, x, None), bias)
-    return ascending_ids(logits > jnp.asarray(threshold, jnp.float32), m)
+    return _affine(_affine(x, widen(a).T, None), widen(b).T, bias)
 
 
-def _affine(matrix: Weights, x: jax.Array, bias: Weights | None) -> jax.Array:
-    product = jnp.matmul(widen(matrix), x, precision=jax.lax.Precision.HIGHEST)
+def _affine(x: jax.Array, matrix: jax.Array, bias: Weights | None) -> jax.Array:
+    # The vector first: under vmap this is one product of matrices, without a transposition.
+    product = jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
     return product if bias is None else product + widen(bias)
 
 

@@ -1,11 +1,12 @@
 """`flashref calibrate`: what it shows, keeps and verifies, and mistakes answered before it measures."""
 
+import errno
+import os
 import statistics
 from pathlib import Path
 
 import pytest
 import simulated_disk
-from simulated_disk import TRACES
 
 from flashref.cli import calibrate as command
 from flashref.cli import main
@@ -21,10 +22,10 @@ def asked(calibration, monkeypatch):
     """The command with a measurement of the simulated disk; the list of what it was asked for."""
     calls = []
 
-    def stand_in(folder, *, traces, announce, **options):
-        calls.append((folder, traces, options))
+    def stand_in(folder, *, verified, announce, **options):
+        calls.append((folder, verified, options))
         announce("writes as told")
-        return calibration if traces else calibration._replace(verification=None)
+        return calibration if verified else calibration._replace(verification=None)
 
     monkeypatch.setattr(command, "calibrate", stand_in)
     return calls
@@ -34,9 +35,9 @@ def test_the_command_shows_keeps_and_says_what_it_writes(asked, calibration, tmp
     out_file = tmp_path / "disk.json"
     assert main(["calibrate", str(tmp_path), "--out", str(out_file)]) == 0
     out, err = capsys.readouterr()
-    [(folder, traces, options)] = asked
-    assert (folder, traces, options["file_bytes"], options["seed"]) == (tmp_path, (), 4 * 2**30, 0)
-    assert options["rounds"] == 8
+    [(folder, verified, options)] = asked
+    assert (folder, verified, options["file_bytes"], options["seed"]) == (tmp_path, False, 4 * 2**30, 0)
+    assert options["largest_noise"] == 0.15
     assert err == "flashref calibrate: writes as told\n"
     kept = calibration._replace(verification=None)
     assert out_file.read_text() == calibration_to_json(kept)
@@ -58,9 +59,9 @@ def test_the_command_shows_keeps_and_says_what_it_writes(asked, calibration, tmp
 def test_the_command_verifies(asked, calibration, monkeypatch, capsys):
     assert main(["calibrate", "--verify", "--seed", "4", "--size", "0.5", "--quiet"]) == 0
     out, err = capsys.readouterr()
-    [(folder, traces, options)] = asked
-    assert (folder, traces, options["file_bytes"], options["seed"]) == (Path(), TRACES, 2**29, 4)
-    assert options["rounds"] == 16 and err == ""
+    [(folder, verified, options)] = asked
+    assert (folder, verified, options["file_bytes"], options["seed"]) == (Path(), True, 2**29, 4)
+    assert err == ""
     assert "verified: error median" in out and "allowed: median 8%, 90th percentile 15%" in out
     trace = calibration.verification.traces[3]
     [row] = [line for line in out.splitlines() if line.split()[:2] == [trace.kind, str(trace.depth)]]
@@ -86,6 +87,24 @@ def test_the_command_prints_json(asked, calibration, capsys):
     assert main(["calibrate", "--json", "--verify", "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert out == calibration_to_json(calibration) and err == ""
+
+
+def test_a_result_that_cannot_be_kept_is_shown_all_the_same(
+    asked, calibration, tmp_path, capsys, monkeypatch
+):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["calibrate", "--json", "--verify", "--quiet", "--out", str(tmp_path / "disk.json")]) == 2
+    out, err = capsys.readouterr()
+    assert out == calibration_to_json(calibration) and "make room or choose another disk" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_noise_is_accepted_if_it_is_asked_for(asked):
+    assert main(["calibrate", "--quiet", "--accept-noise", "0.3"]) == 0
+    assert asked[0][2]["largest_noise"] == 0.3
 
 
 def test_an_unsteady_disk_ends_the_command_and_keeps_nothing(monkeypatch, tmp_path, capsys):
@@ -117,6 +136,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path, name, capsys):
         (["--seed", "-1"], "must be at least 0, not -1"),
         (["--out", "taken"], "--out taken: exists, and files are never overwritten"),
         (["--out", "absent/disk.json"], "--out absent/disk.json: absent is no folder that can be written"),
+        (["--accept-noise", "0"], "must be more than 0 and at most 1, not 0"),
         (["--fast"], "--fast"),
     ],
 )

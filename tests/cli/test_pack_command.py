@@ -4,7 +4,6 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pack_runs
@@ -14,7 +13,7 @@ from checkpoint_files import NEURONS, WIDTH, random_weights, write_checkpoint
 from pack_runs import KEYS, contents
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from flashref.cli import pack
+from flashref.cli import pack as command
 from flashref.cli import report as bars
 from flashref.storage.device import PRESETS, device_to_json
 from flashref.storage.image import open_image
@@ -66,7 +65,8 @@ def test_time_speed_and_memory_are_measured(report, whole, tmp_path, monkeypatch
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
 
-    monkeypatch.setattr(pack, "time", SimpleNamespace(perf_counter=iter([10.0, 14.0]).__next__))
+    clocked = partial(command.pack, clock=iter([10.0, 14.0]).__next__)
+    monkeypatch.setattr(command, "pack", clocked)
     before = peak()
     told = report("--image", tmp_path / "image")
     assert before <= told["peak_memory_bytes"] <= peak()
@@ -188,3 +188,30 @@ def test_progress_tells_the_speed_and_the_time_left(monkeypatch, capsys):
             advance("packing", done * 10**6, 610 * 10**6)
     err = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert "60.0/610.0 MB 10.0 MB/s 0:00:55" in err
+
+
+def test_without_a_terminal_a_line_comes_now_and_then_and_says_what_is_left(capsys):
+    clock = [0.0]
+    advance = bars._lines(lambda: clock[0])
+    for second in range(0, 71, 10):
+        clock[0] = second
+        advance("fitting", second, 600)
+    advance("judging", 1, 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "flashref: fitting: 3% done, about 10 min left",
+        "flashref: fitting: 7% done, about 9 min left",
+        "flashref: fitting: 10% done, about 9 min left",
+    ]
+    clock[0] = 90
+    advance("judging", 2, 2)
+    assert capsys.readouterr().err == "flashref: judging: 100% done\n"
+
+
+def test_of_many_bars_the_newest_are_shown(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with bars.progress(False) as advance:
+        for layer in range(9):
+            advance(f"layer {layer}", 1, 1)
+    last = capsys.readouterr().err.split("layer 4")[-1]
+    assert "layer 8" in last and "layer 3" not in last

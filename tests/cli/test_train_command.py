@@ -5,8 +5,8 @@ from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
+import hurried_jax
 import numpy as np
 import pytest
 import train_runs
@@ -14,18 +14,19 @@ from random_models import CONTEXT, FAMILIES, LAYERS, NEURONS, WIDTH, write_famil
 from train_runs import QUICK, TEXT, loaded
 
 from flashref import same
-from flashref.cli import train_plot, train_result
+from flashref.cli import train as command
 from flashref.cli.train import GRID
 from flashref.ffn import dense_ffn
 from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
 from flashref.models.model import load_model, one_at_a_time
 from flashref.models.predictors import Errors, Predictors, load_predictors
 from flashref.storage.image import fingerprint
-from flashref.training import fitting, judging, layers, session
-from flashref.types import Predictor
+from flashref.training import draw, fitting, judging, layers, low_rank
+from flashref.training.evaluation import Evaluation, LayerFigures, Resident, Shares, Subject, evaluate
+from flashref.types import ImageError, Predictor
 
 pytestmark = pytest.mark.xdist_group("training")
-clean = train_runs.clean
+hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
 
@@ -87,11 +88,11 @@ def test_every_family_is_fitted_and_judged_again_to_the_same_figures(small, trai
 def test_nothing_that_is_judged_was_fitted_or_chosen_on(small, train, monkeypatch):
     """Doubles stand where every array of tokens, or of inputs, is given to be fitted, chosen or judged on."""
     recorded, judged, fitted_on, chosen_on = [], [], [], []
-    record, fit_low_rank = layers.record, fitting.fit_low_rank
+    record, fit_low_rank = layers.record, low_rank.fit_low_rank
 
-    def recording(checkpoint, texts):
+    def recording(checkpoint, texts, *rest):
         recorded.append(texts)
-        return record(checkpoint, texts)
+        return record(checkpoint, texts, *rest)
 
     def fitting_on(ffn, inputs, held_out, *rest):
         fitted_on.append(inputs)
@@ -102,9 +103,9 @@ def test_nothing_that_is_judged_was_fitted_or_chosen_on(small, train, monkeypatc
         judged.append(chunks)
         raise KeyboardInterrupt  # all is seen
 
-    monkeypatch.setattr(session, "record", recording)
-    monkeypatch.setattr(session, "fit_low_rank", fitting_on)
-    monkeypatch.setattr(judging, "judge", judging_on)
+    monkeypatch.setattr(fitting, "record", recording)
+    monkeypatch.setattr(fitting, "fit_low_rank", fitting_on)
+    monkeypatch.setattr(judging, "judge_predictors", judging_on)
     size = CONTEXT
     whole = TEXT[:-size] + TEXT[10 : 10 + size]  # the last chunk, to be judged, is in the part to fit on, too
     (small / "text").write_text(whole)
@@ -168,14 +169,12 @@ def test_residency_is_shown_as_shares_of_a_layer_and_their_mean(small):
         judging.Verdict(Errors(1, 1, 0, 0), judging.Residency(8, kept, largest, kept))
         for kept, largest in found
     )
-    judgement = judging.Judgement(8, verdicts, judging.Perplexities(1.0, 1.0, 1.0, 1.0))
-    told = train_result.result(
-        open_checkpoint(small), small, predictors, judgement, 2, None, None, "text", "text"
-    )
-    assert [row["mean_resident"] for row in told.layers] == [[1 / 8, 1 / 4], [1 / 4, 1 / 2]]
-    assert [row["largest_resident"] for row in told.layers] == [[1 / 4, 1 / 2], [1 / 2, 1]]
-    assert told.total["mean_resident"] == [3 / 16, 3 / 8]
-    assert told.total["largest_resident"] == [3 / 8, 3 / 4]
+    judgement = judging.Judgement(8, 2, verdicts, judging.Perplexities(1.0, 1.0, 1.0, 1.0))
+    told = evaluate(open_checkpoint(small), small, predictors, judgement, "text").as_json()
+    assert [row["mean_resident"] for row in told["layers"]] == [[1 / 8, 1 / 4], [1 / 4, 1 / 2]]
+    assert [row["largest_resident"] for row in told["layers"]] == [[1 / 4, 1 / 2], [1 / 2, 1]]
+    assert told["total"]["mean_resident"] == [3 / 16, 3 / 8]
+    assert told["total"]["largest_resident"] == [3 / 8, 3 / 4]
 
 
 def test_the_tables_hold_what_json_says(small, train):
@@ -209,7 +208,8 @@ def test_the_tables_hold_what_json_says(small, train):
         assert f"{value:.2%}" in shown
     for value in result["perplexity"].values():
         assert f"{value:.4f}" in shown
-    assert f"{first['mean_resident'][1]:.1%}" in shown and "resident, 2" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines() if str(small) not in line)
+    assert f"{first['mean_resident'][1]:.1%}" in shown and "a window of 2 tokens keeps" in shown
     assert [round(row["probability"], 6) for row in result["sweep"]] == list(GRID)
     for low, high in pairwise(result["sweep"]):
         assert low["false_negative_rate"] <= high["false_negative_rate"]
@@ -218,6 +218,26 @@ def test_the_tables_hold_what_json_says(small, train):
     assert loaded(small, "a").layers[1] is None and same(
         loaded(small, "a").largest_resident[1], np.full(5, NEURONS, np.int32)
     )
+
+
+SHARES, RESIDENT = Shares(0.1, 0.2, 0.1, 0.1), Resident((0.1, 0.2), (0.2, 0.3))
+LAYER = LayerFigures(1, 2, 0.0, None, SHARES, RESIDENT)
+SUBJECT = Subject("model", "predictors", "relu", 0.0, 1, 1)
+
+
+def test_a_perplexity_beyond_all_bounds_is_shown_short_and_is_null_in_json():
+    values = judging.Perplexities(2.0, 2.0, 6.594164e22, float("inf"))
+    found = Evaluation(SUBJECT, "text", 8, 2, (LAYER,), LAYER, values)
+    lines = [line.split() for line in str(found).splitlines()]
+    assert ["dense", "2.0000"] in lines and ["resident", "∞"] in lines
+    assert any(line[:2] == ["predicted", "6.59e+22"] for line in lines)
+    assert found.as_json()["perplexity"] == {
+        "dense": 2.0,
+        "exact": 2.0,
+        "predicted": 6.594164e22,
+        "resident": None,
+    }
+    assert found._repr_html_() == f"<pre>{found}</pre>"
 
 
 def test_one_threshold_for_all_layers_is_the_logit_of_the_probability(small, train):
@@ -231,8 +251,8 @@ def test_one_threshold_for_all_layers_is_the_logit_of_the_probability(small, tra
 
 def test_a_figure_shows_what_json_says(small, train, monkeypatch):
     pytest.importorskip("matplotlib")
-    figures, new_plot = [], train_plot.new_plot
-    monkeypatch.setattr(train_plot, "new_plot", lambda *size: figures.append(new_plot(*size)) or figures[-1])
+    figures, new_plot = [], command.new_plot
+    monkeypatch.setattr(command, "new_plot", lambda *size: figures.append(new_plot(*size)) or figures[-1])
     words = ("--steps", "3", "--ranks", "4,0", "--quiet", "--json", "--plot", small / "fig.svg")
     told = json.loads(train(small, "--text", small / "text", *words).out)
     (row,) = (row for row in told["layers"] if row["rank"])  # a dense layer has no bar and no line
@@ -248,13 +268,27 @@ def test_a_figure_shows_what_json_says(small, train, monkeypatch):
     assert list(line.get_xdata()) == [1, 2, 3, 4, 5]
     assert list(line.get_ydata()) == pytest.approx([100 * share for share in row["mean_resident"]])
     drawn = (small / "fig.svg").read_text()
-    for word in ("missed", "active and predicted", "for nothing", "layer 0", "window, tokens"):
+    for word in ("missed", "active and predicted", "extra", "layer 0", "window, tokens"):
         assert f">{word}<" in drawn
 
 
 def test_lines_of_six_layers_are_drawn_from_the_first_to_the_last():
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    figure = matplotlib.Figure()
+    one = judging.Perplexities(1.0, 1.0, 1.0, 1.0)
+    draw(figure, Evaluation(SUBJECT, "text", 8, 2, (LAYER,) * 24, LAYER, one))
+    _, windows = figure.axes
+    assert [line.get_label() for line in windows.lines] == [f"layer {n}" for n in (0, 4, 9, 13, 18, 23)]
+
+
+def test_a_figure_that_cannot_be_written_does_not_cost_the_result(small, train, monkeypatch):
     pytest.importorskip("matplotlib")
-    rows = [{"rank": 1, "mean_resident": [number]} for number in range(24)]
-    axes = train_plot.new_plot(100, 100).subplots()
-    train_plot._draw_windows(axes, SimpleNamespace(layers=rows))
-    assert [line.get_label() for line in axes.lines] == [f"layer {n}" for n in (0, 4, 9, 13, 18, 23)]
+
+    def full(path, figure):
+        raise ImageError(f"{path}: needs 9 bytes, but 0 are free; make room")
+
+    monkeypatch.setattr(command, "save_plot", full)
+    told = train(small, "--text", small / "text", *QUICK, "--json", "--plot", small / "fig.svg")
+    assert told.code == 2 and "0 are free" in told.err
+    assert json.loads(told.out)["predictors"] == str(small / "predictors.safetensors")
+    assert len(loaded(small).layers) == LAYERS

@@ -4,23 +4,24 @@ import signal
 import subprocess
 import sys
 
+import hurried_jax
 import pytest
 import train_runs
 from command_line import Outcome
 from random_models import LAYERS
 from train_runs import CHECKOUT, QUICK, TEXT, loaded
 
-from flashref.training import fitting, session
+from flashref.training import fitting, low_rank
 
 pytestmark = pytest.mark.xdist_group("training")
-clean = train_runs.clean
+hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
 
 
 def stopping(monkeypatch, after):
     """Interrupts before the fit after so many; gives the list of ranks that were fitted."""
-    fit_low_rank, ranks = fitting.fit_low_rank, []
+    fit_low_rank, ranks = low_rank.fit_low_rank, []
 
     def fit(ffn, inputs, held_out, rank, *rest):
         if len(ranks) == after:
@@ -28,7 +29,7 @@ def stopping(monkeypatch, after):
         ranks.append(rank)
         return fit_low_rank(ffn, inputs, held_out, rank, *rest)
 
-    monkeypatch.setattr(session, "fit_low_rank", fit)
+    monkeypatch.setattr(fitting, "fit_low_rank", fit)
     return ranks
 
 
@@ -62,20 +63,24 @@ def test_what_was_begun_with_something_else_is_refused_and_stays(small, train, m
     assert before == ["layer-0.safetensors", "made_of.json"]
     (small / "other").write_text(TEXT[::-1])
     for words, what in (
-        (("--text", small / "other"), "text"),
-        (("--ranks", "5"), "ranks"),
-        (("--steps", "4"), "fit"),
-        (("--tokens", "1300"), "tokens"),
-        (("--activation", "fatrelu:0.1"), "activation"),
+        (("--text", small / "other"), "with another text"),
+        (("--ranks", "5"), "with --ranks 4,4, not 5,5"),
+        (("--steps", "4"), "with --steps 3, not 4"),
+        (("--steps", "4", "--seed", "1"), "with --seed 0, not 1 and with --steps 3, not 4"),
+        (("--tokens", "1300"), "with --tokens 2560, not 1280"),
+        (("--activation", "fatrelu:0.1"), "with --activation relu, not fatrelu:0.1"),
     ):
         outcome = train(small, "--text", small / "text", *QUICK, *words)
-        assert outcome.code == 2 and f"was begun with another model, text or options ({what})" in outcome.err
+        assert outcome.code == 2 and f"was begun {what}; repeat that command, or remove" in outcome.err
         assert "remove the folder" in outcome.err and sorted(path.name for path in folder.iterdir()) == before
+    outcome = train(small, "--text", small / "text", "--steps", "3", "--share", "0.4", "--quiet")
+    assert "was begun without --false-negatives and without --share and without --window" in outcome.err
+    assert " and with --ranks 4,4; repeat" in outcome.err
     (folder / "layer-0.safetensors").write_bytes(b"damaged")
     outcome = train(small, "--text", small / "text", *QUICK)
     assert outcome.code == 2 and f"or remove {folder} and begin again" in outcome.err
     (folder / "made_of.json").unlink()
-    assert "was begun with another" in train(small, "--text", small / "text", *QUICK).err
+    assert "was begun with something else" in train(small, "--text", small / "text", *QUICK).err
 
 
 KILLED = """
@@ -83,13 +88,13 @@ import os, signal, sys
 sys.path.insert(0, "tests/support")
 import train_runs
 from flashref.cli import main
-from flashref.training import session
+from flashref.training import fitting
 train_runs.hurry(setattr)
-keep = session.keep
-def keep_and_die(work, name, arrays):
-    keep(work, name, arrays)
+save_part = fitting.save_part
+def save_and_die(partial_dir, name, arrays):
+    save_part(partial_dir, name, arrays)
     os.kill(os.getpid(), signal.SIGKILL)
-session.keep = keep_and_die
+fitting.save_part = save_and_die
 main(sys.argv[1:])
 """
 
@@ -103,3 +108,19 @@ def test_a_killed_fit_goes_on_too(small, train, monkeypatch):
     ranks = stopping(monkeypatch, None)
     assert train(*words).code == 0 and ranks == [4] and not folder.exists()
     assert [len(one.a) for one in loaded(small).layers] == [4, 4]
+
+
+def test_two_at_once_are_one_too_many_and_the_second_leaves_the_first_alone(small, train, monkeypatch):
+    fit_low_rank, second = low_rank.fit_low_rank, []
+
+    def fit(*given):  # while the first one fits, another is started
+        if not second:
+            second.append(None)
+            second[0] = train(small, "--text", small / "text", *QUICK)
+        return fit_low_rank(*given)
+
+    monkeypatch.setattr(fitting, "fit_low_rank", fit)
+    assert train(small, "--text", small / "text", *QUICK).code == 0
+    told = "another process is fitting predictors for predictors.safetensors right now; wait until it is done"
+    assert second[0].code == 2 and told in second[0].err
+    assert len(loaded(small).layers) == LAYERS

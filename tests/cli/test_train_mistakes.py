@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 
+import hurried_jax
 import numpy as np
 import pytest
 import train_runs
@@ -11,10 +12,10 @@ from random_models import CONTEXT, write_family
 from safetensors.numpy import load_file, save_file
 from train_runs import CHECKOUT, QUICK
 
-from flashref.training import session
+from flashref.training import fitting
 
 pytestmark = pytest.mark.xdist_group("training")
-clean = train_runs.clean
+hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
 
@@ -124,8 +125,10 @@ def test_a_model_that_is_not_finite_leaves_no_work(small, train):
 
 
 def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(small, train, monkeypatch):
-    monkeypatch.setattr(session, "fit_predictors", lambda *_: pytest.fail("fitted before it was refused"))
+    monkeypatch.setattr(fitting, "fit_predictors", lambda *_: pytest.fail("fitted before it was refused"))
     (small / "here.png").touch()
-    for name, sentence in (("a.jpg", ".png, .svg, .pdf"), ("here.png", "exists"), ("no/a.png", "no folder")):
-        ended = train(small, "--text", small / "text", *QUICK, "--plot", small / name)
+    names = (("a.jpg", ".png, .svg, .pdf"), ("here.png", "exists"), ("no/a.png", "no folder"))
+    for name, sentence in (*names, ("one.png", "is where the predictors go")):
+        out = ("--out", small / "one.png")
+        ended = train(small, "--text", small / "text", *QUICK, *out, "--plot", small / name)
         assert ended.code == 2 and sentence in ended.err and ended.err.count("\n") == 1

@@ -1,9 +1,10 @@
 """Whole texts in JAX against the model in NumPy, one token at a time: every family, judged by float64."""
 
 import json
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
+import hurried_jax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from checkpoint_files import to_dtype
 from scipy.special import logsumexp
 from test_transformer import plain_ffns
 
+from flashref import xla
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn, take_neurons
 from flashref.models import model as numpy_model
 from flashref.models import whole_text
@@ -23,6 +25,7 @@ from flashref.models.model import Model, load_model, one_at_a_time
 from flashref.types import FFN, widen
 
 pytestmark = pytest.mark.xdist_group("jax")
+hurried = hurried_jax.hurried
 
 TIMES = 4  # as far again as NumPy's float32 is from float64: another order, another kernel
 TOKENS = 24
@@ -147,6 +150,13 @@ def in_jax(case, ids, choose=whole_text.every_neuron, chosen_by=None):
     return Passed(np.stack(inputs), np.asarray(whole_text.losses(model, hidden, ids)))
 
 
+@cache
+def dense_in_numpy(name):
+    """The dense model in float64 and in float32."""
+    double, single, _, ffns = CASES[name]
+    return in_numpy(double, plain_ffns(ffns)), in_numpy(single, lambda layer, x: dense_ffn(x, ffns[layer]))
+
+
 def parts(passed):
     """What is compared on its own: the inputs of each layer, and the losses."""
     return [*passed.inputs, passed.losses]
@@ -161,10 +171,8 @@ def ratios(found, single, double):
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_inputs_and_losses_are_those_of_one_token_at_a_time(name):
-    case = CASES[name]
-    double = in_numpy(case.double, plain_ffns(case.ffns))
-    single = in_numpy(case.single, lambda layer, x: dense_ffn(x, case.ffns[layer]))
-    found = list(ratios(in_jax(case, IDS), single, double))
+    double, single = dense_in_numpy(name)
+    found = list(ratios(in_jax(CASES[name], IDS), single, double))
     assert max(found) <= TIMES
     print(f"{name}: {max(found):.2f} times NumPy's distance from float64")
 
@@ -172,8 +180,7 @@ def test_inputs_and_losses_are_those_of_one_token_at_a_time(name):
 @pytest.mark.parametrize("name", ["OPT 350m", "Falcon RW", "Llama"])
 def test_a_text_among_others_is_what_it_is_alone(name):
     case = CASES[name]
-    double = in_numpy(case.double, plain_ffns(case.ffns))
-    single = in_numpy(case.single, lambda layer, x: dense_ffn(x, case.ffns[layer]))
+    double, single = dense_in_numpy(name)
     for text in range(len(IDS)):
         single_one, double_one = (Passed(of.inputs[:, [text]], of.losses[[text]]) for of in (single, double))
         assert max(ratios(in_jax(case, IDS[[text]]), single_one, double_one)) <= TIMES
@@ -184,11 +191,8 @@ def test_numpy_computes_the_same_from_weights_that_stay_as_they_are_stored(name,
     monkeypatch.setattr(numpy_model, "HEAD_ROWS", 5)
     case = CASES[name]
     assert case.stored.ends.tokens.dtype == case.ffns[0].up.dtype != np.float32
-    double = in_numpy(case.double, plain_ffns(case.ffns))
-    single, stored = (
-        in_numpy(model, lambda layer, x: dense_ffn(x, case.ffns[layer]))
-        for model in (case.single, case.stored)
-    )
+    double, single = dense_in_numpy(name)
+    stored = in_numpy(case.stored, lambda layer, x: dense_ffn(x, case.ffns[layer]))
     assert max(ratios(stored, single, double)) <= TIMES
 
 
@@ -237,7 +241,7 @@ def test_pre_activations_say_which_neurons_are_truly_active(name):
     ffn = case.ffns[1]
     x = np.random.default_rng(3).standard_normal((5, case.single.config.width)).astype(np.float32)
     wide = fill(ffn, widen)
-    z = np.asarray(jax.jit(partial(whole_text.pre_activations, wide))(x))
+    z = np.asarray(jax.jit(jax.vmap(partial(xla.pre_activations, ffn=wide)))(x))
     assert z.shape == (5, case.single.config.neurons)
     for row, token in zip(z, x, strict=True):
         if ffn.activation in ("relu", "squared_relu", "fatrelu"):

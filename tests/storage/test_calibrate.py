@@ -16,11 +16,13 @@ from simulated_disk import CONDITIONS, DISK, FILE_BYTES, MIB, NOW, TRACES, measu
 from flashref.cli import main
 from flashref.storage import calibrate as calibrating
 from flashref.storage import readers, scratch
-from flashref.storage.calibrate import Measured, calibrate, conclude, random_extents
+from flashref.storage.calibrate import Clock, Measured, calibrate, conclude, random_extents
 from flashref.storage.calibration import CalibrationError, calibration_from_json, calibration_to_json
 from flashref.storage.device import Device
+from flashref.storage.files import locked_part
 from flashref.storage.fit import Point, point_errors
-from flashref.storage.scratch import file_system
+from flashref.storage.readers import DirectReader
+from flashref.storage.scratch import file_system, mount_point
 from flashref.storage.verification import Trace
 from flashref.types import Extent
 
@@ -104,6 +106,8 @@ def test_an_unsteady_disk_is_refused():
         CalibrationError, match=r"43% more or less.*more than 15%; stop other work.*try again"
     ):
         conclude(Measured(points, (), ()), CONDITIONS)
+    accepted = conclude(Measured(points, points, ()), CONDITIONS, largest_noise=0.5)
+    assert accepted.noise.median > 0.4  # and the report states it
     half = tuple(  # some may be: the median of the points decides
         point._replace(nanoseconds=point.nanoseconds if i < 5 else (100,) * 8)
         for i, point in enumerate(points)
@@ -116,8 +120,13 @@ def test_an_unsteady_disk_is_refused():
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """A folder on a real disk, and batches that are quickly read."""
+    """A folder on a real disk, batches that are quickly read, and few of them."""
     monkeypatch.setattr(calibrating, "LARGEST_BATCH", 2 * MIB)
+    monkeypatch.setattr(calibrating, "ROUNDS", 2)
+    monkeypatch.setattr(calibrating, "VERIFIED_ROUNDS", 2)
+    monkeypatch.setattr(calibrating, "mixed_traces", lambda _: [Trace("two", 16, (4096, 8192) * 9)])
+    # Other tests calibrate at the same time.
+    monkeypatch.setattr(scratch, "mount_point", lambda folder: folder)
     with open(tmp_path / "probe", "wb") as file:
         file.write(bytes(4096))
     if readers._open_direct(tmp_path / "probe", 4096) is None or file_system(tmp_path) in ("tmpfs", "ramfs"):
@@ -129,20 +138,18 @@ def disk(tmp_path, monkeypatch):
 def ticking():
     """A clock that says that every batch takes 60 ms."""
     ticks = itertools.count(0, 60_000_000)
-    return lambda: next(ticks)
+    return Clock(lambda: NOW, lambda: next(ticks))
 
 
 def test_a_real_file_is_measured_and_removed(disk):
     seen = []
     result = calibrate(
         disk,
-        now=NOW,
+        verified=True,
         file_bytes=FILE_BYTES,
-        rounds=2,
         seed=3,
-        traces=[Trace("two", 16, (4096, 8192) * 9)],
         clock=ticking(),
-        advance=lambda what, done, total: seen.append((what, done, total)),
+        progress=lambda what, done, total: seen.append((what, done, total)),
         announce=seen.append,
     )
     assert list(disk.iterdir()) == []
@@ -163,6 +170,22 @@ def test_a_real_file_is_measured_and_removed(disk):
     assert calibration_from_json(calibration_to_json(result)) == result
 
 
+@pytest.mark.parametrize(("verified", "rounds", "traces"), [(False, 8, ()), (True, 16, TRACES)])
+def test_mixed_reads_take_more_rounds(tmp_path, monkeypatch, verified, rounds, traces):
+    asked = []
+
+    def measure(readers, file_bytes, *given):
+        asked.append((file_bytes, given[0], given[2]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrating, "measure", measure)
+    monkeypatch.setattr(scratch, "mount_point", lambda folder: folder)
+    monkeypatch.setattr(calibrating, "_open", lambda *_: DirectReader(__file__, 1))
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(tmp_path, verified=verified, file_bytes=FILE_BYTES, seed=4)
+    assert asked == [(FILE_BYTES, rounds, traces)]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of order")])
 def test_nothing_is_left_when_measuring_is_interrupted(disk, monkeypatch, error):
     def measure(*_):
@@ -171,7 +194,7 @@ def test_nothing_is_left_when_measuring_is_interrupted(disk, monkeypatch, error)
 
     monkeypatch.setattr(calibrating, "measure", measure)
     with pytest.raises(type(error)):
-        calibrate(disk, now=NOW, file_bytes=FILE_BYTES, rounds=2)
+        calibrate(disk, file_bytes=FILE_BYTES)
     assert list(disk.iterdir()) == []
 
 
@@ -193,17 +216,18 @@ def test_a_disk_that_fills_up_is_said_and_nothing_is_left(disk, monkeypatch):
     with pytest.raises(
         CalibrationError, match=r"could not be written \(No space left on device\); make room"
     ):
-        calibrate(disk, now=NOW, file_bytes=FILE_BYTES, rounds=2)
+        calibrate(disk, file_bytes=FILE_BYTES)
     assert list(disk.iterdir()) == []
 
 
 def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_open_direct", lambda path, block: None)
+    monkeypatch.setattr(scratch, "mount_point", lambda folder: folder)
     threads = threading.active_count()
     with pytest.raises(
         CalibrationError, match="reads past the page cache are not possible on this file system"
     ):
-        calibrate(tmp_path, now=NOW, file_bytes=FILE_BYTES, rounds=2)
+        calibrate(tmp_path, file_bytes=FILE_BYTES)
     assert list(tmp_path.iterdir()) == [] and threading.active_count() == threads
 
 
@@ -213,5 +237,40 @@ def test_memory_is_no_disk(monkeypatch):
         pytest.skip("no file system in memory here")
     before = set(folder.iterdir())
     with pytest.raises(CalibrationError, match=r"file system \(tmpfs\).*choose a folder on a disk"):
-        calibrate(folder, now=NOW, file_bytes=FILE_BYTES, rounds=2)
+        calibrate(folder, file_bytes=FILE_BYTES)
     assert not {path for path in set(folder.iterdir()) - before if "flashref" in path.name}
+
+
+# --- a disk is measured by one at a time ---------------------------------------------------------
+
+
+def test_a_second_calibration_of_a_disk_is_refused_and_the_first_goes_on(disk, monkeypatch):
+    real = calibrating.measure
+
+    def measure(*given):
+        with pytest.raises(CalibrationError, match=r"another calibration is measuring this disk .*; wait"):
+            calibrate(disk, file_bytes=FILE_BYTES)
+        assert len(list(disk.iterdir())) == 1
+        return real(*given)
+
+    monkeypatch.setattr(calibrating, "measure", measure)
+    calibrate(disk, file_bytes=FILE_BYTES, clock=ticking())
+    assert list(disk.iterdir()) == []
+
+
+def test_all_folders_of_a_file_system_have_one_lock(tmp_path):
+    (tmp_path / "folder").mkdir()
+    point = mount_point(tmp_path)
+    assert point.is_mount() and point == mount_point(tmp_path / "folder") == mount_point(tmp_path / "absent")
+    assert mount_point(Path("/proc/self")) == Path("/proc")
+
+
+@pytest.mark.filterwarnings("default:.*left by a process that was killed")
+def test_what_a_killed_calibration_left_is_removed_and_a_living_ones_stays(disk):
+    left = disk / f"flashref-calibrate-{'0' * 16}.part"
+    left.write_bytes(b"random")
+    (disk / "flashref-calibrate-mine.part").write_bytes(b"mine")
+    with locked_part(disk / f"flashref-calibrate-{'1' * 16}.part"):
+        with pytest.warns(UserWarning, match="left by a process that was killed, and removed now"):
+            calibrate(disk, file_bytes=FILE_BYTES, clock=ticking())
+        assert sorted(path.name[19:] for path in disk.iterdir()) == ["1" * 16 + ".part", "mine.part"]

@@ -7,14 +7,13 @@ import pytest
 # Each of the test files imports this one before anything that needs it.
 pytest.importorskip("optax", reason="fitting predictors needs the extra `train`")
 
-import jax
 from command_line import called
 from random_models import CONTEXT, LAYERS, NEURONS, WIDTH, write_family
 
 from flashref.models.checkpoint import open_checkpoint
 from flashref.models.predictors import load_predictors
 from flashref.storage.image import fingerprint
-from flashref.training import fitting, plan
+from flashref.training import plan
 
 LINES = [
     f"{i} and {i * i % 97} are in line {i * 7 % 31}, said the queen, not king {i % 3}.\n" for i in range(60)
@@ -25,16 +24,6 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 # A test file takes the fixtures that it needs as its own: train = train_runs.train
-
-
-@pytest.fixture(autouse=True, scope="module")
-def clean():
-    """Programs compiled in a hurry, for they run once, and none of them after these tests."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
 
 
 @pytest.fixture
@@ -52,8 +41,8 @@ def train(capsys, monkeypatch):
 def hurry(change):
     """Small batches and few steps; change(object, attribute, value)."""
     fits = (6, 256, 3e-3, 0, 3, 10)
-    change(fitting.Fit.__new__, "__defaults__", fits)
-    change(plan.Plan.__new__, "__defaults__", (None, 0.06, 0.048, None, 5, fitting.Fit(2), fitting.Fit()))
+    change(plan.Fit.__new__, "__defaults__", fits)
+    change(plan.Plan.__new__, "__defaults__", (None, 0.06, 0.048, None, 5, plan.Fit(2), plan.Fit(), None))
 
 
 @pytest.fixture

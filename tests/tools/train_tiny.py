@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,14 +38,22 @@ from optax.contrib import MuonDimensionNumbers, muon
 from safetensors.numpy import load_file, save_file
 
 from flashref.models.checkpoint import Checkpoint, open_checkpoint
+from flashref.models.config import parse_config
+from flashref.models.families import opt
+from flashref.models.family import Config, fill
+from flashref.models.model import embed, last_hidden, load_model
 from flashref.models.origin import Origin, Source
+from flashref.models.parts import Place, apply
 from flashref.models.predictors import FILE_NAME, Predictors, predictor_tensors, save_predictors
+from flashref.models.whole_text import causal_attention
 from flashref.storage.image import fingerprint
-from flashref.training.judging import Judgement, judge, total_errors
+from flashref.training.fitting import fit_predictors, with_statistics
+from flashref.training.judging import Judgement, judge_predictors, total_errors
+from flashref.training.partial_dir import open_partial_dir, remove_partial_dir
 from flashref.training.plan import Plan
-from flashref.training.session import fit_predictors, with_statistics
 from flashref.training.texts import Range, Ranges, Tokens, cut_parts, some_chunks
-from flashref.training.work import close_work, open_work
+from flashref.types import FFN
+from flashref.xla import neuron_values, sum_neurons
 
 PACKAGE, VERSION = "bible-kjv-text", "4.38"
 SLICE = 65_536  # bytes of the development slice, and of the held-out slice
@@ -202,54 +211,37 @@ def initial_parameters(key: jax.Array, shape: Shape) -> Parameters:
     return parameters
 
 
-def linear(parameters: Parameters, name: str, x: jax.Array) -> jax.Array:
-    """x (..., inputs) through a linear map with bias."""
-    return x @ parameters[f"{name}.weight"].T + parameters[f"{name}.bias"]
-
-
-def norm(parameters: Parameters, name: str, x: jax.Array) -> jax.Array:
-    """Layer norm over the last axis, with OPT's epsilon."""
-    centred = x - x.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-    return centred * scale * parameters[f"{name}.weight"] + parameters[f"{name}.bias"]
-
-
-def attention(parameters: Parameters, name: str, x: jax.Array, heads: int) -> jax.Array:
-    """Causal self-attention, (batch, tokens, width)."""
-    batch, tokens, width = x.shape
-    query, key, value = (
-        linear(parameters, f"{name}.{which}_proj", x).reshape(batch, tokens, heads, -1) for which in "qkv"
-    )
-    scores = jnp.einsum("bthd,bshd->bhts", query * (width // heads) ** -0.5, key)
-    causal = jnp.tril(jnp.ones((tokens, tokens), bool))
-    weights = jax.nn.softmax(jnp.where(causal, scores, -1e9), axis=-1)
-    mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(batch, tokens, width)
-    return linear(parameters, f"{name}.out_proj", mixed)
-
-
 class Forward(NamedTuple):
     """What one pass over (batch, tokens) gives; the list has one array per layer."""
 
     logits: jax.Array  # (batch, tokens, vocabulary)
-    before: list[jax.Array]  # what fc1 gives, before the ReLU, (batch, tokens, neurons)
+    values: list[
+        jax.Array
+    ]  # the neurons' values, which are above 0 where they fire, (batch, tokens, neurons)
 
 
-def forward(parameters: Parameters, tokens: jax.Array, shape: Shape) -> Forward:
-    """OPT with pre-norm: logits of the next byte at every position, and what the ReLUs saw."""
-    top = "model.decoder"
-    positions = jnp.arange(tokens.shape[1]) + 2
-    x = parameters[f"{top}.embed_tokens.weight"][tokens]
-    x = x + parameters[f"{top}.embed_positions.weight"][positions]
-    before = []
-    for layer in range(shape.layers):
-        block = f"{top}.layers.{layer}"
-        normed = norm(parameters, f"{block}.self_attn_layer_norm", x)
-        x = x + attention(parameters, f"{block}.self_attn", normed, shape.heads)
-        normed = norm(parameters, f"{block}.final_layer_norm", x)
-        before.append(linear(parameters, f"{block}.fc1", normed))
-        x = x + linear(parameters, f"{block}.fc2", jax.nn.relu(before[-1]))
-    x = norm(parameters, f"{top}.final_layer_norm", x)
-    return Forward(x @ parameters[f"{top}.embed_tokens.weight"].T, before)
+def forward(parameters: Parameters, tokens: jax.Array, known: Config) -> Forward:
+    """Logits of the next byte at every position, and the neurons' values, by the OPT of `models.families`."""
+    model = load_model(known, parameters.__getitem__, dtype=None)
+    x, values = embed(model, tokens, jnp.arange(tokens.shape[1])), []
+    for layer, block in enumerate(model.blocks):
+        stored = fill(opt.ffn(known, layer), lambda leaf: parameters[leaf.name])
+        through = partial(pass_block, known, block, stored._replace(down=stored.down.T))
+        x, h = jax.vmap(through)(x)
+        values.append(h)
+    return Forward(apply(model.ends.head, last_hidden(model, x)), values)
+
+
+def pass_block(known: Config, block: opt.Block, ffn: FFN, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One text (tokens, width) through a block: it after the block, and its neurons' values."""
+    values = []
+
+    def feed_forward(inputs: jax.Array) -> jax.Array:
+        values.append(jax.vmap(partial(neuron_values, ffn=ffn))(inputs))
+        return jax.vmap(partial(sum_neurons, ffn=ffn))(values[0])
+
+    after = opt.compute(known, block, x, Place(jnp.arange(len(x)), causal_attention, feed_forward))
+    return after, values[0]
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -356,14 +348,14 @@ def make_step(parameters: Parameters, shape: Shape, phase: Phase) -> tuple[State
     rises while more neurons than wanted are active and falls while fewer are: sparsity is what is
     asked for, not the by-product of a constant.
     """
-    update = optimiser(phase)
+    update, known = optimiser(phase), parse_config(json.dumps(config(shape)))
     unit = phase.rate * MUON_SCALE * max(shape.width, shape.neurons) ** 0.5
 
     def loss(parameters: Parameters, tokens: jax.Array, sparsity: jax.Array) -> Any:
-        result = forward(parameters, tokens[:, :-1], shape)
+        result = forward(parameters, tokens[:, :-1], known)
         of_bytes = byte_loss(result.logits, tokens[:, 1:])
-        activation = jnp.stack([jax.nn.relu(z).mean() for z in result.before]).mean()
-        density = jnp.stack([(z > 0).mean() for z in result.before])
+        activation = jnp.stack([h.mean() for h in result.values]).mean()
+        density = jnp.stack([(h > 0).mean() for h in result.values])
         return of_bytes + sparsity * activation, (of_bytes, density)
 
     @jax.jit
@@ -443,13 +435,16 @@ def fit_and_judge(folder: Path, split: Split, plan: Plan) -> tuple[Predictors, J
     parts = cut_parts(byte_ids(split.verses), split.ranges, checkpoint.config.context)
     parts = parts._replace(fit=some_chunks(parts.fit, FIT_CHUNKS, seed=0))
     origin = origin_of(split, checkpoint)
-    work = open_work(folder / FILE_NAME, {"model": origin.fingerprint, "share": plan.share})
-    outcome = fit_predictors(checkpoint, parts, plan, work, say_progress)
-    judgement = judge(checkpoint, outcome.predictors, parts.judge, WINDOWS, WINDOWS)
-    predictors = with_statistics(outcome, judgement, checkpoint.config.neurons, origin)
-    (folder / FILE_NAME).unlink(missing_ok=True)
-    save_predictors(folder / FILE_NAME, predictors)
-    close_work(work)
+    made_of = {"model": origin.fingerprint, "--share": plan.share}
+    with open_partial_dir(folder / FILE_NAME, made_of) as partial_dir:
+        outcome = fit_predictors(checkpoint, parts, plan, partial_dir, say_progress)
+        judgement = judge_predictors(
+            checkpoint, outcome.predictors, parts.judge, WINDOWS, WINDOWS, say_progress
+        )
+        predictors = with_statistics(outcome, judgement, checkpoint.config.neurons, origin)
+        (folder / FILE_NAME).unlink(missing_ok=True)
+        save_predictors(folder / FILE_NAME, predictors)
+        remove_partial_dir(partial_dir)
     return predictors, judgement
 
 
@@ -517,7 +512,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="a model.safetensors: fit predictors only")
     parser.add_argument("--share", type=float, default=Plan().share, help="of the model's bytes")
     arguments = parser.parse_args()
-    shape, plan = Shape(), Plan(share=arguments.share, windows=WINDOWS)
+    shape, plan = Shape(), Plan(share=arguments.share, window=WINDOWS)
     split = split_text(read_text(arguments.text))
     arguments.out.mkdir(parents=True, exist_ok=True)
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import hurried_jax
 import numpy as np
 import pytest
 import train_runs
@@ -19,7 +20,7 @@ from flashref.training import judging
 from flashref.types import Predictor
 
 pytestmark = pytest.mark.xdist_group("training")
-clean = train_runs.clean
+hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
 
@@ -72,9 +73,10 @@ def test_errors_windows_and_all_four_perplexities_are_those_of_plain_sets(tmp_pa
     ]
     given = [None if layer == dense_layer else one for layer, one in enumerate(predictors)]
     chunks = random.integers(0, 256, (3, 12)).astype(np.int32)
-    k, advanced = 3, []
-    found = judging.judge(checkpoint, given, chunks, k, 4, advanced.append)
-    assert advanced == [1, 2] and found.tokens == 36
+    k, told = 3, []
+    found = judging.judge_predictors(checkpoint, given, chunks, k, 4, lambda *said: told.append(said))
+    ways = LAYERS * 4  # every text goes four ways through each layer
+    assert told == [("judging", done * 3, ways * 3) for done in range(1, ways + 1)] and found.tokens == 36
 
     everything = set(range(NEURONS))
     ffns = [load_ffn(checkpoint, layer) for layer in range(LAYERS)]
@@ -133,6 +135,6 @@ def test_the_perplexities_are_those_of_a_run_from_flash_with_memory_for_all(smal
     opened = open_packed(folder, capacities=(NEURONS, NEURONS), window=3)
     flash = measure_perplexities(list(text), opened.decoder, opened.ffns, lambda *_: None)
     chunks = np.frombuffer(text, np.uint8).astype(np.int32).reshape(2, CONTEXT)
-    found = judging.judge(open_checkpoint(folder), predictors.layers, chunks, 3, 5).perplexities
+    found = judging.judge_predictors(open_checkpoint(folder), predictors.layers, chunks, 3, 5).perplexities
     assert (found.dense, found.resident) == pytest.approx((flash.dense, flash.flash), rel=1e-4)
     assert found.dense != found.resident != found.predicted

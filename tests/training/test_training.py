@@ -1,16 +1,16 @@
 """The fitting of predictors: the split of a text, labels, the early stop, ranks, thresholds and windows."""
 
+import hurried_jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import train_runs
 from tools import train_tiny
 
 from flashref.bounds import gamma, unit_roundoff
 from flashref.ffn import active_neurons
 from flashref.models.origin import Origin, Source
 from flashref.models.predictors import Errors, count_errors, pool_errors
-from flashref.training import fitting
+from flashref.training import low_rank
 from flashref.training.choosing import (
     Curve,
     choose_ranks,
@@ -19,23 +19,23 @@ from flashref.training.choosing import (
     error_curve,
     tried_ranks,
 )
-from flashref.training.fitting import (
-    Fit,
+from flashref.training.judging import residency
+from flashref.training.low_rank import (
     LowRank,
     class_balanced_loss,
     fit_low_rank,
     initial_low_rank,
     stored,
 )
-from flashref.training.judging import residency
-from flashref.training.sets import Windowed, low_rank_logits, predicted, resident, truly_active, widened
+from flashref.training.masks import Windowed, logits, predicted, resident, truly_active, widened
+from flashref.training.plan import Fit
 from flashref.training.texts import cut_chunks, cut_parts, some_chunks, split_ranges, unseen_chunks
 from flashref.types import FFN, DomainError, Predictor
 
 pytestmark = pytest.mark.xdist_group("training")
 
 ROUNDINGS = 16 * 2.0**-24  # of float32, more than the few operations of a hand-worked loss
-clean = train_runs.clean
+hurried = hurried_jax.hurried
 
 
 # --- the text
@@ -216,6 +216,11 @@ def test_class_balanced_loss_of_a_case_worked_by_hand():
     assert float(loss) == pytest.approx(by_hand, rel=ROUNDINGS)
 
 
+def unjudged(low):
+    """What is fitted, as a predictor; its threshold is not looked at."""
+    return Predictor(*low, threshold=np.nan)
+
+
 def planted(tokens, d=8, seed=3):
     return np.random.default_rng(seed).normal(size=(tokens, d)).astype(np.float32)
 
@@ -240,7 +245,7 @@ def test_more_rank_means_fewer_errors_and_the_same_seed_the_same_bits():
     active = np.asarray(truly_active(ffn, inputs))
     fits = {rank: fit_low_rank(ffn, inputs[:1000], inputs[1000:], rank, QUICK) for rank in (3, 6)}
     wrong = {
-        rank: int(((np.asarray(low_rank_logits(fit.low, inputs)) > 0) != active).sum())
+        rank: int(((np.asarray(logits(unjudged(fit.low), inputs)) > 0) != active).sum())
         for rank, fit in fits.items()
     }
     assert wrong[3] > 2 * wrong[6]
@@ -257,8 +262,8 @@ def test_a_fit_stops_when_held_out_text_does_not_improve_and_keeps_the_best(monk
         made.append(low)
         return LowRank(low.a + 1, low.b, low.bias), memory
 
-    monkeypatch.setattr(fitting, "_step", step)
-    monkeypatch.setattr(fitting, "_loss", lambda low, ffn, share, x: next(losses))
+    monkeypatch.setattr(low_rank, "_step", step)
+    monkeypatch.setattr(low_rank, "_loss", lambda low, ffn, share, x: next(losses))
     seen = []
     fit = Fit(steps=100, batch=600, every=2, patience=2)
     fitted = fit_low_rank(ffn, inputs, inputs[:600], 2, fit, seen.append)
@@ -275,7 +280,7 @@ def test_held_out_loss_is_the_mean_over_all_its_tokens(monkeypatch):
         seen.append(np.asarray(x))
         return float(len(seen))
 
-    monkeypatch.setattr(fitting, "_loss", loss)
+    monkeypatch.setattr(low_rank, "_loss", loss)
     fitted = fit_low_rank(ffn, inputs, inputs[:250], 2, Fit(batch=100, patience=0))
     assert np.array_equal(np.concatenate(seen), inputs[:250])
     assert fitted.loss == pytest.approx((1 * 100 + 2 * 100 + 3 * 50) / 250)
@@ -284,18 +289,18 @@ def test_held_out_loss_is_the_mean_over_all_its_tokens(monkeypatch):
 def test_the_start_of_a_fit_at_full_rank_is_the_layer_itself_scaled():
     ffn, inputs = random_ffn("fatrelu", tau=0.5), planted(2000)
     low = initial_low_rank(ffn, inputs, 8)
-    logits = np.asarray(low_rank_logits(low, inputs), np.float64)
+    found = np.asarray(logits(unjudged(low), inputs), np.float64)
     z = (
         inputs.astype(np.float64) @ np.asarray(ffn.up, np.float64).T
         + np.asarray(ffn.up_bias, np.float64)
         - 0.5
     )
-    ratio = (logits * z).sum(0) / (z * z).sum(0)  # the scale that fits each neuron best
+    ratio = (found * z).sum(0) / (z * z).sum(0)  # the scale that fits each neuron best
     # Both products and the stored factors are rounded to float32; at full rank nothing else is lost.
     a, b, bias = (np.abs(np.asarray(part, np.float64)) for part in low)
     size = (np.abs(inputs).astype(np.float64) @ a.T) @ b.T + bias
     rounding = gamma(8 + 8 + 4, unit_roundoff("F32")) * size
-    assert (np.abs(logits - z * ratio) <= rounding + rounding.max(0)).all()  # the scale has errors too
+    assert (np.abs(found - z * ratio) <= rounding + rounding.max(0)).all()  # the scale has errors too
     assert (ratio > 0).all()
 
 
@@ -306,10 +311,10 @@ def test_what_is_stored_is_finite_and_half_precision_of_the_same_logits():
     predictor = stored(low, 0.1)
     assert [part.dtype for part in predictor[:3]] == [np.float16] * 3
     x = np.array([[0.5, -0.25]], np.float32)
-    logits = np.asarray(low_rank_logits(widened(predictor), x))
-    expected = np.asarray(low_rank_logits(low._replace(bias=jnp.array([1.0, 65504.0])), x))
-    assert np.abs(logits - expected).max() <= 8 * 2.0**-11 * 65504 and np.isfinite(logits).all()
-    assert abs(logits[0, 0] - expected[0, 0]) <= 8 * 2.0**-11 * 20
+    found = np.asarray(logits(widened(predictor), x))
+    expected = np.asarray(logits(unjudged(low._replace(bias=jnp.array([1.0, 65504.0]))), x))
+    assert np.abs(found - expected).max() <= 8 * 2.0**-11 * 65504 and np.isfinite(found).all()
+    assert abs(found[0, 0] - expected[0, 0]) <= 8 * 2.0**-11 * 20
     assert predictor.threshold == float(np.float32(0.1))
 
 

@@ -10,21 +10,20 @@ from flashref.training import plan
 from flashref.types import DomainError
 
 pytestmark = pytest.mark.xdist_group("training")
-clean = train_runs.clean
 small = train_runs.small
 
 
 def test_the_smallest_share_that_is_named_is_the_smallest(small):
     checkpoint = open_checkpoint(small)
     with pytest.raises(DomainError) as caught:
-        plan.check_plan(checkpoint, plan.Plan(share=0.001))
+        plan.complete_plan(checkpoint, plan.Plan(share=0.001))
     smallest = float(str(caught.value).split("the smallest share that does is ")[1])
     whole = sum(array.nbytes for array in load_file(small / "model.safetensors").values())
     of_layer = 2 * (WIDTH + NEURONS) + 2 * NEURONS + 4 + 8 * 5  # rank 1, bias, threshold, statistics
     assert smallest == pytest.approx(LAYERS * of_layer / whole, abs=0.0001)
     assert plan.total_rank(checkpoint, plan.Plan(share=smallest)) == LAYERS
     with pytest.raises(DomainError, match="the smallest share"):
-        plan.check_plan(checkpoint, plan.Plan(share=smallest - 0.0001))
+        plan.complete_plan(checkpoint, plan.Plan(share=smallest - 0.0001))
 
 
 def test_ranks_that_a_share_pays_for_and_that_a_layer_can_have(small):
@@ -36,7 +35,7 @@ def test_ranks_that_a_share_pays_for_and_that_a_layer_can_have(small):
         for spare, found in ((0.5, rank), (-0.5, rank - 1)):
             assert plan.total_rank(checkpoint, plan.Plan(share=(pays + spare) / whole)) == found
     for ranks in ((0, 16), (16, 0), (1, 16)):
-        plan.check_plan(checkpoint, plan.Plan(ranks=ranks))
+        plan.complete_plan(checkpoint, plan.Plan(ranks=ranks))
     for ranks in ((0, 0), (17, 1), (-1, 1)):
         with pytest.raises(DomainError, match="ranks must lie in 0 … 16"):
-            plan.check_plan(checkpoint, plan.Plan(ranks=ranks))
+            plan.complete_plan(checkpoint, plan.Plan(ranks=ranks))

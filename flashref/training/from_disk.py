@@ -1,0 +1,226 @@
+"""Fit and judge the predictors of a model that lies on disk: what `flashref train` does, as two functions."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flashref import __version__
+from flashref.models.checkpoint import Checkpoint, open_checkpoint, with_activation
+from flashref.models.origin import Origin, Source
+from flashref.models.predictors import FILE_NAME, load_predictors, save_predictors
+from flashref.storage.files import require_new_file
+from flashref.storage.image import fingerprint
+from flashref.storage.progress import Progress, unseen
+from flashref.training import judging
+from flashref.training.evaluation import Evaluation, Sweep, evaluate
+from flashref.training.layers import require_sparse
+from flashref.training.partial_dir import open_partial_dir, remove_partial_dir
+from flashref.training.plan import Plan, complete_plan
+from flashref.training.texts import (
+    Parts,
+    Tokens,
+    chunk_length,
+    cut_parts,
+    open_text,
+    some_chunks,
+    split_ranges,
+    unseen_chunks,
+)
+from flashref.types import DomainError, Predictor
+
+HIDDEN_STATES = 12  # bytes a token and unit of the width: before a layer, after it, and what its FFN received
+MEMORY = 1 << 31  # of all of them, unless a number of tokens is given
+DEFAULT_PLAN = Plan()
+
+Activation = tuple[str, float]  # its name and tau, which is FATReLU's and else 0
+PathLike = str | os.PathLike[str]
+
+
+def fit(
+    model_dir: PathLike,
+    text: PathLike,
+    out: PathLike | None = None,
+    *,
+    plan: Plan = DEFAULT_PLAN,
+    activation: Activation | None = None,
+    sweep: Sequence[float] = (),
+    progress: Progress = unseen,
+    announce: Callable[[str], None] = lambda what: None,
+) -> Evaluation:
+    """Fit a predictor for each layer of a model, judge the predictors, and write them to a file.
+
+    They are fitted on eight tenths of the text, ranks and thresholds are chosen on the ninth, and the last
+    is judged on. What is done is kept in a folder beside the file: the same call, after an interrupt, goes on
+    from there. The text's SHA-256 and the model's fingerprint are written into the file.
+
+    Args:
+        model_dir: a Hugging Face checkpoint.
+        text: a file in UTF-8.
+        out: the file to write; None: `predictors.safetensors` in model_dir. It must not be there yet.
+        plan: ranks or a share of the model's bytes, thresholds, steps, tokens.
+        activation: to fit to, in place of the model's own.
+        sweep: logits; the evaluation also says what each of them, as the threshold of all layers, would give.
+        progress: called with what is being done, how far it is, and of how much.
+        announce: called with a sentence on the memory that is needed.
+
+    Returns:
+        The figures on the last tenth; `print` shows them as tables.
+
+    Raises:
+        DomainError: model, text and plan do not fit each other, or the extra `train` is not installed.
+        ImageError: a file cannot be read or written, or another process is at this.
+
+    Paper §3.1, appendix B; decisions 4 to 7 and 22.
+    """
+    if importlib.util.find_spec("optax") is None:
+        raise DomainError("fitting needs the extra `train`; install it with pip install 'flashref[train]'")
+    from flashref.training.fitting import fit_predictors, with_statistics  # they need optax
+
+    checkpoint = with_activation(open_checkpoint(model_dir), activation)
+    path = Path(out) if out is not None else checkpoint.directory / FILE_NAME
+    require_new_file(path)
+    require_sparse(checkpoint)
+    plan = complete_plan(checkpoint, plan)
+    config, length = checkpoint.config, chunk_length(checkpoint)
+    ids, sha256 = open_text(Path(text), checkpoint)
+    ranges = split_ranges(len(ids), length)
+    parts = _some_parts(cut_parts(ids, ranges, length), _tenth(checkpoint, plan.tokens), plan.tokens)
+    recorded = parts.fit.size + parts.choose.size
+    states = HIDDEN_STATES * config.width * recorded / 1e6
+    announce(f"recording {recorded:,} tokens; their hidden states take {states:,.1f} MB, beside one layer")
+    identity = fingerprint(checkpoint.tensors, checkpoint.config_text, progress)
+    made_of = {
+        "version of flashref": __version__,
+        "model": identity,
+        "text": sha256,
+        "--activation": _shown(config.activation, config.tau),
+        "--tokens": sum(part.size for part in parts),
+        **_options_of(plan),
+    }
+    with open_partial_dir(path, made_of) as partial_dir:
+        try:
+            outcome = fit_predictors(checkpoint, parts, plan, partial_dir, progress)
+            judgement = judging.judge_predictors(
+                checkpoint, outcome.predictors, parts.judge, plan.window, plan.windows, progress
+            )
+            swept = _swept(checkpoint, outcome.predictors, parts.choose, plan.window, sweep, progress)
+        except DomainError:  # of the model: the same call would end there again
+            remove_partial_dir(partial_dir)
+            raise
+        sources = (Source(sha256, part) for part in ranges)
+        origin = Origin(identity, config.activation, config.tau, *sources)
+        predictors = with_statistics(outcome, judgement, config.neurons, origin)
+        save_predictors(path, predictors)
+        remove_partial_dir(partial_dir)
+    found = evaluate(checkpoint, path, predictors, judgement, f"the last tenth of {text}", outcome.steps)
+    return found if swept is None else found._replace(sweep=Sweep(f"the ninth tenth of {text}", swept))
+
+
+def judge(
+    model_dir: PathLike,
+    text: PathLike,
+    predictors: PathLike | None = None,
+    *,
+    window: int = DEFAULT_PLAN.window,
+    tokens: int | None = None,
+    activation: Activation | None = None,
+    sweep: Sequence[float] = (),
+    progress: Progress = unseen,
+) -> Evaluation:
+    """Judge the predictors of a model on a text.
+
+    Of a text that they were fitted and chosen on, only the part that was kept for judging is used.
+
+    Args:
+        model_dir: a Hugging Face checkpoint.
+        text: a file in UTF-8.
+        predictors: their file; None: `predictors.safetensors` in model_dir.
+        window: tokens of the window whose residency and perplexity are reported.
+        tokens: of the text, ten times as many as are judged on, at most; None takes as many as `fit` would.
+        activation: of the model; None: the one that the predictors were fitted to.
+        sweep, progress: as for `fit`.
+
+    Returns:
+        The figures; `print` shows them as tables.
+
+    Raises:
+        DomainError: model, predictors and text do not fit each other.
+        ImageError: a file cannot be read.
+
+    Paper §3.1, Fig. 9; decision 22.
+    """
+    checkpoint = open_checkpoint(model_dir)
+    path = Path(predictors) if predictors is not None else checkpoint.directory / FILE_NAME
+    config = checkpoint.config
+    identity = fingerprint(checkpoint.tensors, checkpoint.config_text, progress)
+    loaded = load_predictors(path, config.layers, config.neurons, config.width, identity)
+    origin = loaded.origin
+    asked = activation or (origin and (origin.activation, origin.tau))
+    if origin and asked != (origin.activation, origin.tau):
+        raise DomainError(
+            f"{path}: was fitted to {origin.activation}, tau {origin.tau:g}; leave --activation out"
+        )
+    checkpoint = with_activation(checkpoint, asked)
+    require_sparse(checkpoint)
+    ids, sha256 = open_text(Path(text), checkpoint)
+    chunks, what = unseen_chunks(ids, sha256, origin, chunk_length(checkpoint))
+    chunks = some_chunks(chunks, _tenth(checkpoint, tokens), 0)
+    windows = Plan(window=window).windows
+    judgement = judging.judge_predictors(checkpoint, loaded.layers, chunks, window, windows, progress)
+    swept = _swept(checkpoint, loaded.layers, chunks, window, sweep, progress)
+    found = evaluate(checkpoint, path, loaded, judgement, what.format(text))
+    same = "the same text (do not choose a threshold by it)"
+    return found if swept is None else found._replace(sweep=Sweep(same, swept))
+
+
+def _tenth(checkpoint: Checkpoint, tokens: int | None) -> int:
+    """Chunks in a tenth of so many tokens, or of as many as memory allows."""
+    most = tokens or MEMORY // (HIDDEN_STATES * checkpoint.config.width)
+    return most // (10 * chunk_length(checkpoint))
+
+
+def _some_parts(parts: Parts, tenth: int, tokens: int | None) -> Parts:
+    """Of each part as many chunks as there is room for. DomainError if that is none."""
+    if not tenth:
+        length = parts.fit.shape[1]
+        raise DomainError(
+            f"--tokens {tokens} are too few; fitting takes ten chunks of {length}, so {10 * length}"
+        )
+    sizes = (8 * tenth, tenth, tenth)
+    return Parts(*(some_chunks(part, size, 0) for part, size in zip(parts, sizes, strict=True)))
+
+
+def _options_of(plan: Plan) -> dict[str, object]:
+    """What of a plan the parts that are kept depend on, by the option of `flashref train` that sets it."""
+    others = [[fit.batch, fit.rate, fit.every, fit.patience] for fit in (plan.search, plan.fit)]
+    options: dict[str, object] = {
+        "--steps": plan.fit.steps,
+        "--seed": plan.fit.seed,
+        "batch, rate or patience": [plan.search.steps, *others],
+    }
+    if plan.ranks is not None:
+        return options | {"--ranks": ",".join(map(str, plan.ranks))}
+    return options | {
+        "--share": plan.share,
+        "--false-negatives": plan.false_negatives,
+        "--window": plan.windows,
+    }
+
+
+def _shown(activation: str, tau: float) -> str:
+    return f"{activation}:{tau:g}" if activation == "fatrelu" else activation
+
+
+def _swept(
+    checkpoint: Checkpoint,
+    predictors: Sequence[Predictor | None],
+    chunks: Tokens,
+    window: int,
+    thresholds: Sequence[float],
+    progress: Progress,
+) -> tuple[judging.Swept, ...] | None:
+    """What each threshold would give, or None if none was asked for."""
+    if not thresholds:
+        return None
+    return tuple(judging.sweep(checkpoint, predictors, chunks, window, thresholds, progress))
