@@ -24,10 +24,19 @@ class Sizes(NamedTuple):
 
 
 def read_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]], max_gap: int = 0) -> Sizes:
-    """The sizes of every batch's plan, in the order of offsets: chapter 52, decision 18.
+    """The sizes of the reads of every batch, as `read_plan` plans them (chapter 52; decision 18 joins reads).
 
-    layouts: of each layer, one with the bundles or one a field, in ascending regions; all of one block.
-    max_gap: bytes ≥ 0. Raises DomainError.
+    Args:
+        reads: which units each batch reads.
+        layouts: of each layer, one with the bundles or one for each field, in ascending regions; all of one
+            block.
+        max_gap: bytes between two reads that are read over to join them, ≥ 0.
+
+    Returns:
+        The sizes, batch by batch in the order of offsets.
+
+    Raises:
+        DomainError: the layouts have several blocks, or max_gap is negative.
     """
     blocks = {layout.block for fields in layouts for layout in fields}
     if max_gap < 0 or len(blocks) != 1:
@@ -47,7 +56,11 @@ def read_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]], max_gap: int =
 
 
 def separate_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]]) -> Sizes:
-    """As read_sizes, but every extent is a read of its own, as the paper counts chunks (§4.2, Table 2)."""
+    """The sizes if every extent is a read of its own, as the paper counts chunks (§4.2, Table 2).
+
+    Args:
+        reads, layouts: as for `read_sizes`.
+    """
     block = layouts[0][0].block
     parts = list(_in_blocks(reads, layouts, block))
     sizes = np.concatenate([end - first for first, end, _ in parts])
@@ -55,7 +68,13 @@ def separate_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]]) -> Sizes:
 
 
 def sequential_sizes(length: int, piece: int, block: int) -> Sizes:
-    """One batch that reads whole blocks front to back in pieces, the last one shorter (decision 20)."""
+    """One batch that reads a run of blocks front to back in pieces (decision 20 says how naive reads).
+
+    Args:
+        length: bytes of the run, a multiple of block.
+        piece: bytes of every piece but the last, a multiple of block.
+        block: bytes.
+    """
     whole, rest = divmod(length, piece)
     sizes = np.array([piece] * whole + [rest] * (rest > 0), np.int64)
     return Sizes(sizes // block, np.array([0, len(sizes)]), block)

@@ -29,18 +29,26 @@ class Changes(NamedTuple):
 
 
 def moved_by_swap(changes: Changes) -> Counts:
-    """Rows that `swap_with_last` moves: (tokens, layers) int64 (paper §3.3, Fig. 6; decision 10).
+    """Rows that `swap_with_last` moves: a hole takes the last row (paper §3.3, Fig. 6; decision 10).
 
-    Raises IdsError for changes of which no window's memory can be the cause.
+    Returns:
+        (tokens, layers) int64.
+
+    Raises:
+        IdsError: no window's memory can be the cause of these changes.
     """
     loads, _ = _lengths(changes)
     return _moved(changes, np.zeros_like(loads))
 
 
 def moved_by_fill(changes: Changes) -> Counts:
-    """Rows that `fill_holes` moves: (tokens, layers) int64 (decision 11).
+    """Rows that `fill_holes` moves: new rows fill holes first (decision 11).
 
-    Raises IdsError for changes of which no window's memory can be the cause.
+    Returns:
+        (tokens, layers) int64.
+
+    Raises:
+        IdsError: no window's memory can be the cause of these changes.
     """
     return _moved(changes, np.minimum(*_lengths(changes)))
 

@@ -33,9 +33,17 @@ class UseStatistics(NamedTuple):
 
 
 def use_statistics(trace: ActivationTrace, windows: int) -> UseStatistics:
-    """Statistics for windows of 1 … `windows` tokens; the uncounted tokens take part.
+    """Use and windows of a trace; its uncounted tokens take part (paper §3.1.2, Fig. 4a).
 
-    DomainError unless there are more than `windows` tokens.
+    Args:
+        trace: of more than `windows` tokens.
+        windows: the longest window in tokens, ≥ 1.
+
+    Returns:
+        Statistics for windows of 1 … `windows` tokens.
+
+    Raises:
+        DomainError: the trace is too short for such windows.
     """
     if not 1 <= windows < trace.tokens:
         raise DomainError(
@@ -91,17 +99,36 @@ def kept_counts(gaps: Counts) -> Counts:
 
 
 def coactivation(trace: ActivationTrace, layer: int, ids: Ids) -> Counts:
-    """In how many tokens each of these units is active together with each of the layer: (m, n).
+    """In how many tokens units are active together.
 
-    ids: (m,) ascending. A unit with itself: how often it is active.
+    Args:
+        trace: which units each token activates.
+        layer: whose units.
+        ids: (m,) strictly ascending.
+
+    Returns:
+        (m, n): for each of these units and each of the layer's n; a unit with itself: how often it is active.
+
+    Raises:
+        IdsError: the ids are not strictly ascending ids of the layer.
     """
     return _together(_mask(trace, layer), ascending_ids(ids, trace.units[layer])).astype(np.int64)
 
 
 def coactivation_curve(trace: ActivationTrace, layer: int, unit: int) -> Shares:
-    """Of the times a unit is active, the share in which each of the layer is: (n,), descending.
+    """How often the units of a layer are active together with one of them (the paper's Fig. 12a).
 
-    The paper's Fig. 12a; rank 1 is the unit itself. DomainError if it is never active.
+    Args:
+        trace: which units each token activates.
+        layer: whose units.
+        unit: the one.
+
+    Returns:
+        (n,) descending: of the times the unit is active, the share in which each unit of the layer is; rank 1
+        is the unit itself.
+
+    Raises:
+        DomainError: the unit is never active.
     """
     together = coactivation(trace, layer, np.array([unit]))[0]
     if together[unit] == 0:
@@ -121,7 +148,16 @@ class Friends(NamedTuple):
 
 
 def closest_friends(trace: ActivationTrace, layer: int, count: int = 1) -> Friends:
-    """The `count` units that are most often active together with each of the layer (paper appendix D)."""
+    """The units that are most often active together with each unit of a layer (paper appendix D).
+
+    Args:
+        trace: which units each token activates.
+        layer: whose units.
+        count: friends of each unit, from 1 to one less than the layer has units.
+
+    Raises:
+        DomainError: there are not so many others.
+    """
     n = trace.units[layer]
     if not 1 <= count < n:
         raise DomainError(f"a unit of layer {layer} has {n - 1} others, so ask for 1 to {n - 1} friends")

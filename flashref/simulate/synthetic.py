@@ -38,7 +38,16 @@ OPT_PROCESS = ActivationProcess(
 def expected_use(process: ActivationProcess, densities: npt.ArrayLike, k: npt.ArrayLike) -> Shares:
     """s_agg(k) of the process: the expected share of a layer's neurons that k tokens in a row use.
 
-    densities: 0 … 1; k: whole numbers ≥ 0; any two shapes that broadcast. Raises DomainError.
+    Args:
+        process: the process.
+        densities: from 0 to 1.
+        k: whole numbers ≥ 0, of a shape that broadcasts with that of the densities.
+
+    Returns:
+        Shares of the neurons, of the common shape.
+
+    Raises:
+        DomainError: a number is outside of its domain.
     """
     _check(process, densities)
     tokens = np.asarray(k)
@@ -48,9 +57,13 @@ def expected_use(process: ActivationProcess, densities: npt.ArrayLike, k: npt.Ar
 
 
 def fit_use_curve(points: Sequence[tuple[int, float]]) -> tuple[ActivationProcess, float]:
-    """The process and the density whose s_agg passes nearest to the points (k ≥ 1, share in 0 … 1).
+    """The process and the density whose s_agg passes nearest to a curve: the largest relative error is least.
 
-    Nearest: the largest relative error is least. Raises DomainError.
+    Args:
+        points: at least three pairs of k ≥ 1 and a share between 0 and 1.
+
+    Raises:
+        DomainError: the points are no such curve.
     """
     k = np.array([point[0] for point in points], np.int64)
     use = np.array([point[1] for point in points], np.float64)
@@ -70,8 +83,18 @@ def fit_use_curve(points: Sequence[tuple[int, float]]) -> tuple[ActivationProces
 def fit_window(densities: Sequence[float], window: int, kept: float, new: float) -> ActivationProcess:
     """The process under which a window of k tokens keeps and loads these mean shares of all layers' neurons.
 
-    kept: s_agg(k), new: s_agg(k + 1) − s_agg(k) (decision 1). Not every pair can be had: the larger of the
-    two relative errors is least, and `expected_use` tells how large it is. Raises DomainError.
+    Not every pair can be had: the larger of the two relative errors is least, and `expected_use` tells how
+    large it is.
+
+    Args:
+        densities: of each layer, from 0 to 1.
+        window: k in tokens, ≥ 1.
+        kept: s_agg(k), between 0 and 1.
+        new: s_agg(k + 1) − s_agg(k), below `kept`: what the window loads for a token, since it looks back k
+            tokens before that token comes (decision 1).
+
+    Raises:
+        DomainError: a number is outside of its domain.
     """
     _check(ActivationProcess(0.5, 1.0), densities)
     if window < 1 or not 0 < new < kept < 1:
@@ -98,7 +121,16 @@ def synthetic_trace(
 ) -> ActivationTrace:
     """A trace drawn from the process; which units of a layer are often active is random too.
 
-    densities, units: one a layer. Equal generators give equal traces. Raises DomainError.
+    Args:
+        rng: equal generators give equal traces.
+        process: the process.
+        densities: of each layer, from 0 to 1.
+        units: of each layer.
+        tokens: of the trace, the uncounted ones included.
+        first_counted: tokens before it warm what is kept.
+
+    Raises:
+        DomainError: the lists do not match, or no token would be counted.
     """
     _check(process, densities)
     if len(densities) != len(units) or not units or min(units) < 1 or not 0 <= first_counted < tokens:

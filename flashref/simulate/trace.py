@@ -66,9 +66,16 @@ class Reads(NamedTuple):
 def trace_of(
     predicted: Sequence[Sequence[Ids]], units: Sequence[int], first_counted: int = 0
 ) -> ActivationTrace:
-    """A trace from sets: predicted[token][layer], each strictly ascending; IdsError, DomainError if not.
+    """A trace from the ids that are active.
 
-    first_counted: less than the number of tokens.
+    Args:
+        predicted: [token][layer] → strictly ascending ids.
+        units: of each layer.
+        first_counted: the first token whose costs count, less than the number of tokens.
+
+    Raises:
+        IdsError: ids are not strictly ascending, or are none of their layer.
+        DomainError: a layer has no unit, or there is no token to count.
     """
     if not units or min(units) < 1:
         raise DomainError(f"a trace needs a layer, and every layer a unit, not units of {tuple(units)}")
@@ -84,7 +91,11 @@ def trace_of(
 
 
 def trace_tokens(trace: ActivationTrace, start: int, stop: int) -> ActivationTrace:
-    """Tokens start … stop − 1 of a trace, all counted; DomainError if there are none."""
+    """Tokens start … stop − 1 of a trace, all of them counted.
+
+    Raises:
+        DomainError: there are no such tokens.
+    """
     if not 0 <= start < stop <= trace.tokens:
         raise DomainError(f"a trace of {trace.tokens} tokens has no tokens {start} … {stop - 1}")
     starts = trace.starts[start * trace.layers : stop * trace.layers + 1]

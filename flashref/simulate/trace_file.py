@@ -33,7 +33,16 @@ class Description(NamedTuple):
 def save_trace(path: str | os.PathLike[str], trace: ActivationTrace, description: Description) -> None:
     """Write a trace; equal traces and descriptions give equal bytes.
 
-    The file appears whole or not at all, and none is overwritten. Raises ImageError, DomainError.
+    The file appears whole or not at all, and no file is overwritten.
+
+    Args:
+        path: of the new file.
+        trace: which units each token activates.
+        description: what the trace is of, and where it came from.
+
+    Raises:
+        DomainError: the description is not Unicode text.
+        ImageError: there is such a file already.
     """
     for text in description:
         if text.encode(errors="ignore").decode() != text:
@@ -60,7 +69,11 @@ def save_trace(path: str | os.PathLike[str], trace: ActivationTrace, description
 
 
 def load_trace(path: str | os.PathLike[str]) -> ActivationTrace:
-    """The trace in a file. Raises ImageError for one that is damaged, foreign or of another version."""
+    """The trace in a file.
+
+    Raises:
+        ImageError: the file is damaged, foreign or of another version.
+    """
     container = _open(path)
     units = _units(container)
     names = [f"layers.{layer}.active" for layer in range(len(units))]

@@ -50,7 +50,12 @@ class _Steps(NamedTuple):
 
 
 def uses_of(trace: ActivationTrace, longest: int) -> Uses:
-    """The uses of a trace, linked: once a trace, for every window up to `longest` tokens and every budget."""
+    """The uses of a trace, linked once for every window and every budget.
+
+    Args:
+        trace: which units each token activates.
+        longest: the longest window, in tokens.
+    """
     tokens = trace.tokens
     previous, gaps = previous_uses(trace, min(longest, tokens))
     following = np.empty_like(previous)
@@ -65,10 +70,19 @@ def uses_of(trace: ActivationTrace, longest: int) -> Uses:
 def windowed(
     uses: Uses, k: int, capacities: Sequence[int], bypass_rows: int, count_moves: CountMoves
 ) -> Reads:
-    """What a window of k tokens reads and keeps in `capacities` rows a layer (paper §3.1.2; decision 8).
+    """What a window reads and keeps, token by token the same as `window_update` and `read_batches`.
 
-    bypass_rows: of the bypass buffer (DEC-10); count_moves: of the placement. Token by token the same as
-    window_update and read_batches. DomainError for k or bypass_rows < 1, k > longest, a capacity < 0.
+    Args:
+        uses: of the trace, linked for windows of k tokens at least.
+        k: tokens of the window, ≥ 1.
+        capacities: rows ≥ 0 of each layer; a token that needs more bypasses them (decision 8).
+        bypass_rows: rows ≥ 1 of the bypass buffer (DEC-10).
+        count_moves: how many rows the placement moves in memory.
+
+    Raises:
+        DomainError: a number is outside of its domain.
+
+    Paper: §3.1.2.
     """
     trace = uses.trace
     layers, tokens = trace.layers, trace.tokens

@@ -143,7 +143,7 @@ active     The mean share of the layer's neurons that are truly active.
 predicted  The mean share of the layer's neurons that are predicted.
 missed     The share of the active neurons that are not predicted.
 extra      The share of the inactive neurons that are predicted.
-resident   The mean share of the layer's neurons in DRAM with a window of {window} tokens.
+resident   The mean share of the neurons that a window of {window} tokens keeps.
 most       The largest share that this window kept after any token."""
 PERPLEXITIES = """\
 dense      The FFNs sum all neurons.

@@ -402,9 +402,9 @@ def test_words_in_a_terminal_are_no_markup(capsys, monkeypatch):
 
 
 def test_the_same_figures_give_the_same_bytes(whole):
-    some = {name: derived(name) for name in ("figure8", "table2")}
-    assert page(some) == page(some)
-    assert page({"figure8": derived("figure8")}).count("<section") == 1
+    one = {"figure7": derived("figure7")}
+    assert page(one) == page(one)
+    assert page(one).count("<section") == 1
 
 
 # --- the plots --------------------------------------------------------------------------------------

@@ -43,12 +43,13 @@ def routed(mixture: Mixture, tokens: int, warm: int, seed: int) -> ActivationTra
     """The experts that every token uses; the first `warm` tokens are not counted."""
     random = np.random.default_rng(seed)
     shape = (mixture.layers, mixture.experts)
-    popularity, noise, sets = mixture.skew * random.standard_normal(shape), random.standard_normal(shape), []
+    popularity, noise = mixture.skew * random.standard_normal(shape), random.standard_normal(shape)
+    predicted = []
     for _ in range(tokens):
         noise = 0.6 * noise + 0.8 * random.standard_normal(shape)  # its variance stays 1
         chosen = np.argsort(popularity + noise, axis=1)[:, -mixture.used :]
-        sets.append([np.sort(ids) for ids in chosen])
-    return trace_of(sets, (mixture.experts,) * mixture.layers, warm)
+        predicted.append([np.sort(ids) for ids in chosen])
+    return trace_of(predicted, (mixture.experts,) * mixture.layers, warm)
 
 
 def bytes_per_token(trace: ActivationTrace, reads: Reads, unit_bytes: int) -> float:
@@ -57,9 +58,9 @@ def bytes_per_token(trace: ActivationTrace, reads: Reads, unit_bytes: int) -> fl
     return int(counted.sum()) * unit_bytes / (trace.tokens - trace.first_counted)
 
 
-def measure(mixture: Mixture, share: float) -> dict[str, float]:
+def measure(mixture: Mixture, share: float, tokens: int = 320) -> dict[str, float]:
     """Bytes read per token of every policy, with this share of all experts in memory."""
-    trace = routed(mixture, tokens=320, warm=64, seed=1)
+    trace = routed(mixture, tokens, warm=64, seed=1)
     sizes = (mixture.expert_bytes,) * mixture.layers
     capacity = int(share * mixture.layers * mixture.experts) * mixture.expert_bytes
     return {
@@ -68,11 +69,11 @@ def measure(mixture: Mixture, share: float) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(tokens: int = 320) -> None:
     """Print the table."""
     print(f"{'GB read per token':20}", *(f"{name:>10}" for name in POLICIES))
     for mixture, share in ((MIXTRAL, 0.5), (QWEN3, 0.25)):
-        row = measure(mixture, share)
+        row = measure(mixture, share, tokens)
         print(f"{mixture.name + f', {share:.0%}':20}", *(f"{row[name] / 1e9:10.3f}" for name in POLICIES))
 
 

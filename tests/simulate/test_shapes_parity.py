@@ -8,6 +8,7 @@ from flashref.simulate.shapes.sizes import ACTIVATION, model_sizes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+no_init_weights = pytest.importorskip("transformers.initialization").no_init_weights
 
 # Sizes that no two parts share.
 COMMON = {"vocab_size": 101, "num_hidden_layers": 3}
@@ -65,8 +66,10 @@ FFN = ("fc1.", "fc2.", ".mlp.", ".ffn.")
 def count(values):
     """(all values, those that are neither biases nor of the FFN)."""
     config = transformers.AutoConfig.for_model(**values)
-    with torch.device("meta"):
-        parameters = dict(transformers.AutoModelForCausalLM.from_config(config).named_parameters())
+    with torch.device("meta"), no_init_weights():
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    model.tie_weights()  # which initialising, had it not been left out for its time, would do
+    parameters = dict(model.named_parameters())
     resident = [
         value
         for name, value in parameters.items()

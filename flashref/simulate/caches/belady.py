@@ -17,9 +17,15 @@ from flashref.types import DomainError
 def belady(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     """The fewest reads in the counted tokens, for a policy that knows the future and may bypass.
 
-    Memory after every batch holds at most the capacity, in bytes; the tokens before first_counted read what
-    they want, and keep only what a counted token uses. Of ends in one batch the highest ids go first.
-    Raises DomainError, also for units of unequal sizes, whose optimum this is not.
+    Memory after every batch holds at most the capacity; the tokens before first_counted read what they want,
+    and keep only what a counted token uses. Of ends in one batch the highest ids go first.
+
+    Args:
+        trace, sizes, capacity: as for `lru`.
+
+    Raises:
+        DomainError: a number is outside of its domain, or units have unequal sizes (this is not their
+            optimum).
     """
     check_pool(trace, sizes, capacity)
     if len(set(sizes)) > 1:

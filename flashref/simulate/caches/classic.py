@@ -23,7 +23,13 @@ CHUNK = 16384  # uses that are searched at once for units that may leave
 def lru(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
     """The least recently used leaves first: the earliest last use by token, layer, then ascending id.
 
-    sizes: bytes of a unit of each layer; capacity: bytes. Raises DomainError.
+    Args:
+        trace: which units each token activates.
+        sizes: bytes of a unit of each layer, ≥ 1.
+        capacity: bytes of the pool, ≥ 0.
+
+    Raises:
+        DomainError: a number is outside of its domain.
     """
     check_pool(trace, sizes, capacity)
     return _lowest_leaves(trace, sizes, capacity, np.ones(len(trace.ids) + 1, np.int8), trace.tokens)
@@ -33,7 +39,16 @@ def lfu(period: int) -> CachePolicy:
     """The least frequently used leaves first, among equals the least recently used (as in `lru`).
 
     A unit's count is of all its uses, in memory or not, this batch's included; before every period-th token
-    all counts are halved and rounded down. period: tokens, ≥ 1. Raises DomainError.
+    all counts are halved and rounded down.
+
+    Args:
+        period: tokens, ≥ 1.
+
+    Returns:
+        The policy, a function as `lru` is.
+
+    Raises:
+        DomainError: the period is too small.
     """
     if period < 1:
         raise DomainError(f"counts are halved every token or less often, not every {period} tokens")

@@ -35,7 +35,17 @@ SMALL, MAIN, GHOST = range(3)
 
 
 def s3_fifo(small_percent: int = 10) -> CachePolicy:
-    """S3-FIFO with a small queue of so many percent of the capacity, 0 to 100, else DomainError."""
+    """S3-FIFO as a policy.
+
+    Args:
+        small_percent: of the capacity, 0 to 100, for the small queue.
+
+    Returns:
+        The policy, a function as `lru` is.
+
+    Raises:
+        DomainError: the percentage is none.
+    """
     if not 0 <= small_percent <= 100:
         raise DomainError(f"the small queue has 0 to 100 percent of the capacity, not {small_percent}")
 

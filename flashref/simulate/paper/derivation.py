@@ -1,7 +1,7 @@
 """What all derived tables share: the processes, a trace of a shape, and what its reads take on the device."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -54,7 +54,18 @@ def shape_trace(
 ) -> ActivationTrace:
     """A trace of the shape's layers that have a predictor; the first `warm` tokens are not counted."""
     units = (shape.neurons,) * len(shape.sparse_layers)
-    return synthetic_trace(np.random.default_rng(SEED), process, shape.sparse_densities, units, tokens, warm)
+    return _drawn(process, shape.sparse_densities, units, tokens, warm)
+
+
+@lru_cache(maxsize=1)  # Table 2 and three rows of Table 3 are of one trace
+def _drawn(
+    process: ActivationProcess,
+    densities: tuple[float, ...],
+    units: tuple[int, ...],
+    tokens: int,
+    warm: int,
+) -> ActivationTrace:
+    return synthetic_trace(np.random.default_rng(SEED), process, densities, units, tokens, warm)
 
 
 def front_to_back_ms(length: int) -> float:

@@ -19,7 +19,15 @@ from flashref.types import DomainError
 
 
 def preset_shape(name: str, dtype: str = "F16") -> ModelShape:
-    """A preset in a stored dtype. Raises DomainError."""
+    """The shape of one of the paper's models, or of an OPT of another size.
+
+    Args:
+        name: of CONFIGS.
+        dtype: F32, F16 or BF16, of the weights.
+
+    Raises:
+        DomainError: there is no such preset.
+    """
     if name not in CONFIGS:
         raise DomainError(f"there is no shape {name!r}; use one of {', '.join(CONFIGS)}, or a config.json")
     shape = shape_of_config(CONFIGS[name], name, dtype)

@@ -73,9 +73,16 @@ class ModelShape(NamedTuple):
 
 
 def shape_of_config(values: Values, name: str | None = None, dtype: str | None = None) -> ModelShape:
-    """The shape of the model that a parsed config.json describes, in its dtype unless told another.
+    """The shape of the model that a config.json describes.
 
-    Raises ImageError for a key that is missing or impossible, DomainError for what is not supported.
+    Args:
+        values: the parsed config.json.
+        name: of the model; its model_type if None.
+        dtype: F32, F16 or BF16, of the weights; the config's own if None.
+
+    Raises:
+        ImageError: a key is missing or impossible.
+        DomainError: the model or the dtype is not supported.
     """
     sizes, note = model_sizes(values)
     layers, d = sizes.layers, sizes.width
