@@ -8,7 +8,7 @@ import numpy as np
 
 from flashref.cli.options import check_new_file
 from flashref.storage.files import create_file, write_all
-from flashref.types import DomainError, FlashrefError
+from flashref.types import DomainError, MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
@@ -55,11 +55,11 @@ def check_plot(path: Path | None) -> None:
 
 
 def check_plots(option: str) -> None:
-    """FlashrefError, one sentence, if matplotlib is not installed, which this option needs."""
+    """MissingExtra if matplotlib is not installed, which this option needs."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise FlashrefError(f"{option} needs {error.name}; run pip install 'flashref[plot]'") from error
+        raise MissingExtra(f"{option} needs {error.name}", "plot") from error
 
 
 def new_plot(width: float, height: float) -> "Plot":

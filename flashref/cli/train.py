@@ -24,7 +24,7 @@ from flashref.models.origin import Origin, Source
 from flashref.models.predictors import FILE_NAME, load_predictors, save_predictors
 from flashref.predictor import logit_threshold
 from flashref.storage.progress import Progress
-from flashref.types import DomainError, Predictor
+from flashref.types import DomainError, MissingExtra, Predictor
 
 if TYPE_CHECKING:  # it needs JAX
     from flashref.training.plan import Plan
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace, advance: Progress) -> Result:
     if importlib.util.find_spec("optax") is None:
-        raise DomainError("fitting needs the extra `train`; install it with pip install 'flashref[train]'")
+        raise MissingExtra("fitting needs optax", "train")
     checkpoint = with_activation(open_checkpoint(options.model), options.activation)
     path = options.out or options.model / FILE_NAME
     words.check_new_file("--out", path)

@@ -7,7 +7,9 @@ import pytest
 
 from flashref.conformance.adapter import Unsupported, load_adapter
 from flashref.conformance.checks import CHECKS
-from flashref.conformance.judging.runner import GOOD, examine, failure_text, profile_settings
+from flashref.conformance.judging.report import failure_text
+from flashref.conformance.judging.runner import examine, profile_settings
+from flashref.conformance.judging.verdict import GOOD
 from flashref.conformance.transport.stdio import Command
 from flashref.conformance.transport.subject import InProcess
 from flashref.conformance.vectors.published import SHIPPED, judge_vector, read_vectors
@@ -50,7 +52,7 @@ EXAMPLES = ["engine", "torch", pytest.param("jax", marks=pytest.mark.xdist_group
 def test_an_example_adapter_passes(example, name, request):
     subject = request.getfixturevalue(example)
     verdict = examine(CHECKS[name], subject, profile_settings("dev"))
-    assert verdict.kind in GOOD, failure_text(verdict, None, example)
+    assert verdict.kind in GOOD, failure_text(verdict, example)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

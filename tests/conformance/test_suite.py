@@ -63,14 +63,16 @@ def test_the_readmes_adapter_passes_from_outside_the_checkout_over_two_workers(t
         "@pytest.fixture(autouse=True)\n"
         "def mine(monkeypatch):\n    monkeypatch.setenv('A', 'B')\n"
     )
-    words = *SUITE, "--flashref-adapter", "my_adapter", "-k", "FFN_4 or WIN_6 or PLN_1 or by_hand"
+    words = *SUITE, "--flashref-adapter", "my_adapter", "-k", "FFN-4 or WIN-6 or PLN-1 or by_hand"
     out = suite(tmp_path, *words, "-n2", "-ra", "--flashref-report", "two.json", expect=0)
     assert "my engine 0.3" in out
     assert f"spec {SPEC_VERSION}: 2 pass, 0 deviate, 1 unsupported, 0 fail; vectors: " in out
     assert "PLN-1 unsupported: my engine has no such function" in out
     out = suite(tmp_path, *words, "-v", "--flashref-report", "one.json", expect=0)
     ids = re.findall(r"^(flashref\.conformance\.suite::\S+) (?:PASSED|SKIPPED)", out, re.M)
-    assert ids[:3] == [f"flashref.conformance.suite::test_{name}" for name in ("FFN_4", "WIN_6", "PLN_1")]
+    assert ids[:3] == [
+        f"flashref.conformance.suite::test_requirement[{name}]" for name in ("FFN-4", "WIN-6", "PLN-1")
+    ]
     assert "flashref.conformance.suite::test_vector[run_window/by_hand/example]" in ids
     assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
     result = json.loads((tmp_path / "one.json").read_text())
@@ -89,7 +91,7 @@ def test_a_failure_in_the_suite_is_what_the_command_shows_and_no_traceback(adapt
     )
     words = *SUITE, "--flashref-adapter", "other", "--flashref-deviations", "deviations.toml"
     out = suite(
-        tmp_path, *words, "-k", "PLN_2 or WIN_6 or no_extents", "-rs", "--flashref-report", "r.json", expect=1
+        tmp_path, *words, "-k", "PLN-2 or WIN-6 or no_extents", "-rs", "--flashref-report", "r.json", expect=1
     )
     sentence = requirements()["PLN-2"].sentence
     assert f"\nPLN-2 [exact]: {sentence} (specs/52-plan.md)\n  fail: " in out
@@ -107,12 +109,12 @@ def test_a_failure_in_the_suite_is_what_the_command_shows_and_no_traceback(adapt
 def test_the_suite_survives_a_command_that_crashes(adapter, tmp_path):
     adapter("def read_plan(*of): os._exit(3)\ndef gather_rows(*of): return 7\n")
     line = f"{shlex.quote(sys.executable)} -m flashref.conformance other"
-    words = *SUITE, "--flashref-command", line, "-k", "PLN_2 or WIN_6 or GTH_1 or no_extents", "-v"
+    words = *SUITE, "--flashref-command", line, "-k", "PLN-2 or WIN-6 or GTH-1 or no_extents", "-v"
     out = suite(tmp_path, *words, expect=1)
     assert re.findall(r"::(\S+) (PASSED|FAILED)", out) == [
-        ("test_WIN_6", "PASSED"),
-        ("test_PLN_2", "FAILED"),
-        ("test_GTH_1", "FAILED"),
+        ("test_requirement[WIN-6]", "PASSED"),
+        ("test_requirement[PLN-2]", "FAILED"),
+        ("test_requirement[GTH-1]", "FAILED"),
         ("test_vector[read_plan/plans/no_extents]", "FAILED"),
     ]
     assert "crashes: read_plan: it exited with status 3 instead of answering" in out
@@ -179,7 +181,7 @@ def test_what_one_process_finds_another_tries_first_through_a_shared_database(tm
     )
     rare += "    return [(a, 2 * b) for a, b in plan] if len(plan) > 2 and max_gap > block else plan\n"
     machines = [tmp_path / "one", tmp_path / "two"]
-    words = "--pyargs", "flashref.conformance.suite", "--flashref-adapter", "other", "-k", "PLN_4", "-q"
+    words = "--pyargs", "flashref.conformance.suite", "--flashref-adapter", "other", "-k", "PLN-4", "-q"
     words += "--flashref-profile", "nightly", "--flashref-report", "report.json", "--confcutdir", tmp_path
     words += "-p", "conftest"
     judged = []
