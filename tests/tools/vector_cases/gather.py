@@ -1,6 +1,5 @@
 """Cases of gathering rows from an image (chapter 60)."""
 
-
 import numpy as np
 from tools.vector_cases.bundles import (
     THREE,
