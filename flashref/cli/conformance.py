@@ -3,7 +3,7 @@
 import argparse
 import json
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -16,12 +16,12 @@ from rich.text import Text
 from flashref.cli.report import Output
 from flashref.types import FlashrefError, MissingExtra
 
-if TYPE_CHECKING:  # Hypothesis is loaded when there is something to judge
+if TYPE_CHECKING:
     from flashref.conformance import Report
     from flashref.conformance.judging.report import Row
 
 TIMEOUT = 60.0  # seconds for an answer
-PROFILES = ("dev", "ci", "nightly")
+PROFILES = ("dev", "ci", "nightly")  # not the kit's own: Hypothesis is loaded when there is something to do
 HEADINGS = ("requirement", "class", "verdict", "cases", "why")
 COLOURS = {"pass": "green", "unsupported": "dim", "deviates": "yellow"}
 MANY = 3  # more rows than these that are unsupported for one reason become one line
@@ -119,37 +119,38 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 def _print(report: "Report") -> None:
     """The table, what is unsupported, every failure in full, and the count."""
     out = Output(highlight=False, emoji=False)
-
-    def line(*parts: str | tuple[str, str]) -> None:
-        text = Text.assemble(*parts)
-        text.rstrip()
+    rows, unsupported = _without_repetition(list(report.rows()))
+    texts = [Text(f"{report.name} {report.version}\n", "bold"), *_table(rows, out.width), Text()]
+    for reason, names in unsupported.items():
+        listed = "\n  ".join(_wrapped(", ".join(names), out.width - 2))
+        texts.append(Text(f"{len(names)} unsupported: {reason}\n  {listed}\n"))
+    texts += [Text(f"{failure}\n") for failure in report.failures()]
+    for text in (*texts, Text(report.summary)):
         out.print(text, soft_wrap=True)
 
-    line((f"{report.name} {report.version}", "bold"))
-    line()
-    rows, unsupported = _without_repetition(list(report.rows()))
+
+def _table(rows: "list[Row]", width: int) -> list[Text]:
+    """The rows under the names of their sections, in columns as wide as what stands in them."""
     cells = [HEADINGS, *(row[1:] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    room = max(out.width - sum(widths) - 2 * len(widths), NARROWEST)
-    line(("  ".join(f"{cell:<{width}}" for cell, width in zip(HEADINGS, [*widths, 0], strict=True)), "bold"))
+    indent = sum(widths) + 2 * len(widths)
+    lines = [Text(_columns(HEADINGS, widths), "bold")]
     for section, of in groupby(rows, key=lambda row: row.section):
-        line((section, "bold"))
+        lines.append(Text(section, "bold"))
         for row in of:
-            name, kind, verdict, cases = (f"{cell:<{w}}" for cell, w in zip(row[1:5], widths, strict=True))
-            colour, why = COLOURS.get(row.verdict, "red"), _why(row, room)
-            line(f"{name}  {kind}  ", (verdict, colour), f"  {cases.strip():>{widths[3]}}  ", why[0])
-            for more in why[1:]:
-                line(" " * (sum(widths) + 2 * len(widths)), more)
-    line()
-    for reason, names in unsupported.items():
-        line(f"{len(names)} unsupported: {reason}")
-        for part in _wrapped(", ".join(names), out.width - 2):
-            line(f"  {part}")
-        line()
-    for failure in report.failures():
-        line(failure)
-        line()
-    line(report.summary)
+            why = ("\n" + " " * indent).join(_why(row, max(width - indent, NARROWEST)))
+            line = Text(_columns((*row[1:5], why), widths))
+            start = widths[0] + widths[1] + 4
+            line.stylize(COLOURS.get(row.verdict, "red"), start, start + len(row.verdict))
+            lines.append(line)
+    return lines
+
+
+def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """One line: words to the left, the number of cases to the right, and no blanks at the end."""
+    name, kind, verdict, cases, why = cells
+    a, b, c, d = widths
+    return f"{name:<{a}}  {kind:<{b}}  {verdict:<{c}}  {cases:>{d}}  {why}".rstrip()
 
 
 def _without_repetition(rows: "list[Row]") -> "tuple[list[Row], dict[str, list[str]]]":
@@ -163,10 +164,10 @@ def _without_repetition(rows: "list[Row]") -> "tuple[list[Row], dict[str, list[s
 
 
 def _why(row: "Row", room: int) -> list[str]:
-    """The reason in lines; one line, cut, where it is shown in full below."""
+    """The reason in lines; of one that is shown in full below, the words that fit into one line."""
     if row.verdict in (*COLOURS, "not run"):
         return _wrapped(row.why, room) or [""]
-    return [row.why if len(row.why) <= room else row.why[: room - 1] + "…"]
+    return [textwrap.shorten(row.why, room, placeholder="…", break_on_hyphens=False)]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
