@@ -57,6 +57,13 @@ class ReadError(FlashrefError, OSError):
     """Storage that did not deliver the bytes that were asked for."""
 
 
+class MissingExtra(FlashrefError):
+    """A package that only one of flashref's extras brings."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what}; install flashref with its `{extra}` extra")
+
+
 class FFN(NamedTuple):
     """One feed-forward network, neuron-major: row i of gate, up and down belongs to neuron i (decision 12).
 

@@ -1,137 +1,34 @@
-"""The command line: words become functions, errors one sentence, and Ctrl-C leaves nothing half-written."""
+"""The command line. This module loads nothing, so that Ctrl-C is answered from the first moment on."""
 
-import argparse
-import gc
-import io
 import os
 import signal
 import sys
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
-
-from flashref import SPEC_VERSION, __version__
-from flashref.types import FlashrefError
-
-
-class Ended(KeyboardInterrupt):
-    """SIGTERM or SIGHUP. No SystemExit: Hypothesis takes that for an answer of what it tests."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.code = 128 + number  # as a shell has it
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with a mistake answered in one sentence and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """One sentence on stderr, where to find more, and the end."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`flashref …`: 0 if what was checked held, 1 if it did not, 2 for a user's mistake, 130 for Ctrl-C."""
-    if sys.stdout is None:  # closed by whoever started this
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    warnings.showwarning = _one_line_warning  # type: ignore[assignment]  # it takes more and uses the first
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a stdout that is not Unicode shows ? for what it lacks
-    prog = "flashref"
     try:
-        # Here, so that Ctrl-C while they are loaded is answered.
-        from flashref.cli import calibrate, conformance, pack, paper, run, simulate, train, vectors
-
-        parser = Parser(prog=prog, description='The executable reference of "LLM in a flash".')
-        parser.add_argument(
-            "--version", action="version", version=f"{prog} {__version__}, spec {SPEC_VERSION}"
-        )
-        commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-        run.add_parser(commands)
-        pack.add_parser(commands)
-        train.add_parser(commands)
-        vectors.add_parser(commands)
-        conformance.add_parser(commands)
-        calibrate.add_parser(commands)
-        simulate.add_parser(commands)
-        paper.add_parser(commands)
-        options, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            options.parser.error(f"unknown words: {' '.join(unknown)}")
-        prog = f"{prog} {options.command}"
-        with _leaving_nothing_when_ended():
-            code: int = options.run(options)
-            # A reader of stdout that has gone away (| head) may show only when the last bytes are flushed.
-            sys.stdout.flush()
-        return code
-    except FlashrefError as error:
-        return _mistake(prog, str(error))
-    except MemoryError as error:
-        what = f"not enough memory ({error})" if str(error) else "not enough memory"
-        return _mistake(prog, f"{what}; free some, or ask for less")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a shell shows SIGPIPE
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        what = f"{where}{error.strerror or error}; check the path, its permissions and the disk"
-        return _mistake(prog, what)
-    except Ended as ended:
-        return ended.code
+        from flashref.cli import program
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted; nothing half-written was left", file=sys.stderr)
+        print("flashref: interrupted", file=sys.stderr)
         return 130
+    return program.run(arguments)
 
 
 def command() -> NoReturn:
     """`flashref …` as a process of its own."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # one that is ignored (nohup) stays so
+        signal.signal(signal.SIGINT, _leave)  # a module that is half loaded might turn Ctrl-C into an error
     code = main()
     if code > 128 and "jax" in sys.modules:  # its threads still compute, and crash an interpreter that ends
         os._exit(code)
     sys.exit(code)
 
 
-@contextmanager
-def _leaving_nothing_when_ended() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files go; one ignored (nohup) stays so."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if _in_garbage_collection(frame):  # Python drops what is raised there: come again a moment later
-            threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, number)).start()
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-        else:
-            raise Ended(number)
-
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []  # signals are the main thread's affair
-    before = {number: signal.getsignal(number) for number in numbers}
-    heard = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
-    for number in heard:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in heard.items():
-            signal.signal(number, handler)
-
-
-def _in_garbage_collection(frame: FrameType | None) -> bool:
-    """Whether a callback of the garbage collector (JAX has one) is running."""
-    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    while frame is not None and frame.f_code not in callbacks:
-        frame = frame.f_back
-    return frame is not None
-
-
-def _mistake(prog: str, sentence: str) -> int:
-    print(f"{prog}: {sentence}", file=sys.stderr)
-    return 2
-
-
-def _one_line_warning(message: Warning | str, *_: object) -> None:
-    print(f"flashref: warning: {message}", file=sys.stderr)
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the process at once: while no command runs, there is nothing to clean up."""
+    os.write(2, b"flashref: interrupted\n")
+    os._exit(128 + number)

@@ -2,26 +2,30 @@
 
 import argparse
 import json
-import shlex
-import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashref.cli import verdicts as show
-from flashref.types import FlashrefError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from flashref.cli.report import Output
+from flashref.types import FlashrefError, MissingExtra
 
 if TYPE_CHECKING:
-    from flashref.conformance.checks.check import Check
-    from flashref.conformance.judging.runner import Verdict
-    from flashref.conformance.vectors.files import Vector
+    from flashref.conformance import Report
+    from flashref.conformance.judging.report import Row
 
 TIMEOUT = 60.0  # seconds for an answer
-PROFILES = (
-    "dev",
-    "ci",
-    "nightly",
-)  # not the runner's own: Hypothesis is loaded when there is something to do
+PROFILES = ("dev", "ci", "nightly")  # not the kit's own: Hypothesis is loaded when there is something to do
+HEADINGS = ("requirement", "class", "verdict", "cases", "why")
+COLOURS = {"pass": "green", "unsupported": "dim", "deviates": "yellow"}
+MANY = 3  # more rows than these that are unsupported for one reason become one line
+NARROWEST = 20  # characters of the reasons' column
 
 
 def add_parser(commands: Any) -> None:
@@ -29,9 +33,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("conformance", help="test another implementation against the spec")
     add = parser.add_argument
     add("adapter", metavar="ADAPTER", nargs="?", help="its adapter: module, or module:attribute")
-    add("--command", metavar="LINE", dest="line", help="instead: a command that speaks specs/96-stdio.md")
+    add("--command", metavar="LINE", dest="line", help="instead: a command that speaks chapter 96's messages")
     add("--profile", choices=PROFILES, default="ci", help="30, 100 or 2000 cases each (default: ci)")
-    add("--requirements", metavar="ID", nargs="+", help="only these, such as FFN-4 WIN-6")
+    add("--requirements", metavar="ID", nargs="+", help="only these, such as FFN-4, or all of an area: WIN")
     add("--deviations", metavar="FILE", type=Path, help="what it knowingly does otherwise (TOML)")
     add("--repro", metavar="WORD", nargs="+", help="repeat a failure: ID TEXT as printed, or a vector's ID")
     add("--no-vectors", action="store_true", help="leave out the vectors")
@@ -41,126 +45,131 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, timeout: float = TIMEOUT) -> int:
-    """Judge, and report; 0 if everything that was judged held, else 1. timeout: of an answer, in seconds."""
+    """Judge, and report.
+
+    Args:
+        options: as `add_parser` describes them.
+        timeout: seconds for an answer of the implementation.
+
+    Returns:
+        0 if something was judged and all of it held, else 1.
+    """
     if (options.adapter is None) == (options.line is None):
         raise FlashrefError("name an adapter (module or module:attribute) or a --command, and not both")
     try:
-        import flashref.conformance.checks  # noqa: F401  (it needs the extra's packages)
+        from flashref.conformance.judging.judge import judge
+        from flashref.conformance.judging.runner import files_of
+        from flashref.conformance.transport.stdio import split_command
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("flashref"):
             raise
-        raise FlashrefError(
-            f"the conformance kit needs {error.name}; run pip install 'flashref[test]'"
-        ) from error
-    return _repeat(options, timeout) if options.repro else _judge(options, timeout)
-
-
-def target_of(options: argparse.Namespace) -> str:
-    """The implementation as a command line names it."""
-    if options.adapter is not None:
-        return shlex.quote(options.adapter)
-    return f"--command {shlex.quote(options.line)}"
-
-
-def _words(options: argparse.Namespace) -> list[str] | str:
-    """What is started: a Python adapter in a child, so that its hangs and crashes are survived."""
-    if options.adapter is None:
-        return str(options.line)
-    return [sys.executable, "-m", "flashref.conformance", options.adapter]
-
-
-def _judge(options: argparse.Namespace, timeout: float) -> int:
-    from flashref.conformance.judging import campaign, summary
-    from flashref.conformance.judging.deviations import in_force, read_deviations
-    from flashref.conformance.judging.runner import DEVIATES, Verdict, profile_settings
-    from flashref.conformance.transport.stdio import Command
-
-    checks = _checks(options.requirements)
-    vectors = _vectors()
-    named = read_deviations(options.deviations, *_known(vectors)) if options.deviations else ()
-    if options.requirements:
-        vectors = [vector for vector in vectors if set(vector.requirements) & set(options.requirements)]
-    if options.no_vectors:
-        vectors = []
-    how = profile_settings(options.profile)
-    verdicts: list[Verdict] = []
-    with show.progress(options.quiet) as advance, Command(_words(options), timeout) as command:
-        subject, facts = campaign.Watched(command), command.facts
-        deviations = in_force(named, facts.version)
-        for done, check in enumerate(checks):
-            advance(check.requirement, done, len(checks))
-            reason = deviations.requirements.get(check.requirement)
-            verdicts.append(
-                campaign.judge(check, subject, how)
-                if reason is None
-                else Verdict(check.requirement, DEVIATES, reason, 0, 0.0)
-            )
-        judged = campaign.judge_vectors(subject, vectors, deviations, advance)
-    groups = campaign.by_operation(vectors, judged)
+        raise MissingExtra(f"the conformance kit needs {error.name}", "test") from error
+    implementation = options.adapter if options.line is None else split_command(options.line)
+    if options.repro:
+        return _repeat(implementation, options, timeout)
+    with _progress(options.quiet) as progress, files_of(options.profile):
+        report = judge(
+            implementation,
+            options.requirements,
+            options.profile,
+            not options.no_vectors,
+            options.deviations,
+            timeout=timeout,
+            progress=progress,
+        )
     if options.json:
-        report = summary.report_json(facts.name, facts.version, options.profile, verdicts, groups)
-        print(json.dumps(report, indent=2))
+        print(json.dumps(report.as_json(), indent=2))
     else:
-        show.show(facts, verdicts, groups, target_of(options))
-    return 0 if summary.held(verdicts) and summary.held(judged) else 1
+        _print(report)
+    return 0 if report.passed else 1
 
 
-def _repeat(options: argparse.Namespace, timeout: float) -> int:
+def _repeat(implementation: str | list[str], options: argparse.Namespace, timeout: float) -> int:
     """One case once more: 0 if it passes now, 1 with the whole failure."""
-    from flashref.conformance.judging import summary
-    from flashref.conformance.judging.runner import PASS
-    from flashref.conformance.transport.stdio import Command
+    from flashref.conformance import repeat
+    from flashref.conformance.judging.judge import target_of
+    from flashref.conformance.judging.report import failure_text, verdict_json
+    from flashref.conformance.judging.verdict import GOOD, PASS
 
-    judge = _repeated(options.repro)
-    with Command(_words(options), timeout) as command:
-        verdict = judge(command)
+    name, *texts = options.repro
+    verdict = repeat(implementation, name, " ".join(texts) or None, timeout)
     if options.json:
-        fields = {name: value for name, value in verdict._asdict().items() if name != "seconds"}
-        print(json.dumps(fields, indent=2))
-    elif summary.held([verdict]):
-        print(f"{verdict.requirement}: {'it passes now' if verdict.kind == PASS else verdict.text}")
+        print(json.dumps(verdict_json(verdict), indent=2))
+    elif verdict.kind in GOOD:
+        print(f"{name}: {'it passes now' if verdict.kind == PASS else verdict.text}")
     else:
-        print(summary.failure_of(verdict, target_of(options)))
-    return 0 if summary.held([verdict]) else 1
+        print(failure_text(verdict, target_of(implementation)))
+    return 0 if verdict.kind in GOOD else 1
 
 
-def _repeated(words: Sequence[str]) -> "Callable[[Any], Verdict]":
-    """The function that judges the case which these words name again."""
-    from flashref.conformance.checks import CHECKS
-    from flashref.conformance.judging.runner import is_case_of, judge_again, vector_verdict
-    from flashref.conformance.transport.codec import case_from_text
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar on stderr, on a terminal only; gives the function that says what is judged now."""
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=None)
 
-    name, *texts = words
-    if not texts and "/" in name:
-        found = [vector for vector in _vectors() if vector.id == name]
-        if not found:
-            raise FlashrefError(f"no vector is called {name!r}; copy the whole id")
-        return lambda subject: vector_verdict(subject, found[0])
-    if len(texts) != 1 or name not in CHECKS:
-        raise FlashrefError("--repro takes the two words of a `repeat` line, or the id of a vector")
-    check, case = CHECKS[name], case_from_text(texts[0])
-    if not is_case_of(check, case):
-        raise FlashrefError(f"this text is no case of {name}; copy both words of a `repeat` line")
-    return lambda subject: judge_again(check, subject, case)
+        def advance(what: str, done: int, total: int) -> None:
+            bars.update(task, description=what, completed=done, total=total)
+
+        yield advance
 
 
-def _checks(names: Sequence[str] | None) -> "list[Check]":
-    from flashref.conformance.checks import CHECKS
-    from flashref.conformance.judging.campaign import in_order
-
-    if unknown := [name for name in names or () if name not in CHECKS]:
-        raise FlashrefError(f"no check is called {unknown[0]!r}; they are {', '.join(CHECKS)}")
-    return in_order(check for name, check in CHECKS.items() if names is None or name in names)
-
-
-def _vectors() -> "list[Vector]":
-    from flashref.conformance.vectors.published import SHIPPED, read_vectors
-
-    return read_vectors(SHIPPED)
+def _print(report: "Report") -> None:
+    """The table, what is unsupported, every failure in full, and the count."""
+    out = Output(highlight=False, emoji=False)
+    rows, unsupported = _without_repetition(list(report.rows()))
+    texts = [Text(f"{report.name} {report.version}\n", "bold"), *_table(rows, out.width), Text()]
+    for reason, names in unsupported.items():
+        listed = "\n  ".join(_wrapped(", ".join(names), out.width - 2))
+        texts.append(Text(f"{len(names)} unsupported: {reason}\n  {listed}\n"))
+    texts += [Text(f"{failure}\n") for failure in report.failures()]
+    for text in (*texts, Text(report.summary)):
+        out.print(text, soft_wrap=True)
 
 
-def _known(vectors: "Sequence[Vector]") -> tuple[set[str], set[str]]:
-    """The requirements and the vectors that can deviate."""
-    from flashref.conformance.checks import CHECKS
+def _table(rows: "list[Row]", width: int) -> list[Text]:
+    """The rows under the names of their sections, in columns as wide as what stands in them."""
+    cells = [HEADINGS, *(row[1:] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = [Text(_columns(HEADINGS, widths), "bold")]
+    for section, of in groupby(rows, key=lambda row: row.section):
+        lines.append(Text(section, "bold"))
+        for row in of:
+            why = ("\n" + " " * indent).join(_why(row, max(width - indent, NARROWEST)))
+            line = Text(_columns((*row[1:5], why), widths))
+            start = widths[0] + widths[1] + 4
+            line.stylize(COLOURS.get(row.verdict, "red"), start, start + len(row.verdict))
+            lines.append(line)
+    return lines
 
-    return set(CHECKS), {vector.id for vector in vectors}
+
+def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """One line: words to the left, the number of cases to the right, and no blanks at the end."""
+    name, kind, verdict, cases, why = cells
+    a, b, c, d = widths
+    return f"{name:<{a}}  {kind:<{b}}  {verdict:<{c}}  {cases:>{d}}  {why}".rstrip()
+
+
+def _without_repetition(rows: "list[Row]") -> "tuple[list[Row], dict[str, list[str]]]":
+    """The rows without those that are unsupported for a reason of many; and these, reason → names."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.verdict == "unsupported":
+            reasons.setdefault(row.why, []).append(row.name)
+    many = {reason: names for reason, names in reasons.items() if len(names) > MANY}
+    return [row for row in rows if row.verdict != "unsupported" or row.why not in many], many
+
+
+def _why(row: "Row", room: int) -> list[str]:
+    """The reason in lines; of one that is shown in full below, the words that fit into one line."""
+    if row.verdict in (*COLOURS, "not run"):
+        return _wrapped(row.why, room) or [""]
+    return [textwrap.shorten(row.why, room, placeholder="…", break_on_hyphens=False)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """The text in lines, no word of which is split: ids can be searched for."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)

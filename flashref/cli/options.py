@@ -29,7 +29,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
         "--device",
         metavar="PRESET|FILE",
         default="paper_m1max_fig2b",
-        help=f"JSON file (fields: specs/50-device.md), or {', '.join(PRESETS)}",
+        help=f"JSON file (its fields: flashref spec 50), or {', '.join(PRESETS)}",
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from flashref.cli.options import check_new_file
 from flashref.simulate.look import STYLE
 from flashref.storage.files import create_file, write_all
-from flashref.types import DomainError, FlashrefError
+from flashref.types import DomainError, MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
@@ -28,11 +28,11 @@ def check_plot(path: Path | None) -> None:
 
 
 def check_plots(option: str) -> None:
-    """FlashrefError, one sentence, if matplotlib is not installed, which this option needs."""
+    """MissingExtra if matplotlib is not installed, which this option needs."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise FlashrefError(f"{option} needs {error.name}; run pip install 'flashref[plot]'") from error
+        raise MissingExtra(f"{option} needs {error.name}", "plot") from error
 
 
 def save_plot(path: Path, plot: "Plot") -> None:

@@ -49,5 +49,5 @@ def run_export(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"folder": str(folder), "cases": cases, "files": files}, indent=2))
     else:
-        print(f"{cases} cases in {files} files are in {folder}; specs/94-vectors.md says how to read them")
+        print(f"{cases} cases in {files} files are in {folder}; `flashref spec 94` says how to read them")
     return 0

@@ -11,16 +11,16 @@ import pytest
 
 from flashref.conformance import suite
 from flashref.conformance.adapter import load_adapter
-from flashref.conformance.checks import CHECKS
-from flashref.conformance.judging.campaign import Watched, in_order
+from flashref.conformance.checks import CHECKS, checks_named
 from flashref.conformance.judging.deviations import in_force, read_deviations
-from flashref.conformance.judging.runner import NOT_RUN, Verdict, profile_settings
-from flashref.conformance.judging.summary import report_json, summary_line
-from flashref.conformance.plugin import SUITE
-from flashref.conformance.transport.stdio import Command
-from flashref.conformance.transport.subject import InProcess
+from flashref.conformance.judging.judge import opened
+from flashref.conformance.judging.report import Report
+from flashref.conformance.judging.runner import profile_settings
+from flashref.conformance.judging.verdict import NOT_RUN, Verdict
+from flashref.conformance.transport.stdio import split_command
 from flashref.conformance.vectors.published import SHIPPED, read_vectors
 
+SUITE = suite.__name__
 KEY = "flashref_verdict"  # of a report, on its way from a worker of pytest-xdist
 
 
@@ -32,6 +32,8 @@ class Hooks:
             name: config.getoption(f"--flashref-{name}")
             for name in ("adapter", "command", "deviations", "profile", "examples", "report")
         }
+        adapter, command = self.options["adapter"], self.options["command"]
+        self.target = shlex.quote(adapter) if command is None else f"--command {shlex.quote(command)}"
         self.is_worker = hasattr(config, "workerinput")
         self.verdicts: dict[int, Verdict] = {}  # place in the suite → verdict
         self.facts = ("", "")  # name and version, as the reports bring them
@@ -44,15 +46,13 @@ class Hooks:
         named = options["deviations"]
         ids = {vector.id for vector in vectors}
         entries = () if named is None else read_deviations(Path(named), CHECKS, ids)
-        subject: suite.Judged
-        if options["adapter"] is None:
-            subject = Watched(self._resources.enter_context(Command(options["command"])))
-        else:
-            subject = InProcess(load_adapter(options["adapter"]))
+        adapter, command = options["adapter"], options["command"]
+        implementation = split_command(command) if adapter is None else load_adapter(adapter)
+        subject = self._resources.enter_context(opened(implementation))
         self.facts = subject.facts.name, subject.facts.version
         how = profile_settings(options["profile"], options["examples"])
         deviations = in_force(entries, subject.facts.version)
-        return suite.suite_tests(in_order(CHECKS.values()), vectors, subject, how, deviations)
+        return suite.suite_tests(checks_named(None), vectors, subject, how, deviations)
 
     def pytest_pycollect_makemodule(
         self, module_path: Path, parent: pytest.Collector
@@ -61,9 +61,7 @@ class Hooks:
         if module_path != Path(suite.__file__):
             return None
         made: suite.Suite = suite.Suite.from_parent(parent, path=module_path, nodeid=SUITE)
-        adapter, command = self.options["adapter"], self.options["command"]
-        made.target = shlex.quote(adapter) if command is None else f"--command {shlex.quote(command)}"
-        made.load = self.tests
+        made.target, made.load = self.target, self.tests
         return made
 
     @pytest.hookimpl(wrapper=True)
@@ -83,24 +81,25 @@ class Hooks:
             self.verdicts[sent[0]] = Verdict(*sent[3:])
         elif report.failed and report.nodeid.startswith(f"{SUITE}::"):
             kind = NOT_RUN if report.when in ("setup", "teardown") else "crashes"
-            name = report.nodeid.partition("::")[2].removeprefix("test_")
-            name = name[len("vector[") : -1] if name.startswith("vector[") else name.replace("_", "-")
+            name = report.nodeid.partition("[")[2].removesuffix("]")
             text = report.longreprtext.strip().partition("\n")[0]
             self.verdicts[10**6 + len(self.verdicts)] = Verdict(name, kind, text, 0, 0.0)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The count, as `flashref conformance` prints it."""
-        verdicts, groups = self._sorted()
-        every = [verdict for group in groups.values() for verdict in group]
-        if verdicts or every:
+        if self.verdicts:
             terminalreporter.section(" ".join(self.facts))
-            terminalreporter.write_line(summary_line(verdicts, every))
+            terminalreporter.write_line(self._report().summary)
 
-    def pytest_sessionfinish(self) -> None:
-        """The report, from the process that has seen all."""
-        if self.options["report"] is not None and not self.is_worker:
-            report = report_json(*self.facts, self.options["profile"], *self._sorted())
-            text = json.dumps(report, indent=2) + "\n"
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """The report, from the process that has seen all; a run that judged nothing has not passed."""
+        if self.is_worker:
+            return
+        report = self._report()
+        if not report.judged:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.options["report"] is not None:
+            text = json.dumps(report.as_json(), indent=2) + "\n"
             Path(self.options["report"]).write_text(text, encoding="utf-8")
 
     def pytest_unconfigure(self) -> None:
@@ -118,10 +117,10 @@ class Hooks:
         if report is not None and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
             raise pytest.UsageError(f"--flashref-report {report}: cannot be written; name a file in a folder")
 
-    def _sorted(self) -> tuple[list[Verdict], dict[str, list[Verdict]]]:
-        """Verdicts on requirements, and those on the vectors of each operation."""
-        verdicts, groups = list[Verdict](), dict[str, list[Verdict]]()
+    def _report(self) -> Report:
+        """The verdicts that have arrived, in the order of the suite."""
+        verdicts, vectors = list[Verdict](), dict[str, list[Verdict]]()
         for _, verdict in sorted(self.verdicts.items()):
             operation, slash, _ = verdict.requirement.partition("/")
-            (groups.setdefault(operation, []) if slash else verdicts).append(verdict)
-        return verdicts, groups
+            (vectors.setdefault(operation, []) if slash else verdicts).append(verdict)
+        return Report(*self.facts, self.options["profile"], self.target, verdicts, vectors)

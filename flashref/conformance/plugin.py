@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("flashref", 'conformance with "LLM in a flash" (flashref)')
     add = group.addoption
     add("--flashref-adapter", metavar="ADAPTER", help=f"judge this module or module:attribute with {SUITE}")
-    add("--flashref-command", metavar="LINE", help="instead: a command that speaks specs/96-stdio.md")
+    add("--flashref-command", metavar="LINE", help="instead: a command that speaks chapter 96's messages")
     add("--flashref-deviations", metavar="FILE", help="what it knowingly does otherwise (TOML)")
     add(
         "--flashref-profile",
@@ -37,8 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
         try:
             from flashref.conformance.hooks import Hooks  # here: it needs Hypothesis
         except ModuleNotFoundError as error:
-            sentence = f"the conformance kit needs {error.name}; run pip install 'flashref[test]'"
-            raise pytest.UsageError(sentence) from error
+            from flashref.types import MissingExtra  # here: it needs NumPy
+
+            missing = MissingExtra(f"the conformance kit needs {error.name}", "test")
+            raise pytest.UsageError(str(missing)) from error
         config.pluginmanager.register(Hooks(config), "flashref-conformance")
     elif any(_is_suite(word.partition("::")[0]) for word in config.args):
         raise pytest.UsageError(

@@ -16,24 +16,12 @@ from hypothesis import settings
 from flashref.conformance.checks.check import Check
 from flashref.conformance.judging import campaign
 from flashref.conformance.judging.deviations import Deviations
-from flashref.conformance.judging.runner import (
-    DEVIATES,
-    GOOD,
-    NOT_RUN,
-    PASS,
-    UNSUPPORTED,
-    Attempts,
-    Verdict,
-    lacking,
-    property_of,
-    vector_verdict,
-)
-from flashref.conformance.judging.summary import failure_of
-from flashref.conformance.transport.subject import Died, InProcess
+from flashref.conformance.judging.report import failure_text
+from flashref.conformance.judging.runner import Attempts, lacking, property_of
+from flashref.conformance.judging.verdict import DEVIATES, GOOD, PASS, UNSUPPORTED, Verdict
+from flashref.conformance.transport.subject import Died
 from flashref.conformance.vectors.files import Vector
 from flashref.types import FlashrefError
-
-Judged = campaign.Watched | InProcess
 
 
 class Test(NamedTuple):
@@ -91,7 +79,7 @@ class SuiteTest(pytest.Function):
             verdict = self.test.after(ended)
         self.verdict = verdict
         if verdict.kind not in GOOD:
-            pytest.fail(failure_of(verdict, self.target), pytrace=False)
+            pytest.fail(failure_text(verdict, self.target), pytrace=False)
         if verdict.kind != PASS:
             pytest.skip(f"{verdict.requirement} {verdict.kind}: {verdict.text}")
 
@@ -99,7 +87,7 @@ class SuiteTest(pytest.Function):
 def suite_tests(
     checks: Sequence[Check],
     vectors: Sequence[Vector],
-    subject: Judged,
+    subject: campaign.Judged,
     how: settings,
     deviations: Deviations,
 ) -> Iterator[Test]:
@@ -110,10 +98,10 @@ def suite_tests(
         yield vector_test(vector, subject, deviations)
 
 
-def requirement_test(check: Check, subject: Judged, how: settings, deviations: Deviations) -> Test:
+def requirement_test(check: Check, subject: campaign.Judged, how: settings, deviations: Deviations) -> Test:
     """The test of one requirement: a true Hypothesis test, unless it deviates or nothing can be asked."""
     attempts = Attempts(check, subject)
-    name = f"test_{check.requirement.replace('-', '_')}"
+    name = f"test_requirement[{check.requirement}]"
     if (deviates := deviations.requirements.get(check.requirement)) is not None:
         return _decided(name, attempts.verdict(DEVIATES, deviates))
     if (lacks := lacking(check, subject.facts)) is not None:
@@ -125,31 +113,19 @@ def requirement_test(check: Check, subject: Judged, how: settings, deviations: D
 
     def before() -> Verdict | None:
         attempts.begin()
-        if isinstance(subject, InProcess):
-            return None
-        subject.left_out.clear()
-        reason = campaign.out_of_patience(check, subject)
-        return None if reason is None else Verdict(check.requirement, NOT_RUN, reason, 0, 0.0)
+        return campaign.begin(check, subject)
 
     def after(error: BaseException | None) -> Verdict:
-        verdict = attempts.verdict_of(error)
-        return verdict if isinstance(subject, InProcess) else campaign.settled(check, subject, verdict)
+        return campaign.settled(check, subject, attempts.verdict_of(error))
 
     return Test(name, function, before, after)
 
 
-def vector_test(vector: Vector, subject: Judged, deviations: Deviations) -> Test:
+def vector_test(vector: Vector, subject: campaign.Judged, deviations: Deviations) -> Test:
     """The test of one vector."""
 
     def judge() -> Verdict:
-        if isinstance(subject, InProcess):
-            verdict = vector_verdict(subject, vector)
-        else:
-            verdict = campaign.ask_vector(subject, vector)
-            if verdict.kind not in campaign.FINAL:
-                subject.restart()
-                verdict = campaign.ask_vector_again(subject, vector, verdict)
-        return campaign.deviating_vector(vector, verdict, deviations)
+        return campaign.judge_vector(subject, vector, deviations)
 
     return Test(f"test_vector[{vector.id}]", _nothing, judge, lambda error: judge())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashref.models.generate import decode_bytes, encode_bytes
-from flashref.types import DomainError, ImageError
+from flashref.types import DomainError, ImageError, MissingExtra
 
 TOKENIZER = "tokenizer.json"
 BYTES = 256  # a vocabulary up to this, without a tokenizer.json, is bytes
@@ -22,8 +22,8 @@ class Tokenizer(NamedTuple):
 def open_tokenizer(folder: str | os.PathLike[str], vocabulary: int) -> Tokenizer:
     """The tokenizer of a checkpoint's directory: its tokenizer.json, or bytes if that fits the vocabulary.
 
-    Raises DomainError if there is neither, or no library to read it with; ImageError for a tokenizer.json
-    that is damaged or has more ids than the model.
+    Raises DomainError if there is neither, MissingExtra if there is no library to read it with, ImageError
+    for a tokenizer.json that is damaged or has more ids than the model.
     """
     path = Path(folder) / TOKENIZER
     if path.exists():
@@ -80,9 +80,7 @@ def _from_json(path: Path, vocabulary: int) -> Tokenizer:
     try:
         import tokenizers
     except ImportError:
-        raise DomainError(
-            f"{path}: needs the package tokenizers; install it with pip install 'flashref[hf]'"
-        ) from None
+        raise MissingExtra(f"{path}: needs the package tokenizers", "hf") from None
     text = read_text(path)
     try:
         known = tokenizers.Tokenizer.from_str(text)

@@ -14,7 +14,7 @@ import numpy as np
 
 import flashref
 from flashref import xla
-from flashref.types import FFN, STORED_DTYPES, DomainError, IdsError, Predictor, ShapeError
+from flashref.types import FFN, STORED_DTYPES, DomainError, IdsError, Predictor, ShapeError, widen
 
 name = "flashref.xla"
 version = flashref.__version__
@@ -34,6 +34,7 @@ ACTIVATIONS = tuple(xla.ACTIVATIONS)
 PLACEMENTS = ("swap_with_last", "fill_holes")
 SEMANTICS = ("resident", "predicted")
 INT32_MAX = 2**31 - 1
+SCALAR = jax.ShapeDtypeStruct((), np.float32)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -92,7 +93,9 @@ def _sparse(program, x, ffn, active, n):
 
 def _padded_ffn(x, ffn):
     """The number of its program, x and the network with gate and biases of zeros where it has none."""
-    _refuse_shapes(xla.dense_ffn, _shape(x), FFN(ffn.activation, *map(_shape, ffn[1:7]), 0.0))
+    if ffn.activation not in ACTIVATIONS:
+        raise DomainError(f"xla: there is no activation {ffn.activation!r}")
+    _refuse_shapes(xla.dense_ffn, _shape(x), FFN(ACTIVATIONS[0], *map(_shape, ffn[1:7]), SCALAR))
     if not 0 <= ffn.tau <= FLOAT32_MAX:
         raise DomainError(f"tau must be at least 0 and finite in float32, not {ffn.tau}")
     n, d = _room(len(ffn.up)), _room(len(x))
@@ -107,7 +110,7 @@ def _padded_ffn(x, ffn):
 
 def _padded_predictor(x, predictor):
     a, b, bias, threshold = predictor
-    _refuse_shapes(xla.predict_active, _shape(x), Predictor(_shape(a), _shape(b), _shape(bias), 0.0))
+    _refuse_shapes(xla.predict_active, _shape(x), Predictor(_shape(a), _shape(b), _shape(bias), SCALAR))
     if np.isnan(threshold):
         raise DomainError("a threshold must be a number, not NaN")
     n, r, d = map(_room, (len(b), *a.shape))
@@ -127,7 +130,7 @@ def run_window(n, k, capacities, actives):
     if not tokens or not lanes:
         return [[[] for _ in sequence] for sequence in actives]
     places = _room(n)
-    ids = np.zeros((_room(tokens, 16), _room(len(lanes), 8), places), np.int32)
+    ids = np.zeros((_room(tokens, 16), _room(len(lanes), 16), places), np.int32)
     sizes = np.zeros(ids.shape[:2], np.int32)
     for lane, (s, layer) in enumerate(lanes):
         for t, token in enumerate(actives[s]):
@@ -234,6 +237,8 @@ def run_decode(layers, xs, k, capacities, semantics, placement, block, max_gap, 
 def _layer(x, ffn, predictor):
     """Activation, bundles (n, 3 d), biases and predictor. Without a gate, up is the gate of ones."""
     predictor = _padded_predictor(x, predictor)
+    # float32, whatever its dtype is, so that there is one program for each dtype of the network.
+    predictor = Predictor(*map(widen, predictor[:3]), predictor.threshold)
     _, _, padded = _padded_ffn(x, ffn)
     if ffn.gate is None:
         one = np.uint16(0x3F80) if ffn.up.dtype == np.uint16 else ffn.up.dtype.type(1)
@@ -249,9 +254,12 @@ def _layer(x, ffn, predictor):
 
 
 def _empty_layer(n, k, capacity, bundles):
-    window = _empty_window(n, k, capacity)
     rows = _room(min(capacity, n))
-    return window, xla.empty_slots(rows), np.zeros((rows, bundles.shape[1]), bundles.dtype)
+    return (
+        _empty_window(n, k, capacity),
+        xla.empty_slots(rows),
+        np.zeros((rows, bundles.shape[1]), bundles.dtype),
+    )
 
 
 @jax.jit
@@ -315,9 +323,22 @@ def _shape(array):
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
-@cache
 def _refuse_shapes(function, *arguments):
-    """Traces the function with these shapes and dtypes: it raises for what does not fit."""
+    """Traces the function with these shapes and dtypes: it raises for what does not fit.
+
+    Only which sizes are equal decides that, so sizes are numbered, and few shapes are traced.
+    """
+    numbers = {}
+
+    def numbered(array):
+        sizes = (numbers.setdefault(size, len(numbers) + 1) for size in array.shape)
+        return jax.ShapeDtypeStruct(tuple(sizes), array.dtype)
+
+    _trace(function, *jax.tree.map(numbered, arguments, is_leaf=lambda part: hasattr(part, "shape")))
+
+
+@cache
+def _trace(function, *arguments):
     jax.eval_shape(function, *arguments)
 
 

@@ -41,6 +41,24 @@ def test_no_command_is_a_mistake(capsys):
         assert end.value.code == 2 and out == "" and err.count("\n") == 1 and "flashref --help" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["conformnce"], "conformance"),
+        (["run", "--memry", "0.5"], "--memory"),
+        (["run", "--tokns=3"], "--tokens"),
+        (["conformance", "a", "--profile", "dve"], "dev"),
+        (["vectors", "chek"], "check"),
+    ],
+)
+def test_an_unknown_word_is_answered_with_the_nearest(capsys, words, near):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
+    assert f"(did you mean {near}?); see flashref " in err
+
+
 def test_other_errors_of_the_system_are_one_sentence_too(run, monkeypatch):
     def gone(*_):
         raise OSError(errno.EIO, "Input/output error", "/dev/sda")
@@ -159,11 +177,29 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch, number):
         signal.signal(number, before)
 
 
-def test_a_closed_stdout_is_no_error(model, monkeypatch):
+def test_a_closed_stdout_is_a_mistake_before_the_work(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
-    assert main([str(word) for word in few(model)]) == 0
-    assert sys.stdout is not None
-    sys.stdout.close()
+    assert main(["spec"]) == 2
+    sentence = "flashref: stdout is closed, so no result could be shown; send it to a file or a pipe\n"
+    assert capsys.readouterr().err == sentence
+
+
+LOADING = """
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from flashref.cli import command
+command()
+"""
+
+
+@pytest.mark.parametrize("module", ["argparse", "numpy", "flashref.types", "rich", "flashref.cli.vectors"])
+def test_ctrl_c_while_modules_load_is_one_line(module):
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(LOADING.format(module=module), "spec", **both) as process:
+        assert process.stderr.read() == "flashref: interrupted\n"
+    assert process.returncode == 130
 
 
 def test_a_terminal_that_is_not_unicode_gets_question_marks(model):

@@ -528,7 +528,7 @@ def test_without_matplotlib_one_sentence_says_what_to_install(capsys, tmp_path, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, err = run(capsys, "--html", str(tmp_path / "a.html"))
     assert (code, out) == (2, "")
-    assert err == "flashref paper: --html needs matplotlib; run pip install 'flashref[plot]'\n"
+    assert err == "flashref paper: --html needs matplotlib; install flashref with its `plot` extra\n"
     assert list(tmp_path.iterdir()) == []
 
 

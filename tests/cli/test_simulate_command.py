@@ -476,7 +476,7 @@ def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(sma
     assert refused(small("--plot", tmp_path / "no" / "a.png"), "no folder")
     assert refused(small("--save-trace", tmp_path / "no" / "a"), "--save-trace", "no folder")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert refused(small("--plot", tmp_path / "a.png"), "pip install 'flashref[plot]'")
+    assert refused(small("--plot", tmp_path / "a.png"), "install flashref with its `plot` extra")
 
 
 @pytest.mark.parametrize(

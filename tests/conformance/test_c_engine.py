@@ -12,7 +12,7 @@ from flashref.conformance import reference
 from flashref.conformance.adapter import OPERATIONS, Unsupported
 from flashref.conformance.transport.codec import from_json, to_json
 from flashref.conformance.transport.stdio import Command
-from flashref.conformance.transport.subject import InProcess, Refused, unchanged
+from flashref.conformance.transport.subject import InProcess, Refusal, unchanged
 from flashref.types import widen
 
 
@@ -41,7 +41,7 @@ def test_the_c_engine_and_the_reference_refuse_and_go_on(c_engine, operation, pa
         for value in values:
             arguments = list(small(operation))
             arguments[OPERATIONS[operation].index(parameter)] = value
-            with pytest.raises(Refused):
+            with pytest.raises(Refusal):
                 subject.call(operation, *arguments)
         assert unchanged(subject.call(operation, *small(operation)), before)
 

@@ -56,6 +56,10 @@ def test_a_case_that_deviates_must_fail(report, adapter, tmp_path):
         ("deviation = 3", r"holds something else than \[\[deviation\]\] tables; remove it"),
         ("other = 3", r"holds something else than \[\[deviation\]\] tables; remove it"),
         (
+            '[[deviations]]\nrequirement = "FFN-4"\nreason = "r"',
+            r"has \[\[deviations\]\], which is not read; write \[\[deviation\]\]",
+        ),
+        (
             deviation(requirement="FFN-4", reason="r", since="1"),
             "deviation 1: has the unknown key 'since'; .*",
         ),

@@ -11,7 +11,7 @@ from stdio_messages import PLANNED, PREDICT, changed
 
 from flashref.conformance.adapter import OPERATIONS, AdapterError, Unsupported
 from flashref.conformance.transport.stdio import Command
-from flashref.conformance.transport.subject import Breach, Died, Refused
+from flashref.conformance.transport.subject import Breach, Died, Refusal
 
 ADAPTERS = Path(__file__).parents[1] / "adapters"
 EMPTY = '{"dtype": "I64", "shape": [0], "data": ""}'
@@ -128,7 +128,7 @@ def test_a_line_that_is_no_answer_is_garbage(line, says):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('{"seq": SEQ, "error": {"message": "no such id", "code": "refused"}}', Refused),
+        ('{"seq": SEQ, "error": {"message": "no such id", "code": "refused"}}', Refusal),
         ('{"seq": SEQ, "skip": {"reason": "no such id"}}', Unsupported),
     ],
 )
@@ -260,13 +260,13 @@ def printing(text):
         ('"engine', "cannot be split into words"),
         ("true", "is no adapter: it exited with status 0 instead of answering"),
         (["sh", "-c", "echo out of memory >&2; exit 4"], "status 4 .*; its stderr ends: out of memory"),
-        ("cat", "the first answer has the fields"),
+        ("cat", "it repeats what it is sent instead of answering"),
         (printing("hello"), "one JSON object"),
         (printing('{"error": {"code": "protocol", "message": "not today"}}'), "'not today'"),
         (with_facts(protocol=2), "speaks protocol 2, not 1"),
         (with_facts(protocol="1"), "speaks protocol '1', not 1"),
-        (with_facts(name=...), "the first answer has the fields"),
-        (with_facts(mood="good"), "the first answer has the fields"),
+        (with_facts(name=...), "the first answer lacks name; its fields are protocol, language, name"),
+        (with_facts(mood="good"), "the first answer has the unknown mood; its fields are"),
         (with_facts(name=5), "name in the first answer must be a str"),
         (with_facts(unsupported=[]), "unsupported in the first answer must be a dict"),
         (with_facts(operations="read_plan"), "operations in the first answer must be a list"),

@@ -9,7 +9,7 @@ from random_calls import BAD, VALID, small
 
 from flashref.conformance import reference
 from flashref.conformance.adapter import OPERATIONS
-from flashref.conformance.transport.subject import InProcess, Refused, unchanged
+from flashref.conformance.transport.subject import InProcess, Refusal, unchanged
 
 ADAPTERS = Path(__file__).parents[1] / "adapters"
 
@@ -56,5 +56,5 @@ def test_pytorch_refuses(torch_subject, operation, parameter, values):
     for value in values:
         arguments = list(small(operation))
         arguments[OPERATIONS[operation].index(parameter)] = value
-        with pytest.raises(Refused):
+        with pytest.raises(Refusal):
             torch_subject.call(operation, *arguments)

@@ -12,7 +12,7 @@ from tools.vector_cases import make
 from vector_folders import first, flipped, in_text, rewritten, with_other_tensors
 
 from flashref.conformance.transport.subject import unchanged
-from flashref.conformance.vectors.files import Group, Vector, VectorError, group_files
+from flashref.conformance.vectors.files import Vector, VectorError, VectorGroup, group_files
 from flashref.conformance.vectors.published import SHIPPED, check_vectors, read_vectors
 
 shipped = vector_folders.shipped
@@ -145,7 +145,7 @@ def test_every_kind_of_value_is_read_as_it_was_written(tmp_path):
         )
         for i, of in enumerate(values)
     ]
-    group = Group("read_plan", "odd", "1.1", {"gap": {"catches": "", "effect": ""}}, made)
+    group = VectorGroup("read_plan", "odd", "1.1", {"gap": {"catches": "", "effect": ""}}, made)
     for name, data in group_files(group).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)

@@ -1,5 +1,7 @@
 """What importing the reference loads: a chapter and what it needs, and nothing that is heavier than NumPy."""
 
+import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -28,6 +30,27 @@ def test_decoding_loads_the_heart_and_the_read_plan():
     assert not HEAVY & {name.partition(".")[0] for name in modules}
     lines = sum(Path(modules[f"flashref.{name}"]).read_text().count("\n") for name in ours)
     assert lines < 1400
+
+
+def imports_of(module: str, path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of flashref that a file imports anywhere, in a function too."""
+    named = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]
+            named |= {part if part in modules else node.module for part in parts}
+    return named & set(modules) - {module}
+
+
+def test_no_module_imports_itself_through_others():
+    root = Path(flashref.__file__).parent
+    paths = {path.relative_to(root.parent).with_suffix(""): path for path in root.rglob("*.py")}
+    modules = {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = {module: imports_of(module, path, modules) for module, path in modules.items()}
+    assert len(graph["flashref.decode"]) > 3
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which shows the circle
 
 
 def test_the_package_alone_loads_nothing():

@@ -7,7 +7,7 @@ import pytest
 from random_models import write_tokenizer
 
 from flashref.models.tokens import open_tokenizer, read_text
-from flashref.types import DomainError, ImageError
+from flashref.types import DomainError, ImageError, MissingExtra
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra hf, test)")
 
@@ -73,7 +73,7 @@ def test_a_vocabulary_without_tokenizer_says_what_is_missing(tmp_path):
 def test_a_tokenizer_without_the_library_names_the_extra(tmp_path, monkeypatch):
     write_tokenizer(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(DomainError, match=r"pip install 'flashref\[hf\]'$"):
+    with pytest.raises(MissingExtra, match=r"; install flashref with its `hf` extra$"):
         open_tokenizer(tmp_path, 280)
 
 

@@ -12,6 +12,7 @@ from hypothesis import Phase, settings
 from flashref.conformance.adapter import OPERATIONS, AdapterError
 from flashref.conformance.checks import CHECKS, stdio
 from flashref.conformance.judging import runner
+from flashref.conformance.judging.verdict import GOOD, KIT_ERROR, NOT_RUN, Verdict
 from flashref.conformance.transport.stdio import Command
 from flashref.conformance.transport.subject import InProcess
 from mutants.adapters import Decoder, Engine, Speaker
@@ -102,8 +103,8 @@ def verdict_on(adapter, requirement, how):
         made = adapter()
         subject = made if isinstance(made, Command) else InProcess(made)
     except AdapterError as error:
-        kind = "fail" if requirement == "IOP-1" else runner.NOT_RUN
-        return runner.Verdict(requirement, kind, str(error), 0, time.perf_counter() - begin)
+        kind = "fail" if requirement == "IOP-1" else NOT_RUN
+        return Verdict(requirement, kind, str(error), 0, time.perf_counter() - begin)
     with warnings.catch_warnings(), made if isinstance(made, Command) else nullcontext():
         warnings.simplefilter("ignore")  # overflow in wrong arithmetic, long reprs of a failure
         return runner.examine(CHECKS[requirement], subject, how)
@@ -111,4 +112,4 @@ def verdict_on(adapter, requirement, how):
 
 def caught(verdict):
     """Whether the check noticed: it failed, or the adapter misbehaved."""
-    return verdict.kind not in (*runner.GOOD, runner.NOT_RUN, runner.KIT_ERROR)
+    return verdict.kind not in (*GOOD, NOT_RUN, KIT_ERROR)

@@ -1,6 +1,9 @@
-"""One check for each requirement that binds every implementation, by id."""
+"""One check for each requirement that binds every implementation, by id, and the checks that words name."""
 
-from collections.abc import Mapping
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from flashref.conformance.checks import (
     adapter,
@@ -17,6 +20,46 @@ from flashref.conformance.checks import (
     window,
 )
 from flashref.conformance.checks.check import Check
+from flashref.conformance.requirements import requirements
+from flashref.types import FlashrefError
 
 _MODULES = (adapter, stdio, ffn, predictor, window, bundle, plan, gather, slots, decode, machine, logits)
 CHECKS: Mapping[str, Check] = {check.requirement: check for module in _MODULES for check in module.CHECKS}
+
+
+def in_order(checks: Iterable[Check]) -> list[Check]:
+    """The checks in the order of the chapters."""
+    places = {name: place for place, name in enumerate(requirements())}
+    return sorted(checks, key=lambda check: places.get(check.requirement, len(places)))
+
+
+def checks_named(words: str | Sequence[str] | None) -> list[Check]:
+    """The checks of some requirements, in the order of the chapters.
+
+    Args:
+        words: ids such as FFN-4, and areas, as FFN or FFN-*; in any case, with blanks or commas between them.
+            None: every check.
+
+    Raises:
+        FlashrefError: a word names no check; the sentence says which ids are near.
+    """
+    if words is None:
+        return in_order(CHECKS.values())
+    text = words if isinstance(words, str) else " ".join(words)
+    chosen: set[str] = set()
+    for word in re.split(r"[\s,]+", text.upper()):
+        found = {name for name in CHECKS if fnmatch.fnmatchcase(name, word) or name.startswith(f"{word}-")}
+        if word and not found:
+            raise FlashrefError(_unknown(word))
+        chosen |= found
+    if not chosen:
+        raise FlashrefError("no requirement is named; write ids such as FFN-4, or areas such as FFN")
+    return in_order(CHECKS[name] for name in chosen)
+
+
+def _unknown(word: str) -> str:
+    if word in requirements():
+        return f"{word} has no check: it binds flashref only, or no test can decide it"
+    areas = sorted({name.partition("-")[0] for name in CHECKS})
+    near = difflib.get_close_matches(word, [*CHECKS, *areas], 3, 0.4) or areas
+    return f"no check is called {word!r}; near it are {', '.join(near)}"

@@ -274,7 +274,7 @@ CHECKS = (
         must_refuse,
         bad_id_examples,
     ),
-    Check("IOP-1", EVERY, lambda facts: [None], judge_declaration),
+    Check("IOP-1", EVERY, lambda facts: [None], judge_declaration, runs=False),
     Check("IOP-2", EVERY, any_valid, judge_answered, one_each),
     Check("IOP-3", EVERY, any_valid, judge_answered, one_each),
     Check("IOP-4", EVERY, pairs, judge_in_turn, one_after_another),

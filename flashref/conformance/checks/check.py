@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from flashref.conformance.adapter import Facts
 from flashref.conformance.strategies import DTYPES, SIZES
 from flashref.conformance.transport.codec import registered
-from flashref.conformance.transport.subject import Breach, Refused, Subject
+from flashref.conformance.transport.subject import Breach, Refusal, Subject
 from flashref.types import Array, Ids
 
 Cases = st.SearchStrategy[Any] | Sequence[Any]
@@ -36,7 +36,7 @@ class Check(NamedTuple):
     operations: what it calls, any one of them; cases: the facts of an implementation → a strategy, or a list
     that is gone through whole; judge: raises Breach; examples: cases that every run begins with, whatever is
     drawn after them; machine: a state machine that makes cases instead of `cases`, and passes each to the
-    function that it is given.
+    function that it is given; runs: whether a case runs an operation (a declaration, say, runs none).
     """
 
     requirement: str
@@ -45,6 +45,7 @@ class Check(NamedTuple):
     judge: Callable[[Subject, Any], None]
     examples: Callable[[Facts], Sequence[Any]] = lambda facts: ()
     machine: Callable[[Facts, Callable[[Any], None]], type[RuleBasedStateMachine]] | None = None
+    runs: bool = True
 
 
 def dtypes_of(facts: Facts) -> list[str]:
@@ -72,7 +73,7 @@ def ask(subject: Subject, call: Call) -> Any:
     """The answer to a valid call; a refusal is a failure."""
     try:
         return subject.call(call.operation, *call.arguments)
-    except Refused as refusal:
+    except Refusal as refusal:
         raise Breach("fail", f"{call.operation} refused a valid input: {refusal}") from None
 
 
@@ -80,7 +81,7 @@ def must_refuse(subject: Subject, call: Call) -> None:
     """The call must be refused, for the reason in its note."""
     try:
         answer = subject.call(call.operation, *call.arguments)
-    except Refused:
+    except Refusal:
         return
     raise Breach("fail", f"{call.operation} answered where it had to refuse ({call.note}): {shown(answer)}")
 

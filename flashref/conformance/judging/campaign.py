@@ -1,7 +1,7 @@
-"""Judging an implementation in another process, whatever it does: restarts, and patience that ends."""
+"""Judging an implementation whatever it does: another process is restarted, and patience with it ends."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from hypothesis import settings
@@ -9,7 +9,8 @@ from hypothesis import settings
 from flashref.conformance.adapter import AdapterError, Facts, Unsupported
 from flashref.conformance.checks.check import Check
 from flashref.conformance.judging.deviations import Deviations
-from flashref.conformance.judging.runner import (
+from flashref.conformance.judging.runner import examine, examine_again, vector_verdict
+from flashref.conformance.judging.verdict import (
     DEVIATES,
     FAIL,
     GOOD,
@@ -20,13 +21,9 @@ from flashref.conformance.judging.runner import (
     PASS,
     UNSUPPORTED,
     Verdict,
-    examine,
-    judge_again,
-    vector_verdict,
 )
-from flashref.conformance.requirements import requirements
 from flashref.conformance.transport.codec import case_from_text
-from flashref.conformance.transport.subject import Died, Subject
+from flashref.conformance.transport.subject import Died, InProcess, Subject
 from flashref.conformance.vectors.files import Vector
 from flashref.storage.progress import Progress
 
@@ -57,7 +54,7 @@ class Watched:
         self._hangs, self._hung = 0, set[str]()
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """The operation's result, checked; raises Refused, Unsupported, Breach or Died."""
+        """The operation's result, checked; raises Refusal, Unsupported, Breach or Died."""
         if self.given_up(operation):
             self.left_out.add(operation)
             raise Unsupported(f"{operation} hung before")
@@ -85,30 +82,34 @@ class Watched:
             self._subject.restart()
 
 
-def in_order(checks: Iterable[Check]) -> list[Check]:
-    """The checks in the order of the chapters."""
-    places = {name: place for place, name in enumerate(requirements())}
-    return sorted(checks, key=lambda check: places.get(check.requirement, len(places)))
+Judged = Watched | InProcess
 
 
-def judge(check: Check, subject: Watched, how: settings) -> Verdict:
+def judge_requirement(check: Check, subject: Judged, how: settings, deviations: Deviations) -> Verdict:
     """The verdict on one requirement; a failure stands if it is one in a fresh process too."""
-    if (reason := out_of_patience(check, subject)) is not None:
-        return Verdict(check.requirement, NOT_RUN, reason, 0, 0.0)
-    subject.left_out.clear()
+    if (reason := deviations.requirements.get(check.requirement)) is not None:
+        return Verdict(check.requirement, DEVIATES, reason, 0, 0.0)
+    if (not_run := begin(check, subject)) is not None:
+        return not_run
     return settled(check, subject, examine(check, subject, how))
 
 
-def out_of_patience(check: Check, subject: Watched) -> str | None:
-    """Why nothing of the check is asked any more, or None."""
+def begin(check: Check, subject: Judged) -> Verdict | None:
+    """Before a check is run: None, or the verdict if all that it calls hung and is not asked any more."""
+    if isinstance(subject, InProcess):
+        return None
+    subject.left_out.clear()
     provided = [operation for operation in check.operations if operation in subject.facts.operations]
-    if provided and all(map(subject.given_up, provided)):
-        return f"{', '.join(provided)} hung before, and {PATIENCE} hangs of a run are waited for"
-    return None
+    if not provided or not all(map(subject.given_up, provided)):
+        return None
+    reason = f"{', '.join(provided)} hung before, and {PATIENCE} hangs of a run are waited for"
+    return Verdict(check.requirement, NOT_RUN, reason, 0, 0.0)
 
 
-def settled(check: Check, subject: Watched, verdict: Verdict) -> Verdict:
+def settled(check: Check, subject: Judged, verdict: Verdict) -> Verdict:
     """The verdict after a second look: at what was left out, and at a failure in a fresh process."""
+    if isinstance(subject, InProcess):
+        return verdict
     if verdict.kind in (PASS, UNSUPPORTED) and subject.left_out:
         left_out = ", ".join(sorted(subject.left_out))
         return verdict._replace(
@@ -117,43 +118,53 @@ def settled(check: Check, subject: Watched, verdict: Verdict) -> Verdict:
     if verdict.kind in FINAL or verdict.repeat is None:
         return verdict
     subject.restart()
-    again = judge_again(check, subject, case_from_text(verdict.repeat))
+    again = examine_again(check, subject, case_from_text(verdict.repeat))
     return _only_after_others(verdict) if again.kind == PASS else verdict
 
 
 def judge_vectors(
-    subject: Watched, vectors: Sequence[Vector], deviations: Deviations, advance: Progress
+    subject: Judged, vectors: Sequence[Vector], deviations: Deviations, progress: Progress
 ) -> list[Verdict]:
     """A verdict on every vector; those of an operation that failed are asked again in one fresh process."""
     verdicts: dict[str, Verdict] = {}
-    for done, vector in enumerate(vectors):
-        advance(vector.id, done, len(vectors))
-        verdicts[vector.id] = ask_vector(subject, vector)
     failed: dict[str, list[Vector]] = {}
-    for vector in vectors:
+    for done, vector in enumerate(vectors):
+        progress(vector.id, done, len(vectors))
+        verdicts[vector.id] = _first_verdict(subject, vector)
         if verdicts[vector.id].kind not in FINAL:
             failed.setdefault(vector.operation, []).append(vector)
     for group in failed.values():
-        subject.restart()
-        for vector in group:
-            verdicts[vector.id] = ask_vector_again(subject, vector, verdicts[vector.id])
-    return [deviating_vector(vector, verdicts[vector.id], deviations) for vector in vectors]
+        first = [verdicts[vector.id] for vector in group]
+        verdicts |= {verdict.requirement: verdict for verdict in _second_verdicts(subject, group, first)}
+    return [_deviating(vector, verdicts[vector.id], deviations) for vector in vectors]
 
 
-def ask_vector(subject: Watched, vector: Vector) -> Verdict:
-    """The first verdict on one vector."""
-    if subject.given_up(vector.operation):
+def judge_vector(subject: Judged, vector: Vector, deviations: Deviations) -> Verdict:
+    """The verdict on one vector; a failure stands if it is one in a fresh process too."""
+    return judge_vectors(subject, [vector], deviations, lambda what, done, total: None)[0]
+
+
+def _first_verdict(subject: Judged, vector: Vector) -> Verdict:
+    """The verdict on one vector, unless its operation is not called any more."""
+    if isinstance(subject, Watched) and subject.given_up(vector.operation):
         reason = f"{vector.operation} hung before, and {PATIENCE} hangs of a run are waited for"
         return Verdict(vector.id, NOT_RUN, reason, 0, 0.0)
     return vector_verdict(subject, vector)
 
 
-def ask_vector_again(subject: Watched, vector: Vector, verdict: Verdict) -> Verdict:
-    """The verdict on a vector that failed, after another look at it in a fresh process."""
-    return _only_after_others(verdict) if ask_vector(subject, vector).kind == PASS else verdict
+def _second_verdicts(subject: Judged, vectors: Sequence[Vector], first: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts on vectors that failed, after another look at them in a fresh process."""
+    if isinstance(subject, InProcess):
+        return list(first)
+    subject.restart()
+    again = [_first_verdict(subject, vector).kind for vector in vectors]
+    return [
+        _only_after_others(verdict) if kind == PASS else verdict
+        for verdict, kind in zip(first, again, strict=True)
+    ]
 
 
-def deviating_vector(vector: Vector, verdict: Verdict, deviations: Deviations) -> Verdict:
+def _deviating(vector: Vector, verdict: Verdict, deviations: Deviations) -> Verdict:
     """The verdict as the deviations file wants it: a case that deviates must fail."""
     if verdict.kind in (UNSUPPORTED, KIT_ERROR):
         return verdict

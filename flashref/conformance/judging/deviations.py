@@ -58,6 +58,8 @@ def read_deviations(path: Path, checks: Container[str], cases: Container[str]) -
         raise DeviationError(f"{path}: is no TOML: {error}") from None
     entries = content.get("deviation", [])
     tables = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if "deviations" in content:
+        raise DeviationError(f"{path}: has [[deviations]], which is not read; write [[deviation]]")
     if set(content) - {"deviation"} or not tables:
         raise DeviationError(f"{path}: holds something else than [[deviation]] tables; remove it")
     deviations = [_deviation(f"{path}: deviation {i}", entry) for i, entry in enumerate(entries, 1)]

@@ -2,45 +2,34 @@
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, configuration, example, given, settings
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 from hypothesis.strategies import SearchStrategy
 
 from flashref.conformance.adapter import OPERATIONS, Facts, Unsupported
-from flashref.conformance.checks.check import Call, Check, shown
-from flashref.conformance.requirements import Requirement, requirements
+from flashref.conformance.checks.check import Call, Check
+from flashref.conformance.judging.verdict import (
+    KIT_ERROR,
+    NOT_DETERMINISTIC,
+    OVERWRITES,
+    PASS,
+    UNSUPPORTED,
+    Verdict,
+)
 from flashref.conformance.transport.codec import case_text
 from flashref.conformance.transport.subject import Breach, Died, Subject
 from flashref.conformance.vectors.files import Vector
 from flashref.conformance.vectors.published import judge_vector
 
-PASS, FAIL, UNSUPPORTED, DEVIATES, NOT_RUN = "pass", "fail", "unsupported", "deviates", "not run"
-NOT_DETERMINISTIC, KIT_ERROR = "not deterministic", "kit error"
-OVERWRITES = "overwrites results"
-GOOD = (PASS, UNSUPPORTED, DEVIATES)  # every other kind of verdict is a failure
-
 # One shape of example a check; dev while writing an adapter, ci in CI, nightly for long campaigns.
 PROFILES: Mapping[str, int] = {"dev": 30, "ci": 100, "nightly": 2000}
 STEPS = 8  # tokens of a text of the state machine
-
-
-class Verdict(NamedTuple):
-    """What became of one requirement, or of one group of vectors.
-
-    kind: pass, unsupported, deviates, fail, or the word of a misbehaviour; text: why; cases: judged, up to
-    the first failure if there was one; seconds: until then; repeat: what `--repro` takes, or None.
-    """
-
-    requirement: str
-    kind: str
-    text: str
-    cases: int
-    seconds: float
-    repeat: str | None = None
 
 
 def profile_settings(profile: str, examples: int | None = None) -> settings:
@@ -62,6 +51,20 @@ def profile_settings(profile: str, examples: int | None = None) -> settings:
         suppress_health_check=unjudged,
         print_blob=False,
     )
+
+
+@contextmanager
+def files_of(profile: str) -> Iterator[None]:
+    """Meanwhile Hypothesis leaves files in the current folder only if the profile keeps what it finds."""
+    if profile == "nightly":
+        yield
+        return
+    with TemporaryDirectory() as folder:
+        configuration.set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(None)
 
 
 class Attempts:
@@ -171,8 +174,8 @@ def examine(check: Check, subject: Subject, how: settings) -> Verdict:
     return attempts.verdict_of(None)
 
 
-def judge_again(check: Check, subject: Subject, case: Any) -> Verdict:
-    """The verdict on one case, as `--repro` asks for it; on the last of two if it takes two to see."""
+def examine_again(check: Check, subject: Subject, case: Any) -> Verdict:
+    """The verdict on one case that failed before; on the last of two if it takes two to see the failure."""
     attempts = Attempts(check, subject)
     try:
         for part in case.values() if isinstance(case, Mapping) else [case]:
@@ -184,7 +187,7 @@ def judge_again(check: Check, subject: Subject, case: Any) -> Verdict:
 
 def is_case_of(check: Check, case: Any) -> bool:
     """Whether a value has the form of one of the check's cases: a call of its operations, or several."""
-    calls = _calls(case)
+    calls = calls_of(case)
     return bool(calls) and all(
         isinstance(call, Call)
         and call.operation in check.operations
@@ -209,31 +212,8 @@ def vector_verdict(subject: Subject, vector: Vector) -> Verdict:
     return Verdict(vector.id, kind, text, 0 if kind == UNSUPPORTED else 1, time.perf_counter() - start)
 
 
-def failure_text(verdict: Verdict, case: Any, target: str) -> str:
-    """A failure for a reader: the requirement's sentence, the numbers, the case, and how to repeat it."""
-    requirement = requirements().get(verdict.requirement)
-    lines = [heading(verdict, requirement), f"  {verdict.kind}: {verdict.text}"]
-    for call in _calls(case):
-        if isinstance(call, Call):
-            named = zip(OPERATIONS[call.operation], call.arguments, strict=True)
-            arguments = ", ".join(f"{name}={shown(value)}" for name, value in named)
-            lines.append(f"  call: {call.operation}({arguments})")
-    if verdict.repeat is not None:
-        lines.append(
-            f"  repeat: flashref conformance {target} --repro {verdict.requirement} '{verdict.repeat}'"
-        )
-    return "\n".join(lines)
-
-
-def _calls(case: Any) -> list[Any]:
+def calls_of(case: Any) -> list[Any]:
     """The calls of a case, or of two cases one after the other."""
     if isinstance(case, Mapping):
-        return [call for part in case.values() for call in _calls(part)]
+        return [call for part in case.values() for call in calls_of(part)]
     return list(case) if isinstance(case, list) else [case]
-
-
-def heading(verdict: Verdict, requirement: Requirement | None) -> str:
-    """The requirement as its chapter states it."""
-    if requirement is None:
-        return verdict.requirement
-    return f"{requirement.id} [{requirement.kind}]: {requirement.sentence} (specs/{requirement.page})"

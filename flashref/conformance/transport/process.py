@@ -18,7 +18,7 @@ TAIL = 8000  # bytes of stderr that are kept
 SHOWN = 200  # characters of a line that is no answer
 
 
-class Process:
+class EngineProcess:
     """A running command, its pipes, and the file of its stderr."""
 
     def __init__(self, words: Sequence[str]) -> None:

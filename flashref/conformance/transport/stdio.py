@@ -12,15 +12,15 @@ from typing import Any, BinaryIO, Self
 from flashref import SPEC_VERSION
 from flashref.conformance.adapter import OPERATIONS, AdapterError, Facts, Unsupported, checked_facts
 from flashref.conformance.transport.codec import CodecError, from_json, to_json
-from flashref.conformance.transport.process import Process, shortened
+from flashref.conformance.transport.process import EngineProcess, shortened
 from flashref.conformance.transport.results import WrongType, checked_result
-from flashref.conformance.transport.subject import Breach, Died, InProcess, Refused
+from flashref.conformance.transport.subject import Breach, Died, InProcess, Refusal
 
 PROTOCOL = 1
 TIMEOUT = 60.0  # seconds for an answer
 TAIL = 2000  # characters of stderr in a message
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
-_FIELDS = {"start": {"cmd", "protocol", "spec"}, "run": {"cmd", "seq", "operation", "args"}, "stop": {"cmd"}}
+_FIELDS = {"start": ("cmd", "protocol", "spec"), "run": ("cmd", "seq", "operation", "args"), "stop": ("cmd",)}
 _CONTENT = {  # a skip, or the code of an error → the fields of its content
     "skip": {"reason"},
     "refused": {"code", "message"},
@@ -90,9 +90,13 @@ def _checked_message(message: Mapping[str, Any], started: bool) -> str:
     return command
 
 
-def _check_names(what: str, given: Mapping[str, Any], due: Iterable[str]) -> None:
-    if set(given) != set(due):
-        raise _Misunderstood(f"{what} has the fields {', '.join(due)}, not {', '.join(given)}")
+def _check_names(what: str, given: Mapping[str, Any], due: Sequence[str]) -> None:
+    lacks = [name for name in due if name not in given]
+    unknown = [name for name in given if name not in due]
+    wrong = [f"lacks {', '.join(lacks)}"] if lacks else []
+    wrong += [f"has the unknown {', '.join(unknown)}"] if unknown else []
+    if wrong:
+        raise _Misunderstood(f"{what} {' and '.join(wrong)}; its fields are {', '.join(due)}")
 
 
 def _start_answer(facts: Facts) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def _outcome(subject: InProcess, operation: str, values: Sequence[Any]) -> dict[
         return {"result": to_json(subject.call(operation, *values))}
     except Unsupported as error:
         return {"skip": {"reason": str(error)}}
-    except Refused as error:
+    except Refusal as error:
         return {"error": {"code": "refused", "message": str(error)}}
     except Breach as error:
         return {"error": {"code": "misbehaves", "kind": error.kind, "message": str(error)}}
@@ -140,13 +144,10 @@ class Command:
     def __init__(
         self, command: str | Sequence[str], timeout: float = TIMEOUT, start_timeout: float = TIMEOUT
     ) -> None:
-        try:
-            self._words = shlex.split(command) if isinstance(command, str) else list(command)
-        except ValueError as error:
-            raise AdapterError(f"the command {command!r} cannot be split into words: {error}") from error
+        self._words = split_command(command) if isinstance(command, str) else list(command)
         self.timeout, self._start_timeout = timeout, start_timeout
         self._seq = 0
-        self._process: Process | None = None
+        self._process: EngineProcess | None = None
         self.facts = self._start()
 
     def __enter__(self) -> Self:
@@ -156,7 +157,7 @@ class Command:
         self.close()
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """The operation's result, checked; raises Refused, Unsupported, Breach or Died."""
+        """The operation's result, checked; raises Refusal, Unsupported, Breach or Died."""
         if operation not in self.facts.operations:
             raise Unsupported(self.facts.unsupported[operation])
         named = dict(zip(OPERATIONS[operation], arguments, strict=True))
@@ -183,7 +184,7 @@ class Command:
             except (WrongType, CodecError) as error:
                 raise Breach("wrong type", str(error)) from None
         if content["code"] == "refused":
-            raise Refused(content["message"])
+            raise Refusal(content["message"])
         if content["code"] == "misbehaves":
             raise Breach(content["kind"], content["message"])
         raise Died("crashes", self._end(f"{operation}: it did not understand: {content['message']}"))
@@ -193,7 +194,7 @@ class Command:
 
         Raises Died if a line is not answered. Requirement: IOP-11.
         """
-        process, answer = Process(self._words), b""
+        process, answer = EngineProcess(self._words), b""
         try:
             for line in lines:
                 answer = process.ask(line + b"\n", self.timeout)
@@ -213,7 +214,7 @@ class Command:
         self._end()
 
     def _start(self) -> Facts:
-        self._process = Process(self._words)
+        self._process = EngineProcess(self._words)
         try:
             start = {"cmd": "start", "protocol": PROTOCOL, "spec": SPEC_VERSION}
             facts = _facts_of(self._process.ask(_line(start), self._start_timeout))
@@ -230,6 +231,14 @@ class Command:
         process, self._process = self._process, None
         tail = process.end().strip()[-TAIL:] if process is not None else ""
         return f"{text}; its stderr ends: {tail}" if tail else text
+
+
+def split_command(line: str) -> list[str]:
+    """The words of a command line, as a shell splits it. Raises AdapterError for an open quotation."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise AdapterError(f"the command {line!r} cannot be split into words: {error}") from error
 
 
 def _outcome_of(line: bytes, seq: int) -> tuple[str, Any]:
@@ -262,8 +271,10 @@ def _facts_of(line: bytes) -> Facts:
     answer = _json_object(line)
     if isinstance(answer.get("error"), dict):
         raise _Misunderstood(f"it answered the error {answer['error'].get('message')!r}")
-    optional = {"language": None, "max_elements": None}
-    _check_names("the first answer", optional | answer, ["protocol", "language", *Facts._fields])
+    if answer.get("cmd") == "start":
+        raise _Misunderstood("it repeats what it is sent instead of answering")
+    fields = ["protocol", "language", *Facts._fields]
+    _check_names("the first answer", dict.fromkeys(("language", "max_elements")) | answer, fields)
     kinds: dict[str, type] = {"name": str, "version": str, "accumulate": str}
     kinds |= {"operations": list, "dtypes": list, "unsupported": dict}
     if answer["protocol"] != PROTOCOL:

@@ -14,7 +14,7 @@ from flashref.types import same
 REFUSALS = (ValueError, IndexError, TypeError, OverflowError)
 
 
-class Refused(Exception):
+class Refusal(Exception):
     """The implementation refused the arguments; the text is its own."""
 
 
@@ -43,7 +43,7 @@ class Subject(Protocol):
     facts: Facts
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """The operation's result, checked; raises Refused, Unsupported, Breach or Died."""
+        """The operation's result, checked; raises Refusal, Unsupported, Breach or Died."""
 
 
 class InProcess:
@@ -55,7 +55,7 @@ class InProcess:
         self._last: tuple[str, Any, Any] | None = None  # operation, what it gave, a copy of that
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """The result with the shapes and dtypes of chapter 96; raises Refused, Unsupported or Breach."""
+        """The result with the shapes and dtypes of chapter 96; raises Refusal, Unsupported or Breach."""
         if operation not in self.facts.operations:
             raise Unsupported(self.facts.unsupported[operation])
         function: Callable[..., Any] = getattr(self._adapter, operation)
@@ -68,7 +68,7 @@ class InProcess:
             raise
         except REFUSALS as error:
             self._compare_inputs(operation, arguments, given)
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise Refusal(f"{type(error).__name__}: {error}") from error
         except Exception as error:
             raise Breach("raises", f"{operation} raised {type(error).__name__}: {error}") from error
         self._compare_inputs(operation, arguments, given)

@@ -63,7 +63,7 @@ class Vector(NamedTuple):
     withdrawn: str | None = None
 
 
-class Group(NamedTuple):
+class VectorGroup(NamedTuple):
     """The cases of one pair of files. notes: flag → what its cases catch, and the bug's effect."""
 
     operation: str
@@ -73,7 +73,7 @@ class Group(NamedTuple):
     vectors: Sequence[Vector]
 
 
-def group_files(group: Group) -> dict[str, bytes]:
+def group_files(group: VectorGroup) -> dict[str, bytes]:
     """The group's files: path below the folder → bytes, the same in every run."""
     tensors: dict[str, Array] = {}
     cases = [_case_json(vector, tensors) for vector in group.vectors]

@@ -13,9 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from flashref.conformance.adapter import Unsupported
-from flashref.conformance.transport.subject import Breach, Refused, Subject, unchanged
+from flashref.conformance.transport.subject import Breach, Refusal, Subject, unchanged
 from flashref.conformance.vectors.compare import beyond_facts, difference_of
-from flashref.conformance.vectors.files import Group, Vector, VectorError, group_files
+from flashref.conformance.vectors.files import Vector, VectorError, VectorGroup, group_files
 from flashref.conformance.vectors.reading import read_group
 
 SHIPPED = Path(str(files("flashref"))) / "data" / "vectors" / "v1"
@@ -48,7 +48,7 @@ def judge_vector(subject: Subject, vector: Vector) -> None:
         raise Unsupported(reason)
     try:
         result = subject.call(vector.operation, *vector.arguments)
-    except Refused as refusal:
+    except Refusal as refusal:
         if vector.expectation.kind == "error":
             return
         wrong: str | None = f"refused arguments that are valid ({refusal})"
@@ -64,7 +64,7 @@ def judge_vector(subject: Subject, vector: Vector) -> None:
         raise Breach("fail", f"{vector.id}: {wrong}. The case {vector.comment}")
 
 
-def check_vectors(folder: Path, groups: Sequence[Group] | None = None) -> list[str]:
+def check_vectors(folder: Path, groups: Sequence[VectorGroup] | None = None) -> list[str]:
     """How the files of a folder differ from what is due: a line for each file that does.
 
     Args:
@@ -92,7 +92,7 @@ def export_vectors(folder: Path) -> int:
     return _write_folder(folder, _file_bytes(SHIPPED))
 
 
-def append_vectors(folder: Path, groups: Sequence[Group]) -> int:
+def append_vectors(folder: Path, groups: Sequence[VectorGroup]) -> int:
     """Write these groups over older vectors, or into a new folder; the number of files.
 
     Args:
@@ -114,11 +114,11 @@ def append_vectors(folder: Path, groups: Sequence[Group]) -> int:
     return _write_folder(folder, _bytes_of(groups))
 
 
-def _bytes_of(groups: Sequence[Group]) -> dict[str, bytes]:
+def _bytes_of(groups: Sequence[VectorGroup]) -> dict[str, bytes]:
     return {name: data for group in groups for name, data in group_files(group).items()}
 
 
-def _require_appended(before: list[Vector], groups: Sequence[Group]) -> None:
+def _require_appended(before: list[Vector], groups: Sequence[VectorGroup]) -> None:
     """VectorError unless every case is still there, asks the same and expects the same."""
     after = {vector.id: vector for group in groups for vector in group.vectors}
     for old in before:

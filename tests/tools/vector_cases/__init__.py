@@ -19,14 +19,14 @@ from tools.vector_cases import (
 )
 from tools.vector_cases.notes import NOTES
 
-from flashref.conformance.vectors.files import Group, Vector
+from flashref.conformance.vectors.files import Vector, VectorGroup
 
 SPEC = "1.1"  # of groups whose newest case is of the first vectors; a group that grows gets its own here
 GROWN: dict[str, str] = {}
 
 
 @cache
-def all_groups() -> tuple[Group, ...]:
+def all_groups() -> tuple[VectorGroup, ...]:
     """Every group, by operation and name; the cases of a group in the order of their making."""
     vectors: list[Vector] = []
     for module in (predictor, ffn, ffn_bounded, bundles, plan, gather, window, slots, decode):
@@ -38,7 +38,7 @@ def all_groups() -> tuple[Group, ...]:
     return tuple(_group(*key, groups[key]) for key in sorted(groups))
 
 
-def _group(operation: str, name: str, vectors: list[Vector]) -> Group:
+def _group(operation: str, name: str, vectors: list[Vector]) -> VectorGroup:
     flags = {flag for vector in vectors for flag in vector.flags}
     notes = {flag: NOTES[flag] for flag in sorted(flags)}
-    return Group(operation, name, GROWN.get(f"{operation}/{name}", SPEC), notes, vectors)
+    return VectorGroup(operation, name, GROWN.get(f"{operation}/{name}", SPEC), notes, vectors)

@@ -1,12 +1,13 @@
 """Cases of the layout of bundles, of packing and of unpacking (chapter 40)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tools.vector_cases.make import (
     REFUSED,
     SIGNIFICANT_BITS,
+    About,
     dyadic,
     exactly,
     from_bits,
@@ -30,20 +31,24 @@ def bundle_bytes(d: int, dtype: str, fields: Sequence[str]) -> int:
     return len(fields) * d * ITEM_BYTES[dtype]
 
 
-def extents_model(
-    d: int,
-    dtype: str,
-    fields: Sequence[str],
-    block: int,
-    start: int,
-    order: Ids | None,
-    wanted: Sequence[int],
-) -> list[tuple[int, int]]:
+class Bundles(NamedTuple):
+    """The arguments that describe a layout, in the order of chapter 96."""
+
+    n: int
+    d: int
+    dtype: str
+    fields: Sequence[str]
+    block: int
+    start: int = 0
+    order: Ids | None = None
+
+
+def extents_model(of: Bundles, wanted: Sequence[int]) -> list[tuple[int, int]]:
     """Chapter 40's (offset, length) of each id."""
-    length = bundle_bytes(d, dtype, fields)
-    stride = stride_model(length, block)
-    positions = {neuron: position for position, neuron in enumerate([] if order is None else order.tolist())}
-    return [(start + positions.get(i, i) * stride, length) for i in wanted]
+    length = bundle_bytes(of.d, of.dtype, of.fields)
+    stride, order = stride_model(length, of.block), [] if of.order is None else of.order.tolist()
+    positions = {neuron: position for position, neuron in enumerate(order)}
+    return [(of.start + positions.get(i, i) * stride, length) for i in wanted]
 
 
 def packed(
@@ -96,28 +101,22 @@ def _layouts() -> list[Vector]:
         ("stride_beyond_32_bits", "BND-1 BND-8", "offsets", far,
          (5, 3 * 2**30 + 1, "F16", TWO, 2**20, 0, [1, 4])),
     ):  # fmt: skip
-        n, d, dtype, fields, block, start, wanted = arguments
-        made.append(
-            _layout(what, requirements, flags, comment, n, d, dtype, fields, block, start, None, wanted)
-        )
+        *of, wanted = arguments
+        made.append(_layout(About(what, requirements, flags, comment), Bundles(*of), wanted))
     for what, wanted in (("some", [1, 2, 6]), ("all", list(range(7)))):
         name = f"bundle_layout/layouts/in_another_order_{what}"
-        made.append(_layout(f"in_another_order_{what}", "BND-7", "order",
-                            "fails if an id is taken for its position, or the order for its inverse",
-                            7, 3, "F32", THREE, 16, 48, permutation(name, 7), wanted))  # fmt: skip
+        about = About(f"in_another_order_{what}", "BND-7", "order",
+                      "fails if an id is taken for its position, or the order for its inverse")  # fmt: skip
+        made.append(_layout(about, Bundles(7, 3, "F32", THREE, 16, 48, permutation(name, 7)), wanted))
     return made
 
 
-def _layout(
-    what: str, requirements: str, flags: str, comment: str, n: int, d: int, dtype: str, fields: Sequence[str],
-    block: int, start: int, order: Ids | None, wanted: Sequence[int],
-) -> Vector:  # fmt: skip
-    stride = stride_model(bundle_bytes(d, dtype, fields), block)
-    extents = np.array(extents_model(d, dtype, fields, block, start, order, wanted), np.int64).reshape(-1, 2)
-    arguments = (n, d, dtype, list(fields), block, start, order, ids(wanted))
-    return vector(
-        f"bundle_layout/layouts/{what}", requirements, flags, comment, arguments, exactly([stride, extents])
-    )
+def _layout(about: About, of: Bundles, wanted: Sequence[int]) -> Vector:
+    stride = stride_model(bundle_bytes(of.d, of.dtype, of.fields), of.block)
+    extents = np.array(extents_model(of, wanted), np.int64).reshape(-1, 2)
+    about = about._replace(name=f"bundle_layout/layouts/{about.name}")
+    arguments = (*of._replace(fields=list(of.fields)), ids(wanted))
+    return vector(*about, arguments, exactly([stride, extents]))
 
 
 def _layout_refusals() -> list[Vector]:

@@ -1,7 +1,7 @@
 """Cases of whole decoding: predictor, window, slots, reads and sums together (chapter 80)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tools.vector_cases.bundles import THREE, TWO, bundle_bytes
@@ -9,6 +9,7 @@ from tools.vector_cases.ffn import BIASES, Draw, network
 from tools.vector_cases.make import (
     REFUSED,
     UNIT_ROUNDOFF,
+    About,
     chosen_rows,
     dyadic,
     float32_exactly,
@@ -48,28 +49,38 @@ def _two_bits(key: str, shape: tuple[int, ...], dtype: str) -> Array:
     return dyadic(key, shape, dtype, 2)
 
 
-def _layers(
-    name: str, count: int, n: int, d: int, dtype: str = "F32", activation: str = "relu", gated: bool = False,
-    biases: Sequence[str] = BIASES, draw: Draw = _two_bits, threshold: float = 0.0, biased: bool = False,
-) -> list[Layer]:  # fmt: skip
+class Layers(NamedTuple):
+    """Layers of one kind. biases: the names of the network's; threshold, biased: of the predictors."""
+
+    n: int
+    d: int
+    count: int = 1
+    dtype: str = "F32"
+    activation: str = "relu"
+    gated: bool = False
+    biases: Sequence[str] = BIASES
+    draw: Draw = _two_bits
+    threshold: float = 0.0
+    biased: bool = False
+
+
+def _drawn_layers(name: str, of: Layers) -> list[Layer]:
     """Layers whose predictors are dyadic and know nothing of their networks: often wrong."""
-    tau = 0.25 if activation == "fatrelu" else 0.0
+    tau = 0.25 if of.activation == "fatrelu" else 0.0
+    kind = (of.n, of.d, of.dtype, of.activation, of.gated, of.biases, of.draw, tau)
     return [
         (
-            network(f"{name}/{layer}/ffn", n, d, dtype, activation, gated, biases, draw, tau),
-            drawn(f"{name}/{layer}/predictor", n, d, 2, biased=biased, threshold=threshold),
+            network(f"{name}/{layer}/ffn", *kind),
+            drawn(f"{name}/{layer}/predictor", of.n, of.d, 2, biased=of.biased, threshold=of.threshold),
         )
-        for layer in range(count)
+        for layer in range(of.count)
     ]
 
 
-def _case(
-    name: str, requirements: str, flags: str, comment: str, layers: Sequence[Layer], sequences: int,
-    tokens: int,
-    run: Run, bounded: bool = False,
-) -> Vector:  # fmt: skip
-    name = f"run_decode/{name}"
-    d = layers[0][0].up.shape[1]
+def _case(about: About, of: Layers, text: tuple[int, int], run: Run, bounded: bool = False) -> Vector:
+    """A run of a text of (sequences, tokens)."""
+    name = f"run_decode/{about.name}"
+    layers, (sequences, tokens), d = _drawn_layers(name, of), text, of.d
     xs = dyadic(f"{name}/xs", (sequences, tokens, d), "F32", 2)
     shape = (sequences, tokens, len(layers))
     ys, bounds = np.zeros((*shape, d), np.float64), np.zeros((*shape, d), np.float64)
@@ -99,7 +110,7 @@ def _case(
         expectation = Expectation("bounded", [ys, counters], bounds)
     else:
         expectation = Expectation("exact_but_for_zero_sign", [ys.astype(np.float32), counters])
-    return vector(name, requirements, flags, comment, arguments, expectation)
+    return vector(*about._replace(name=name), arguments, expectation)
 
 
 def _both_semantics() -> list[Vector]:
@@ -110,9 +121,9 @@ def _both_semantics() -> list[Vector]:
             placement = PLACEMENTS[(number + turn) % 2]
             name = f"{semantics}/capacity_{capacity}"
             run = Run((1, 2, 3)[number % 3], [capacity], semantics, placement, max_gap=(0, 64)[number % 2])
-            made.append(_case(name, "DEC-1 DEC-2 DEC-3 DEC-7", "dyadic semantics capacity counters",
-                              "fails if other rows are summed than the semantics choose",
-                              _layers(f"run_decode/{name}", 1, 9, 3), 1, 6, run))  # fmt: skip
+            about = About(name, "DEC-1 DEC-2 DEC-3 DEC-7", "dyadic semantics capacity counters",
+                          "fails if other rows are summed than the semantics choose")  # fmt: skip
+            made.append(_case(about, Layers(9, 3), (1, 6), run))
     return made
 
 
@@ -120,94 +131,172 @@ def _shapes() -> list[Vector]:
     made = []
     full = "DEC-1 DEC-2 DEC-3 DEC-7"
 
-    def add(
-        name: str,
-        requirements: str,
-        flags: str,
-        comment: str,
-        layers: dict[str, Any],
-        sequences: int,
-        tokens: int,
-        run: Run,
-    ) -> None:
-        made.append(
-            _case(
-                name,
-                requirements,
-                f"dyadic {flags}",
-                comment,
-                _layers(f"run_decode/{name}", **layers),
-                sequences,
-                tokens,
-                run,
-            )
-        )
+    def add(about: About, of: Layers, text: tuple[int, int], run: Run) -> None:
+        made.append(_case(about._replace(flags=f"dyadic {about.flags}"), of, text, run))
 
-    seven: dict[str, Any] = {"count": 1, "n": 7, "d": 3}
+    seven = Layers(7, 3)
     pieces = "fails if a bypass that is longer than its buffer loses neurons, or is counted as one batch"
     for rows in (1, 2, 7):
-        add(f"bypass/{rows}_rows", f"{full} DEC-10", "capacity counters", pieces,
-            {**seven, "threshold": -0.5}, 1, 5,
-            Run(2, [2], "predicted", PLACEMENTS[rows % 2], bypass_rows=rows))  # fmt: skip
-    add("bypass/2_rows_resident", f"{full} DEC-10", "capacity counters", pieces, {**seven, "threshold": -0.5},
-        1, 5,
-        Run(3, [3], "resident", "fill_holes", bypass_rows=2))  # fmt: skip
-    add("bypass/no_matrix", f"{full} DEC-10", "capacity counters", pieces, {**seven, "threshold": -0.25}, 1,
-        4,
-        Run(2, [0], "resident", bypass_rows=3))  # fmt: skip
-    never, always = 100.0, -100.0
-    add("sets/always_empty", full, "boundary bias", "fails if a token without neurons is not the down bias",
-        {**seven, "threshold": never}, 1, 3, Run(2, [4]))  # fmt: skip
-    add("sets/always_full", full, "boundary capacity", "fails if the full set is special",
-        {**seven, "threshold": always}, 1, 3, Run(2, [7]))  # fmt: skip
+        add(
+            About(f"bypass/{rows}_rows", f"{full} DEC-10", "capacity counters", pieces),
+            seven._replace(threshold=-0.5),
+            (1, 5),
+            Run(2, [2], "predicted", PLACEMENTS[rows % 2], bypass_rows=rows),
+        )
     add(
-        "sets/without_biases",
-        full,
-        "bias",
-        "fails if a bias is expected",
-        {**seven, "biases": ()},
-        1,
-        4,
+        About("bypass/2_rows_resident", f"{full} DEC-10", "capacity counters", pieces),
+        seven._replace(threshold=-0.5),
+        (1, 5),
+        Run(3, [3], "resident", "fill_holes", bypass_rows=2),
+    )
+    add(
+        About("bypass/no_matrix", f"{full} DEC-10", "capacity counters", pieces),
+        seven._replace(threshold=-0.25),
+        (1, 4),
+        Run(2, [0], "resident", bypass_rows=3),
+    )
+    never, always = 100.0, -100.0
+    add(
+        About(
+            "sets/always_empty",
+            full,
+            "boundary bias",
+            "fails if a token without neurons is not the down bias",
+        ),
+        seven._replace(threshold=never),
+        (1, 3),
+        Run(2, [4]),
+    )
+    add(
+        About("sets/always_full", full, "boundary capacity", "fails if the full set is special"),
+        seven._replace(threshold=always),
+        (1, 3),
+        Run(2, [7]),
+    )
+    add(
+        About("sets/without_biases", full, "bias", "fails if a bias is expected"),
+        seven._replace(biases=()),
+        (1, 4),
         Run(2, [5]),
     )
-    add("dtypes/gated_F16", full, "layout bias",
-        "fails if the gate's row is missing in the bundle, or stands elsewhere",
-        {**seven, "gated": True, "dtype": "F16", "biased": True}, 1, 6,
-        Run(2, [4], "predicted", block=64))  # fmt: skip
-    add("dtypes/gated_BF16", full, "layout bf16", "fails if bfloat16 bits are taken for float16",
-        {**seven, "gated": True, "dtype": "BF16", "activation": "fatrelu"}, 1, 6,
-        Run(2, [4], block=4))  # fmt: skip
-    add("dtypes/squared_relu_F16", full, "activation", "fails if relu is not squared",
-        {**seven, "dtype": "F16", "activation": "squared_relu"}, 1, 6,
-        Run(3, [5], "predicted", "fill_holes"))  # fmt: skip
-    add("dtypes/fatrelu_F32", full, "threshold activation", "fails if tau is not used in decoding",
-        {**seven, "activation": "fatrelu", "biased": True}, 1, 6,
-        Run(3, [5], block=16, max_gap=64))  # fmt: skip
-    add("batches/three_sequences", f"{full} DEC-9", "batch stale",
-        "fails if sequences share a window, rows or an active set",
-        {"count": 1, "n": 7, "d": 3}, 3, 4, Run(2, [4]))  # fmt: skip
-    add("batches/two_sequences_two_layers", f"{full} DEC-9", "batch layers stale",
-        "fails if a layer or a sequence takes another's rows",
-        {"count": 2, "n": 5, "d": 2}, 2, 5, Run(2, [2, 4], "predicted", "fill_holes"))  # fmt: skip
-    add("batches/twelve_layers", f"{full} DEC-9", "layers stale",
-        "fails if layer 10 is taken for layer 2, or the window moves once a layer instead of once a token",
-        {"count": 12, "n": 5, "d": 2, "biases": ("down_bias",)}, 1, 6,
-        Run(2, [layer % 6 for layer in range(12)]))  # fmt: skip
-    add("window/longer_than_the_text", full, "eviction",
-        "fails if something is evicted although the window never ends",
-        seven, 1, 5, Run(40, [7], "resident", "fill_holes"))  # fmt: skip
-    add("window/of_one_token", full, "eviction semantics",
-        "fails if rows of the token before are still summed",
-        seven, 1, 6, Run(1, [7], "resident"))  # fmt: skip
-    add("blocks/bundles_above_a_block", full, "layout counters",
-        "fails if padding is not read, or counted as useful",
-        {"count": 1, "n": 6, "d": 5}, 1, 6, Run(2, [4], block=16))  # fmt: skip
-    add("blocks/gaps_read_over", full, "gap counters",
-        "fails if a gap is not read over, or its bytes are counted as useful",
-        {"count": 1, "n": 13, "d": 2}, 1, 6, Run(2, [6], "predicted", block=16, max_gap=32))  # fmt: skip
-    add("blocks/larger_than_a_layer", full, "counters",
-        "fails if the end of an image is not read in whole blocks",
-        {"count": 1, "n": 3, "d": 1}, 1, 3, Run(2, [3], block=4096))  # fmt: skip
+    add(
+        About(
+            "dtypes/gated_F16",
+            full,
+            "layout bias",
+            "fails if the gate's row is missing in the bundle, or stands elsewhere",
+        ),
+        seven._replace(gated=True, dtype="F16", biased=True),
+        (1, 6),
+        Run(2, [4], "predicted", block=64),
+    )
+    add(
+        About("dtypes/gated_BF16", full, "layout bf16", "fails if bfloat16 bits are taken for float16"),
+        seven._replace(gated=True, dtype="BF16", activation="fatrelu"),
+        (1, 6),
+        Run(2, [4], block=4),
+    )
+    add(
+        About("dtypes/squared_relu_F16", full, "activation", "fails if relu is not squared"),
+        seven._replace(dtype="F16", activation="squared_relu"),
+        (1, 6),
+        Run(3, [5], "predicted", "fill_holes"),
+    )
+    add(
+        About("dtypes/fatrelu_F32", full, "threshold activation", "fails if tau is not used in decoding"),
+        seven._replace(activation="fatrelu", biased=True),
+        (1, 6),
+        Run(3, [5], block=16, max_gap=64),
+    )
+    add(
+        About(
+            "batches/three_sequences",
+            f"{full} DEC-9",
+            "batch stale",
+            "fails if sequences share a window, rows or an active set",
+        ),
+        Layers(7, 3),
+        (3, 4),
+        Run(2, [4]),
+    )
+    add(
+        About(
+            "batches/two_sequences_two_layers",
+            f"{full} DEC-9",
+            "batch layers stale",
+            "fails if a layer or a sequence takes another's rows",
+        ),
+        Layers(5, 2, count=2),
+        (2, 5),
+        Run(2, [2, 4], "predicted", "fill_holes"),
+    )
+    add(
+        About(
+            "batches/twelve_layers",
+            f"{full} DEC-9",
+            "layers stale",
+            "fails if layer 10 is taken for layer 2, "
+            "or the window moves once a layer instead of once a token",
+        ),
+        Layers(5, 2, count=12, biases=("down_bias",)),
+        (1, 6),
+        Run(2, [layer % 6 for layer in range(12)]),
+    )
+    add(
+        About(
+            "window/longer_than_the_text",
+            full,
+            "eviction",
+            "fails if something is evicted although the window never ends",
+        ),
+        seven,
+        (1, 5),
+        Run(40, [7], "resident", "fill_holes"),
+    )
+    add(
+        About(
+            "window/of_one_token",
+            full,
+            "eviction semantics",
+            "fails if rows of the token before are still summed",
+        ),
+        seven,
+        (1, 6),
+        Run(1, [7], "resident"),
+    )
+    add(
+        About(
+            "blocks/bundles_above_a_block",
+            full,
+            "layout counters",
+            "fails if padding is not read, or counted as useful",
+        ),
+        Layers(6, 5),
+        (1, 6),
+        Run(2, [4], block=16),
+    )
+    add(
+        About(
+            "blocks/gaps_read_over",
+            full,
+            "gap counters",
+            "fails if a gap is not read over, or its bytes are counted as useful",
+        ),
+        Layers(13, 2),
+        (1, 6),
+        Run(2, [6], "predicted", block=16, max_gap=32),
+    )
+    add(
+        About(
+            "blocks/larger_than_a_layer",
+            full,
+            "counters",
+            "fails if the end of an image is not read in whole blocks",
+        ),
+        Layers(3, 1),
+        (1, 3),
+        Run(2, [3], block=4096),
+    )
     return made
 
 
@@ -222,17 +311,17 @@ def _bounded() -> list[Vector]:
         )
     ):
         name = f"bounded/{activation}_{dtype}"
-        layers = _layers(f"run_decode/{name}", 1, 7, 4, dtype, activation, gated, draw=real)
+        comment = "fails if rows lose bits on their way through storage, or sums are kept in 16 bits"
+        about = About(name, "DEC-3 DEC-6 DEC-7", "precision activation", comment)
+        layers = Layers(7, 4, 1, dtype, activation, gated, draw=real)
         run = Run(2, [4], SEMANTICS[number % 2], PLACEMENTS[number % 2], block=64)
-        made.append(_case(name, "DEC-3 DEC-6 DEC-7", "precision activation",
-                          "fails if rows lose bits on their way through storage, or sums are kept in 16 bits",
-                          layers, 1, 3, run, bounded=True))  # fmt: skip
+        made.append(_case(about, layers, (1, 3), run, bounded=True))
     return made
 
 
 def _refusals() -> list[Vector]:
     name = "run_decode/refusals"
-    layers = [list(layer) for layer in _layers(name, 1, 4, 2)]
+    layers = [list(layer) for layer in _drawn_layers(name, Layers(4, 2))]
     xs = dyadic(f"{name}/xs", (1, 2, 2), "F32", 2)
     return [
         vector(f"{name}/{what}", requirement, "refusal", "fails if an argument outside the domain is taken",

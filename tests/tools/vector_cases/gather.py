@@ -1,11 +1,10 @@
 """Cases of gathering rows from an image (chapter 60)."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from tools.vector_cases.bundles import (
     THREE,
     TWO,
+    Bundles,
     bundle_bytes,
     extents_model,
     finite_bits,
@@ -15,7 +14,7 @@ from tools.vector_cases.make import REFUSED, exactly, ids, numbers, permutation,
 
 from flashref.conformance.vectors.files import Vector
 from flashref.definitions import plan_model
-from flashref.types import Array, Ids
+from flashref.types import Array
 
 
 def cases() -> list[Vector]:
@@ -47,9 +46,9 @@ def cases() -> list[Vector]:
          0),
     ):  # fmt: skip
         name = f"gather_rows/images/{what}"
-        order = permutation(name, n) if ordered else None
-        image, matrices = _image(name, n, d, dtype, fields, block, start, order)
-        extents = extents_model(d, dtype, fields, block, start, order, wanted)
+        of = Bundles(n, d, dtype, list(fields), block, start, permutation(name, n) if ordered else None)
+        image, matrices = _image(name, of)
+        extents = extents_model(of, wanted)
         reads = plan_model(extents, block, max_gap)
         due = [
             np.stack([matrix[ids(wanted)] for matrix in matrices], axis=1),
@@ -61,9 +60,10 @@ def cases() -> list[Vector]:
                 ]
             ),
         ]
-        arguments = (image, n, d, dtype, list(fields), block, start, order, ids(wanted), max_gap)
+        arguments = (image, *of, ids(wanted), max_gap)
         made.append(vector(name, requirements, flags, comment, arguments, exactly(due)))
-    image, _ = _image("gather_rows/refusals", 4, 2, "F32", TWO, 16, 16, None)
+    of = Bundles(4, 2, "F32", list(TWO), 16, 16)
+    image, _ = _image("gather_rows/refusals", of)
     for what, wanted in (
         ("id_beyond_the_last", [0, 4]),
         ("id_negative", [-1, 2]),
@@ -72,17 +72,14 @@ def cases() -> list[Vector]:
     ):
         made.append(vector(f"gather_rows/refusals/{what}", "GTH-2 TYP-2", "refusal",
                            "fails if an id is clamped or wrapped, or ids are sorted silently",
-                           (image, 4, 2, "F32", list(TWO), 16, 16, None, ids(wanted), 0),
-                           REFUSED))  # fmt: skip
+                           (image, *of, ids(wanted), 0), REFUSED))  # fmt: skip
     return made
 
 
-def _image(
-    name: str, n: int, d: int, dtype: str, fields: Sequence[str], block: int, start: int, order: Ids | None
-) -> tuple[Array, list[Array]]:
+def _image(name: str, of: Bundles) -> tuple[Array, list[Array]]:
     """Bytes that end on a block, with the bundles at `start` behind bytes of something else; the matrices."""
-    matrices = [finite_bits(f"{name}/{field}", (n, d), dtype) for field in fields]
+    matrices = [finite_bits(f"{name}/{field}", (of.n, of.d), of.dtype) for field in of.fields]
     drawn = numbers(f"{name}/before")
-    before = bytes(next(drawn) % 256 for _ in range(start))
-    data = before + packed(matrices, d, dtype, fields, block, order).tobytes()
-    return np.frombuffer(data + bytes(-len(data) % block), np.uint8).copy(), matrices
+    before = bytes(next(drawn) % 256 for _ in range(of.start))
+    data = before + packed(matrices, of.d, of.dtype, of.fields, of.block, of.order).tobytes()
+    return np.frombuffer(data + bytes(-len(data) % of.block), np.uint8).copy(), matrices

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def from_bits(patterns: Sequence[int], shape: tuple[int, ...], dtype: str) -> Ar
 
 
 def dyadic(key: str, shape: tuple[int, ...], dtype: str = "F32", bits: int = 3) -> Array:
-    """Entries j · 2^−bits with |j| ≤ 2^bits: sums of their products are exact in every order ()."""
+    """Entries j · 2^−bits with |j| ≤ 2^bits: sums of their products are exact in every order."""
     steps = 2 ** (bits + 1) + 1
     drawn = numbers(key)
     return stored([(next(drawn) % steps - 2**bits) / 2**bits for _ in range(math.prod(shape))], shape, dtype)
@@ -78,6 +78,15 @@ def permutation(key: str, n: int) -> Ids:
     """0 … n − 1 in an order that follows from the key."""
     drawn = numbers(key)
     return ids(index for _, index in sorted((next(drawn), index) for index in range(n)))
+
+
+class About(NamedTuple):
+    """What a case is called, and what it is for; requirements and flags are words."""
+
+    name: str
+    requirements: str
+    flags: str
+    comment: str
 
 
 def vector(

@@ -36,11 +36,13 @@ adapter = conformance_runs.adapter
 judge = conformance_runs.judge
 
 
+REGISTERED = importlib.metadata.entry_points(group="pytest11", name="flashref")
+PLUGIN = [] if REGISTERED else ["-p", "flashref.conformance.plugin"]
+
+
 def suite(folder, *words, expect):
     """Runs the suite in a folder; its output."""
-    registered = importlib.metadata.entry_points(group="pytest11", name="flashref")
-    plugin = [] if registered else ["-p", "flashref.conformance.plugin"]
-    command = [sys.executable, "-m", "pytest", *plugin, "-p", "no:cacheprovider", *map(str, words)]
+    command = [sys.executable, "-m", "pytest", *PLUGIN, "-p", "no:cacheprovider", *map(str, words)]
     environment = {
         name: value for name, value in ENVIRONMENT.items() if name not in ("CI", "HYPOTHESIS_PROFILE")
     }
@@ -52,7 +54,12 @@ def suite(folder, *words, expect):
 SUITE = ["--pyargs", "flashref.conformance.suite", "--flashref-profile", "dev"]
 
 
-def test_the_readmes_adapter_passes_from_outside_the_checkout_over_two_workers(tmp_path):
+SOME = "FFN-4 or WIN-6 or PLN-1 or by_hand"
+
+
+@pytest.fixture
+def readmes_adapter(tmp_path):
+    """The adapter of the kit's page, in a project with habits of its own; what the suite is called with."""
     source = re.search(r"```python\n(# my_adapter.py\n.*?)```", README, re.S)[1]
     assert len(source.splitlines()) <= 35
     (tmp_path / "my_adapter.py").write_text(source)
@@ -63,22 +70,37 @@ def test_the_readmes_adapter_passes_from_outside_the_checkout_over_two_workers(t
         "@pytest.fixture(autouse=True)\n"
         "def mine(monkeypatch):\n    monkeypatch.setenv('A', 'B')\n"
     )
-    words = *SUITE, "--flashref-adapter", "my_adapter", "-k", "FFN_4 or WIN_6 or PLN_1 or by_hand"
-    out = suite(tmp_path, *words, "-n2", "-ra", "--flashref-report", "two.json", expect=0)
+    return *SUITE, "--flashref-adapter", "my_adapter"
+
+
+def test_the_readmes_adapter_passes_from_outside_the_checkout(tmp_path, readmes_adapter):
+    words = *readmes_adapter, "-k", SOME, "-v", "-rs", "--flashref-report", "one.json"
+    out = suite(tmp_path, *words, expect=0)
     assert "my engine 0.3" in out
     assert f"spec {SPEC_VERSION}: 2 pass, 0 deviate, 1 unsupported, 0 fail; vectors: " in out
     assert "PLN-1 unsupported: my engine has no such function" in out
-    out = suite(tmp_path, *words, "-v", "--flashref-report", "one.json", expect=0)
     ids = re.findall(r"^(flashref\.conformance\.suite::\S+) (?:PASSED|SKIPPED)", out, re.M)
-    assert ids[:3] == [f"flashref.conformance.suite::test_{name}" for name in ("FFN_4", "WIN_6", "PLN_1")]
+    names = "FFN-4", "WIN-6", "PLN-1"
+    assert ids[:3] == [f"flashref.conformance.suite::test_requirement[{name}]" for name in names]
     assert "flashref.conformance.suite::test_vector[run_window/by_hand/example]" in ids
-    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
     result = json.loads((tmp_path / "one.json").read_text())
     assert kinds(result) == {"FFN-4": "pass", "WIN-6": "pass", "PLN-1": "unsupported"}
     assert result["name"] == "my engine"
-    # An id as it was printed names the test.
-    out = suite(tmp_path, *SUITE[2:], "--flashref-adapter", "my_adapter", "-q", "--pyargs", ids[1], expect=0)
+
+
+@pytest.mark.ci
+def test_two_workers_judge_as_one_and_a_printed_id_names_its_test(tmp_path, readmes_adapter):
+    for name, workers in (("one.json", "-n0"), ("two.json", "-n2")):
+        suite(tmp_path, *readmes_adapter, "-k", SOME, workers, "--flashref-report", name, expect=0)
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+    words = *readmes_adapter[2:], "-q", "--pyargs", "flashref.conformance.suite::test_requirement[WIN-6]"
+    out = suite(tmp_path, *words, expect=0)
     assert f"spec {SPEC_VERSION}: 1 pass, 0 deviate, 0 unsupported, 0 fail\n" in out
+
+
+def test_a_suite_that_runs_no_case_fails_and_says_so(tmp_path, readmes_adapter):
+    out = suite(tmp_path, *readmes_adapter, "-k", "PLN-1 or PLN-2", "-q", expect=1)
+    assert "0 fail; nothing was judged: no operation ran a single case" in out
 
 
 def test_a_failure_in_the_suite_is_what_the_command_shows_and_no_traceback(adapter, tmp_path, judge):
@@ -89,7 +111,7 @@ def test_a_failure_in_the_suite_is_what_the_command_shows_and_no_traceback(adapt
     )
     words = *SUITE, "--flashref-adapter", "other", "--flashref-deviations", "deviations.toml"
     out = suite(
-        tmp_path, *words, "-k", "PLN_2 or WIN_6 or no_extents", "-rs", "--flashref-report", "r.json", expect=1
+        tmp_path, *words, "-k", "PLN-2 or WIN-6 or no_extents", "-rs", "--flashref-report", "r.json", expect=1
     )
     sentence = requirements()["PLN-2"].sentence
     assert f"\nPLN-2 [exact]: {sentence} (specs/52-plan.md)\n  fail: " in out
@@ -107,48 +129,61 @@ def test_a_failure_in_the_suite_is_what_the_command_shows_and_no_traceback(adapt
 def test_the_suite_survives_a_command_that_crashes(adapter, tmp_path):
     adapter("def read_plan(*of): os._exit(3)\ndef gather_rows(*of): return 7\n")
     line = f"{shlex.quote(sys.executable)} -m flashref.conformance other"
-    words = *SUITE, "--flashref-command", line, "-k", "PLN_2 or WIN_6 or GTH_1 or no_extents", "-v"
+    words = *SUITE, "--flashref-command", line, "-k", "PLN-2 or WIN-6 or GTH-1 or no_extents", "-v"
     out = suite(tmp_path, *words, expect=1)
     assert re.findall(r"::(\S+) (PASSED|FAILED)", out) == [
-        ("test_WIN_6", "PASSED"),
-        ("test_PLN_2", "FAILED"),
-        ("test_GTH_1", "FAILED"),
+        ("test_requirement[WIN-6]", "PASSED"),
+        ("test_requirement[PLN-2]", "FAILED"),
+        ("test_requirement[GTH-1]", "FAILED"),
         ("test_vector[read_plan/plans/no_extents]", "FAILED"),
     ]
     assert "crashes: read_plan: it exited with status 3 instead of answering" in out
     assert f"repeat: flashref conformance --command {shlex.quote(line)} --repro PLN-2 " in out
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence", "code"),
-    [
-        (
-            [],
-            "ERROR: name what to judge: --flashref-adapter MODULE:ATTRIBUTE, or --flashref-command 'PROGRAM'",
-            4,
-        ),
-        (
-            ["--flashref-adapter", "a", "--flashref-command", "b"],
-            "ERROR: name --flashref-adapter or .* both",
-            4,
-        ),
-        (
-            ["--flashref-adapter", "a", "--flashref-examples", "0"],
-            "ERROR: --flashref-examples must be .* 0",
-            4,
-        ),
-        (
-            ["--flashref-adapter", "a", "--flashref-report", "no/r"],
-            "ERROR: --flashref-report no/r: cannot .*",
-            4,
-        ),
-        (["--flashref-adapter", "nothing.there"], "the adapter's module 'nothing.there' cannot be .*", 2),
-        (["--flashref-adapter", REFERENCE, "--flashref-deviations", "no"], "no: cannot be read: .*", 2),
-        (["--flashref-command", "./nothing"], "the command './nothing' cannot be started: .*", 2),
-    ],
-)
-def test_a_mistake_in_the_suites_options_is_one_sentence(tmp_path, words, sentence, code):
-    out = suite(tmp_path, *SUITE, *words, "-q", expect=code)
+MISTAKES = [
+    (
+        [],
+        "ERROR: name what to judge: --flashref-adapter MODULE:ATTRIBUTE, or --flashref-command 'PROGRAM'",
+        4,
+    ),
+    (["--flashref-adapter", "a", "--flashref-command", "b"], "ERROR: name --flashref-adapter or .* both", 4),
+    (["--flashref-adapter", "a", "--flashref-examples", "0"], "ERROR: --flashref-examples must be .* 0", 4),
+    (["--flashref-adapter", "a", "--flashref-report", "no/r"], "ERROR: --flashref-report no/r: cannot .*", 4),
+    (["--flashref-adapter", "nothing.there"], "the adapter's module 'nothing.there' cannot be .*", 2),
+    (["--flashref-adapter", REFERENCE, "--flashref-deviations", "no"], "no: cannot be read: .*", 2),
+    (["--flashref-command", "./nothing"], "the command './nothing' cannot be started: .*", 2),
+]
+EACH = """
+import json, sys, pytest
+for words in json.loads(sys.argv[1]):
+    print("=== status", int(pytest.main(words)), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory):
+    """What pytest says to each of MISTAKES, one process for all of them, and the exit status."""
+    words = [[*PLUGIN, "-p", "no:cacheprovider", *SUITE, *words, "-q"] for words, _, _ in MISTAKES]
+    folder = tmp_path_factory.mktemp("mistakes")
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, json.dumps(words)],
+        env=ENVIRONMENT,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    parts = re.split(r"^=== status (\d+)\n", done.stdout, flags=re.M)
+    return list(zip(parts[::2], map(int, parts[1::2]), strict=False))
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_a_mistake_in_the_suites_options_is_one_sentence(mistakes, number):
+    _, sentence, code = MISTAKES[number]
+    out, status = mistakes[number]
+    assert status == code
     assert len(re.findall(rf"^{sentence}$", out, re.M)) == 1, out
     assert "Traceback" not in out and "INTERNALERROR" not in out
 
@@ -166,6 +201,7 @@ def test_the_plugin_loads_nothing_until_an_implementation_is_named(tmp_path):
     assert "1 passed" in suite(tmp_path, "-q", "-p", "no:xdist", expect=0)
 
 
+@pytest.mark.ci
 def test_what_one_process_finds_another_tries_first_through_a_shared_database(tmp_path):
     (tmp_path / "conftest.py").write_text(
         "from hypothesis import settings\n"
@@ -179,7 +215,7 @@ def test_what_one_process_finds_another_tries_first_through_a_shared_database(tm
     )
     rare += "    return [(a, 2 * b) for a, b in plan] if len(plan) > 2 and max_gap > block else plan\n"
     machines = [tmp_path / "one", tmp_path / "two"]
-    words = "--pyargs", "flashref.conformance.suite", "--flashref-adapter", "other", "-k", "PLN_4", "-q"
+    words = "--pyargs", "flashref.conformance.suite", "--flashref-adapter", "other", "-k", "PLN-4", "-q"
     words += "--flashref-profile", "nightly", "--flashref-report", "report.json", "--confcutdir", tmp_path
     words += "-p", "conftest"
     judged = []

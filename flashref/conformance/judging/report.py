@@ -1,0 +1,185 @@
+"""What came out of a run: counted, in words, and as JSON. Nothing in it depends on a clock."""
+
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flashref import SPEC_VERSION
+from flashref.conformance.adapter import OPERATIONS
+from flashref.conformance.checks import CHECKS
+from flashref.conformance.checks.check import Call, shown
+from flashref.conformance.judging.runner import calls_of
+from flashref.conformance.judging.verdict import DEVIATES, FAIL, GOOD, NOT_RUN, PASS, UNSUPPORTED, Verdict
+from flashref.conformance.requirements import requirements
+from flashref.conformance.transport.codec import case_from_text
+
+NOTHING_JUDGED = "nothing was judged: no operation ran a single case, so nothing is known of its results"
+_NAMES = {PASS: "pass", DEVIATES: "deviate", UNSUPPORTED: "unsupported", FAIL: "fail", NOT_RUN: "not run"}
+
+
+class Row(NamedTuple):
+    """One line of a report's table. section: the chapter, or "vectors"; why: the first line of the reason."""
+
+    section: str
+    name: str
+    kind: str
+    verdict: str
+    cases: str
+    why: str
+
+
+class Report(NamedTuple):
+    """The whole run.
+
+    target: the implementation as a command line names it; verdicts: on requirements, in the order of the
+    chapters; vectors: operation → the verdicts on its vectors.
+    """
+
+    name: str
+    version: str
+    profile: str
+    target: str
+    verdicts: Sequence[Verdict]
+    vectors: Mapping[str, Sequence[Verdict]]
+
+    @property
+    def every_vector(self) -> list[Verdict]:
+        """The verdicts on all vectors."""
+        return [verdict for group in self.vectors.values() for verdict in group]
+
+    @property
+    def judged(self) -> bool:
+        """Whether the implementation ran a case, if anything that was asked for runs one."""
+        asked = [one for one in self.verdicts if CHECKS[one.requirement].runs] + self.every_vector
+        return not asked or any(verdict.cases for verdict in asked)
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was judged, and none of the verdicts is a failure."""
+        return self.judged and all(one.kind in GOOD for one in [*self.verdicts, *self.every_vector])
+
+    @property
+    def summary(self) -> str:
+        """`spec 1.1: 52 pass, 2 deviate, 3 unsupported, 1 fail; vectors: 380 pass, …`."""
+        parts = [f"spec {SPEC_VERSION}: {_counted(self.verdicts)}"] if self.verdicts else []
+        parts += [f"vectors: {_counted(self.every_vector)}"] if self.vectors else []
+        return "; ".join(parts if self.judged else [*parts, NOTHING_JUDGED])
+
+    def as_json(self) -> dict[str, Any]:
+        """The run as what `json` writes; two runs of the same implementation can be compared."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "spec": SPEC_VERSION,
+            "profile": self.profile,
+            "passed": self.passed,
+            "verdicts": [verdict_json(verdict) for verdict in self.verdicts],
+            "vectors": [_group_json(operation, group) for operation, group in self.vectors.items()],
+            "summary": {"requirements": counts(self.verdicts), "vectors": counts(self.every_vector)},
+        }
+
+    def rows(self) -> Iterator[Row]:
+        """The table: a row for each requirement, then one for the vectors of each operation."""
+        known = requirements()
+        for verdict in self.verdicts:
+            of = known[verdict.requirement]
+            section, cases = of.page.removesuffix(".md"), str(verdict.cases)
+            yield Row(section, of.id, of.kind, verdict.kind, cases, _first_line(verdict.text))
+        for operation, group in self.vectors.items():
+            kind = group_kind(group)
+            other = next((verdict for verdict in group if verdict.kind == kind != PASS), None)
+            cases = f"{sum(verdict.kind == PASS for verdict in group)} of {len(group)}"
+            why = "" if other is None else _first_line(other.text)
+            yield Row("vectors", operation, "vectors", kind, cases, why)
+
+    def failures(self, vectors_of_one: int = 3) -> Iterator[str]:
+        """Every failure in full; of an operation's failed vectors so many, and the names of the others."""
+        for verdict in _failed(self.verdicts):
+            yield failure_text(verdict, self.target)
+        for operation, group in self.vectors.items():
+            failed = _failed(group)
+            for verdict in failed[:vectors_of_one]:
+                yield failure_text(verdict, self.target)
+            if others := [verdict.requirement for verdict in failed[vectors_of_one:]]:
+                yield "\n  ".join([f"{len(others)} more vectors of {operation}:", *others])
+
+    def __repr__(self) -> str:
+        return "\n\n".join([f"{self.name} {self.version}", *self.failures(), self.summary])
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: the table, the failures, and the count."""
+        cells = "</td><td>"
+        rows = [f"<tr><td>{cells.join(map(html.escape, row))}</td></tr>" for row in self.rows()]
+        failures = [f"<pre>{html.escape(text)}</pre>" for text in self.failures()]
+        title, end = (html.escape(text) for text in (f"{self.name} {self.version}", self.summary))
+        return "\n".join([f"<p><b>{title}</b></p>", "<table>", *rows, "</table>", *failures, f"<p>{end}</p>"])
+
+
+def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """How many there are of each: every misbehaviour is a fail, and what was not run is counted by itself."""
+    numbers = dict.fromkeys(_NAMES.values(), 0)
+    for verdict in verdicts:
+        numbers[_NAMES.get(verdict.kind, _NAMES[FAIL])] += 1
+    return numbers
+
+
+def group_kind(group: Sequence[Verdict]) -> str:
+    """One word for the vectors of an operation: the first failure's, or what most deserves to be said."""
+    kinds = [verdict.kind for verdict in group]
+    bad = [kind for kind in kinds if kind not in GOOD]
+    return next((kind for kind in (*bad, PASS, DEVIATES) if kind in kinds), UNSUPPORTED)
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """The verdict without its seconds."""
+    return {name: value for name, value in verdict._asdict().items() if name != "seconds"}
+
+
+def failure_text(verdict: Verdict, target: str) -> str:
+    """A failure for a reader: the requirement's sentence, the numbers, the case, and how to repeat it.
+
+    Args:
+        verdict: on a requirement, or on a vector.
+        target: the implementation as a command line names it.
+    """
+    name, texts = verdict.requirement, [f"  {verdict.kind}: {verdict.text}"]
+    again = f"  repeat: flashref conformance {target} --repro {name}"
+    if "/" in name:
+        return "\n".join([f"{name} [vector]", *texts, again])
+    of = requirements().get(name)
+    heading = name if of is None else f"{of.id} [{of.kind}]: {of.sentence} (specs/{of.page})"
+    if verdict.repeat is not None:
+        calls = [call for call in calls_of(case_from_text(verdict.repeat)) if isinstance(call, Call)]
+        texts += [*map(_call_text, calls), f"{again} '{verdict.repeat}'"]
+    return "\n".join([heading, *texts])
+
+
+def _call_text(call: Call) -> str:
+    named = zip(OPERATIONS[call.operation], call.arguments, strict=True)
+    arguments = ", ".join(f"{name}={shown(value)}" for name, value in named)
+    return f"  call: {call.operation}({arguments})"
+
+
+def _group_json(operation: str, group: Sequence[Verdict]) -> dict[str, Any]:
+    failures = [
+        {"case": verdict.requirement, "kind": verdict.kind, "text": verdict.text}
+        for verdict in group
+        if verdict.kind not in GOOD
+    ]
+    kind, cases = group_kind(group), len(group)
+    return {"operation": operation, "kind": kind, "cases": cases, **counts(group), "failures": failures}
+
+
+def _failed(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in verdicts if verdict.kind not in (*GOOD, NOT_RUN)]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    numbers = counts(verdicts)
+    always = [_NAMES[kind] for kind in (PASS, DEVIATES, UNSUPPORTED, FAIL)]
+    names = [*always, *(["not run"] if numbers["not run"] else [])]
+    return ", ".join(f"{numbers[name]} {name}" for name in names)
