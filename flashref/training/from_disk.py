@@ -27,7 +27,7 @@ from flashref.training.texts import (
     split_ranges,
     unseen_chunks,
 )
-from flashref.types import DomainError, Predictor
+from flashref.types import DomainError, MissingExtra, Predictor
 
 HIDDEN_STATES = 12  # bytes a token and unit of the width: before a layer, after it, and what its FFN received
 MEMORY = 1 << 31  # of all of them, unless a number of tokens is given
@@ -74,7 +74,7 @@ def fit(
     Paper §3.1, appendix B; decisions 4 to 7 and 22.
     """
     if importlib.util.find_spec("optax") is None:
-        raise DomainError("fitting needs the extra `train`; install it with pip install 'flashref[train]'")
+        raise MissingExtra("fitting needs optax", "train")
     from flashref.training.fitting import fit_predictors, with_statistics  # they need optax
 
     checkpoint = with_activation(open_checkpoint(model_dir), activation)
