@@ -34,7 +34,7 @@ POLICY_MEANS: Mapping[str, str] = MappingProxyType(
 )
 COLUMN_MEANS: Mapping[str, str] = MappingProxyType(
     {
-        "window": "says how many tokens the window remembers; auto is the most, up to 5, whose mean need fits",
+        "window": "says how many tokens the window remembers; auto: the most, up to 5, that fit",
         "budget": "is the memory, as a share of the model's bytes or in bytes",
         "device": "names the device that is simulated",
         "order": "says in which order neurons lie on flash",
