@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flashref.cli import options as words
+from flashref.cli.options import at_least, check_new_file, memory
 from flashref.cli.plots import check_plot, save_plot
 from flashref.cli.report import progress, size
 from flashref.cli.tables import Column, fits, fitting, print_table, say
@@ -86,7 +86,7 @@ def add_parser(commands: Any) -> None:
         help="how fast weights are multiplied; 0 means no limit (default: the CPU of the paper's M1 Max, "
         f"{M1_MAX_CPU.compute_bandwidth / GB:g})",
     )
-    add("--workers", metavar="N", type=words.at_least(1), default=1, help="use N processes (default: 1)")
+    add("--workers", metavar="N", type=at_least(1), default=1, help="use N processes (default: 1)")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     forms.add_argument("--csv", action="store_true", help="print a line for every configuration instead")
@@ -97,9 +97,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Simulate every configuration and show them; DomainError if none is possible."""
-    words.check_new_file("--save-trace", options.save_trace)
+    check_new_file("--save-trace", options.save_trace)
     check_plot(options.plot)
-    if options.plot is not None and options.plot == options.save_trace:
+    files = [path.resolve() for path in (options.plot, options.save_trace) if path is not None]
+    if len(set(files)) < len(files):
         raise DomainError("--plot and --save-trace name one file; give each a name of its own")
     drawn = (options.tokens, options.warm, options.seed)
     if options.trace is not None and drawn != (None, None, None):
@@ -163,11 +164,11 @@ def _add_trace_options(parser: argparse.ArgumentParser) -> None:
         help="how weights are stored (default: as config.json says; F16 for a preset)",
     )
     add("--trace", metavar="FILE", type=Path, help="use a recorded trace (default: a trace is drawn)")
-    whole = words.at_least(0)
+    whole = at_least(0)
     add(
         "--tokens",
         metavar="N",
-        type=words.at_least(1),
+        type=at_least(1),
         help=f"count N tokens of a drawn trace (default: {DRAWN.tokens})",
     )
     add("--warm", metavar="N", type=whole, help=f"draw N tokens before, uncounted (default: {DRAWN.warm})")
@@ -187,7 +188,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--memory",
-        words.memory,
+        memory,
         [0.5],
         "shares of the model's bytes, such as 0.5 (the default); or bytes, such as 6GB or 512MiB",
     )
@@ -213,7 +214,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--max-gap",
-        words.at_least(0),
+        at_least(0),
         [0],
         "how many bytes between two reads are read over to join them (default: 0)",
     )
@@ -240,7 +241,7 @@ def _one_of(known: Mapping[str, Any]) -> Callable[[str], str]:
 
 
 def _window(word: str) -> int | None:
-    return None if word == "auto" else words.at_least(1)(word)
+    return None if word == "auto" else at_least(1)(word)
 
 
 def _bytes_per_second(word: str) -> int:
@@ -283,10 +284,10 @@ def _show(simulation: Simulation) -> None:
     print_table(columns, rows)
     for reason in dict.fromkeys(each.reason for each in answers if isinstance(each, Impossible)):
         say(f"not possible: {reason}")
-    memories = dict.fromkeys(each.configuration.memory for each in answers)
+    budgets = dict.fromkeys(each.configuration.memory for each in answers)
     for device in simulation.devices:
-        for memory in memories:
-            say(answer(simulation, device, memory))
+        for budget in budgets:
+            say(answer(simulation, device, budget))
     shown = [column.heading.removesuffix(", ms") for column in columns]
     missing = [heading.removesuffix(", ms") for heading in DISPENSABLE]
     missing = [heading for heading in missing if heading not in shown]
@@ -296,7 +297,7 @@ def _show(simulation: Simulation) -> None:
     for line in policies_explained(simulation):
         say(line)
     say("")
-    for line in columns_explained(simulation, shown):
+    for line in columns_explained(simulation, [*(CHOICES[field] for field in varying), *shown]):
         say(line)
     say("")
     for line in overfull(simulation):

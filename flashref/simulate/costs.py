@@ -94,8 +94,7 @@ def batch_times(device: Device, sizes: Sizes) -> Counts:
         DomainError: the device is none, or no int64 holds the bytes of all reads or their time one by one.
     """
     check_device(device)
-    reads = np.diff(sizes.starts)
-    depth = min(device.queue_depth, int(reads.max(initial=1)))  # a queue for more reads is not filled
+    reads, depth = np.diff(sizes.starts), device.queue_depth
     if int(sizes.blocks.sum()) * sizes.block >= 2**63:
         raise DomainError(
             f"{len(sizes.blocks)} reads in blocks of {sizes.block} bytes are more bytes than can be counted; "

@@ -34,6 +34,12 @@ POLICY_MEANS: Mapping[str, str] = MappingProxyType(
 )
 COLUMN_MEANS: Mapping[str, str] = MappingProxyType(
     {
+        "window": "says how many tokens the window remembers; auto: the most, up to 5, that fit",
+        "budget": "is the memory, as a share of the model's bytes or in bytes",
+        "device": "names the device that is simulated",
+        "order": "says in which order neurons lie on flash",
+        "gap": "says how many bytes between two reads are read over to join them",
+        "rows": "says whether the parts of a neuron lie together on flash (bundled) or each with its like",
         "useful": "counts the bytes of the neurons that a token needs from flash, or of whole layers",
         "read": "counts the bytes that are read, in whole blocks",
         "reads": "counts the reads, after neighbours are joined",

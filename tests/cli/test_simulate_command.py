@@ -238,6 +238,7 @@ def test_a_memory_may_be_an_amount_of_bytes(small):
     (amount,) = outcomes_of(small(*words, "--memory", f"{int(total * 0.8)}B", "--json"))
     assert amount == {**share, "memory": f"{int(total * 0.8)}B"}
     assert "Fastest on paper_m1max_fig2b with 2MB in memory: window" in small(*words, "--memory", "2MB").out
+    assert "with 12345678B in memory" in small(*words, "--memory", "12345678B").out
     assert refused(small(*words, "--memory", "1kB"), "a memory of 1kB is 1000 bytes")
 
 
@@ -266,10 +267,10 @@ def test_everything_fits_a_terminal_and_every_column_is_explained(small, monkeyp
     text = " ".join(out.split())
     for policy in ("naive", "hybrid", "predictor", "window", "lru", "belady"):
         assert f"{policy} {POLICY_MEANS[policy]}" in text
+    (missing,) = re.findall(r"No room here for (.*?):", text) or [""]
     for column in COLUMN_MEANS:
         told = f"The column {column} " in text
-        (missing,) = re.findall(r"No room here for (.*?):", text) or [""]
-        assert told != (column in missing.split(", "))
+        assert told != (column in ["order", "gap", *missing.split(", ")]), column
 
 
 def test_a_pipe_gets_no_blanks_at_the_end_of_a_line(small):
@@ -291,7 +292,7 @@ def test_a_device_with_impossible_numbers_is_refused(small, tmp_path, field, val
     path = tmp_path / "device.json"
     fields = json.loads(device_to_json(PRESETS["nvme_gen4"]))
     path.write_text(json.dumps({**fields, field: value}))
-    assert refused(small("--device", path, "--tokens", 6000, "--warm", 0, tokens=False), said)
+    assert refused(small("--device", path, "--tokens", 200, "--warm", 0, tokens=False), said)
 
 
 def test_a_device_with_a_deep_queue_is_costed(small, tmp_path):
@@ -424,9 +425,8 @@ def test_a_plot_has_a_look_for_each_policy_a_row_of_panels_for_each_way_and_plai
         for record in records:
             if record["rows"] in (None, rows) and record["policy"] not in ("window", "belady"):
                 assert shown[record["policy"]] == record[field]
-        plot.draw_without_rendering()
-        labels = [label.get_text() for label in axis.get_yticklabels()]
-        assert not any("^" in label or "×" in label for label in labels)
+        ticks = [axis.yaxis.get_major_formatter()(place, 0) for place in axis.get_yticks()]
+        assert not [tick for tick in ticks if "^" in tick or "×" in tick]
 
 
 def test_several_windows_over_memory_are_dashed_lines_of_one_colour(small, tmp_path, monkeypatch):

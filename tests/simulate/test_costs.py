@@ -121,7 +121,7 @@ def test_a_trace_without_reads_costs_nothing():
         batch_times(PRESETS["this_vm"]._replace(knee=0.5), sizes)
 
 
-def test_a_queue_that_is_deeper_than_any_batch_is_as_deep_as_the_largest():
+def test_a_queue_may_be_deeper_than_any_batch():
     device = PRESETS["nvme_gen4"]._replace(queue_depth=2**53)
     sizes = Sizes(np.array([3, 1, 1, 2]), np.array([0, 1, 4]), 4096)
     assert batch_times(device, sizes).tolist() == [
