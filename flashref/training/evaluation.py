@@ -132,7 +132,7 @@ class Evaluation(NamedTuple):
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f"<pre>{html.escape(str(self), quote=False)}</pre>"
 
 
 HEADINGS = ("layer", "rank", "kB", "above", "active", "predicted", "missed", "extra", "resident", "most")
@@ -143,7 +143,7 @@ active     The mean share of the layer's neurons that are truly active.
 predicted  The mean share of the layer's neurons that are predicted.
 missed     The share of the active neurons that are not predicted.
 extra      The share of the inactive neurons that are predicted.
-resident   The mean share of the layer's neurons that a window of {window} tokens keeps.
+resident   The mean share of the neurons that a window of {window} tokens keeps.
 most       The largest share that this window kept after any token."""
 PERPLEXITIES = """\
 dense      The FFNs sum all neurons.
