@@ -100,7 +100,7 @@ class Packed(NamedTuple):
         return "\n".join([f"{self.image}: {done}, {self.seconds:,.1f} s", *sizes])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f"<pre>{html.escape(str(self), quote=False)}</pre>"
 
 
 def pack(

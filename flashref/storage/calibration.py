@@ -80,7 +80,7 @@ class Calibration(NamedTuple):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f"<pre>{html.escape(str(self), quote=False)}</pre>"
 
 
 def calibration_to_json(calibration: Calibration) -> str:

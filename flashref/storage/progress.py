@@ -1,9 +1,9 @@
-"""How long work says how far it has come."""
+"""Progress: how a function that takes long tells how far it has come."""
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # what is being done, how far, of how much
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 
 
 def unseen(what: str, done: int, total: int) -> None:
-    """The progress that nobody looks at."""
+    """A Progress that nobody looks at."""

@@ -132,7 +132,7 @@ class Evaluation(NamedTuple):
         return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f"<pre>{html.escape(str(self), quote=False)}</pre>"
 
 
 HEADINGS = ("layer", "rank", "kB", "above", "active", "predicted", "missed", "extra", "resident", "most")

@@ -65,7 +65,7 @@ def test_the_dispatch_is_taken_out_of_the_points():
 
 def test_a_point_takes_60_ms_unless_that_is_too_much_memory_or_too_few_reads():
     for device in (DISK, Device(0, 0, 50_000_000), Device(0, 0, 10**11)):
-        for point in measured_on(device, rounds=2).points:
+        for point in measured_on(device, rounds=1).points:
             largest, fewest = 2**27 // point.size, 2 * point.depth
             [nanoseconds] = set(point.nanoseconds)
             assert fewest <= point.reads <= largest
