@@ -1,14 +1,11 @@
-"""The command line. This module loads nothing, so that Ctrl-C is answered from the first moment on."""
+"""The command line. This module loads next to nothing, so that Ctrl-C is answered from the start."""
 
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """`flashref …`: 0 if what was checked held, 1 if it did not, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
         from flashref.cli import program
@@ -18,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return program.run(arguments)
 
 
-def command() -> NoReturn:
+def command() -> None:
     """`flashref …` as a process of its own."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # one that is ignored (nohup) stays so
         signal.signal(signal.SIGINT, _leave)  # a module that is half loaded might turn Ctrl-C into an error
@@ -28,7 +25,7 @@ def command() -> NoReturn:
     sys.exit(code)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _leave(number: int, frame: object) -> None:
     """Ends the process at once: while no command runs, there is nothing to clean up."""
     os.write(2, b"flashref: interrupted\n")
     os._exit(128 + number)

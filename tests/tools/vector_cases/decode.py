@@ -128,176 +128,61 @@ def _both_semantics() -> list[Vector]:
 
 
 def _shapes() -> list[Vector]:
-    made = []
-    full = "DEC-1 DEC-2 DEC-3 DEC-7"
-
-    def add(about: About, of: Layers, text: tuple[int, int], run: Run) -> None:
-        made.append(_case(about._replace(flags=f"dyadic {about.flags}"), of, text, run))
-
-    seven = Layers(7, 3)
+    full, seven, never, always = "DEC-1 DEC-2 DEC-3 DEC-7", Layers(7, 3), 100.0, -100.0
     pieces = "fails if a bypass that is longer than its buffer loses neurons, or is counted as one batch"
-    for rows in (1, 2, 7):
-        add(
-            About(f"bypass/{rows}_rows", f"{full} DEC-10", "capacity counters", pieces),
-            seven._replace(threshold=-0.5),
-            (1, 5),
-            Run(2, [2], "predicted", PLACEMENTS[rows % 2], bypass_rows=rows),
-        )
-    add(
-        About("bypass/2_rows_resident", f"{full} DEC-10", "capacity counters", pieces),
-        seven._replace(threshold=-0.5),
-        (1, 5),
-        Run(3, [3], "resident", "fill_holes", bypass_rows=2),
-    )
-    add(
-        About("bypass/no_matrix", f"{full} DEC-10", "capacity counters", pieces),
-        seven._replace(threshold=-0.25),
-        (1, 4),
-        Run(2, [0], "resident", bypass_rows=3),
-    )
-    never, always = 100.0, -100.0
-    add(
-        About(
-            "sets/always_empty",
-            full,
-            "boundary bias",
-            "fails if a token without neurons is not the down bias",
-        ),
-        seven._replace(threshold=never),
-        (1, 3),
-        Run(2, [4]),
-    )
-    add(
-        About("sets/always_full", full, "boundary capacity", "fails if the full set is special"),
-        seven._replace(threshold=always),
-        (1, 3),
-        Run(2, [7]),
-    )
-    add(
-        About("sets/without_biases", full, "bias", "fails if a bias is expected"),
-        seven._replace(biases=()),
-        (1, 4),
-        Run(2, [5]),
-    )
-    add(
-        About(
-            "dtypes/gated_F16",
-            full,
-            "layout bias",
-            "fails if the gate's row is missing in the bundle, or stands elsewhere",
-        ),
-        seven._replace(gated=True, dtype="F16", biased=True),
-        (1, 6),
-        Run(2, [4], "predicted", block=64),
-    )
-    add(
-        About("dtypes/gated_BF16", full, "layout bf16", "fails if bfloat16 bits are taken for float16"),
-        seven._replace(gated=True, dtype="BF16", activation="fatrelu"),
-        (1, 6),
-        Run(2, [4], block=4),
-    )
-    add(
-        About("dtypes/squared_relu_F16", full, "activation", "fails if relu is not squared"),
-        seven._replace(dtype="F16", activation="squared_relu"),
-        (1, 6),
-        Run(3, [5], "predicted", "fill_holes"),
-    )
-    add(
-        About("dtypes/fatrelu_F32", full, "threshold activation", "fails if tau is not used in decoding"),
-        seven._replace(activation="fatrelu", biased=True),
-        (1, 6),
-        Run(3, [5], block=16, max_gap=64),
-    )
-    add(
-        About(
-            "batches/three_sequences",
-            f"{full} DEC-9",
-            "batch stale",
-            "fails if sequences share a window, rows or an active set",
-        ),
-        Layers(7, 3),
-        (3, 4),
-        Run(2, [4]),
-    )
-    add(
-        About(
-            "batches/two_sequences_two_layers",
-            f"{full} DEC-9",
-            "batch layers stale",
-            "fails if a layer or a sequence takes another's rows",
-        ),
-        Layers(5, 2, count=2),
-        (2, 5),
-        Run(2, [2, 4], "predicted", "fill_holes"),
-    )
-    add(
-        About(
-            "batches/twelve_layers",
-            f"{full} DEC-9",
-            "layers stale",
-            "fails if layer 10 is taken for layer 2, "
-            "or the window moves once a layer instead of once a token",
-        ),
-        Layers(5, 2, count=12, biases=("down_bias",)),
-        (1, 6),
-        Run(2, [layer % 6 for layer in range(12)]),
-    )
-    add(
-        About(
-            "window/longer_than_the_text",
-            full,
-            "eviction",
-            "fails if something is evicted although the window never ends",
-        ),
-        seven,
-        (1, 5),
-        Run(40, [7], "resident", "fill_holes"),
-    )
-    add(
-        About(
-            "window/of_one_token",
-            full,
-            "eviction semantics",
-            "fails if rows of the token before are still summed",
-        ),
-        seven,
-        (1, 6),
-        Run(1, [7], "resident"),
-    )
-    add(
-        About(
-            "blocks/bundles_above_a_block",
-            full,
-            "layout counters",
-            "fails if padding is not read, or counted as useful",
-        ),
-        Layers(6, 5),
-        (1, 6),
-        Run(2, [4], block=16),
-    )
-    add(
-        About(
-            "blocks/gaps_read_over",
-            full,
-            "gap counters",
-            "fails if a gap is not read over, or its bytes are counted as useful",
-        ),
-        Layers(13, 2),
-        (1, 6),
-        Run(2, [6], "predicted", block=16, max_gap=32),
-    )
-    add(
-        About(
-            "blocks/larger_than_a_layer",
-            full,
-            "counters",
-            "fails if the end of an image is not read in whole blocks",
-        ),
-        Layers(3, 1),
-        (1, 3),
-        Run(2, [3], block=4096),
-    )
-    return made
+    pieced = seven._replace(threshold=-0.5)
+    runs = [
+        (f"bypass/{rows}_rows", f"{full} DEC-10", "capacity counters", pieces, pieced, (1, 5),
+         Run(2, [2], "predicted", PLACEMENTS[rows % 2], bypass_rows=rows))
+        for rows in (1, 2, 7)
+    ]  # fmt: skip
+    runs += [
+        ("bypass/2_rows_resident", f"{full} DEC-10", "capacity counters", pieces, pieced, (1, 5),
+         Run(3, [3], "resident", "fill_holes", bypass_rows=2)),
+        ("bypass/no_matrix", f"{full} DEC-10", "capacity counters", pieces, seven._replace(threshold=-0.25),
+         (1, 4), Run(2, [0], "resident", bypass_rows=3)),
+        ("sets/always_empty", full, "boundary bias", "fails if a token without neurons is not the down bias",
+         seven._replace(threshold=never), (1, 3), Run(2, [4])),
+        ("sets/always_full", full, "boundary capacity", "fails if the full set is special",
+         seven._replace(threshold=always), (1, 3), Run(2, [7])),
+        ("sets/without_biases", full, "bias", "fails if a bias is expected", seven._replace(biases=()),
+         (1, 4), Run(2, [5])),
+        ("dtypes/gated_F16", full, "layout bias",
+         "fails if the gate's row is missing in the bundle, or stands elsewhere",
+         seven._replace(gated=True, dtype="F16", biased=True), (1, 6), Run(2, [4], "predicted", block=64)),
+        ("dtypes/gated_BF16", full, "layout bf16", "fails if bfloat16 bits are taken for float16",
+         seven._replace(gated=True, dtype="BF16", activation="fatrelu"), (1, 6), Run(2, [4], block=4)),
+        ("dtypes/squared_relu_F16", full, "activation", "fails if relu is not squared",
+         seven._replace(dtype="F16", activation="squared_relu"), (1, 6),
+         Run(3, [5], "predicted", "fill_holes")),
+        ("dtypes/fatrelu_F32", full, "threshold activation", "fails if tau is not used in decoding",
+         seven._replace(activation="fatrelu", biased=True), (1, 6), Run(3, [5], block=16, max_gap=64)),
+        ("batches/three_sequences", f"{full} DEC-9", "batch stale",
+         "fails if sequences share a window, rows or an active set", Layers(7, 3), (3, 4), Run(2, [4])),
+        ("batches/two_sequences_two_layers", f"{full} DEC-9", "batch layers stale",
+         "fails if a layer or a sequence takes another's rows", Layers(5, 2, count=2), (2, 5),
+         Run(2, [2, 4], "predicted", "fill_holes")),
+        ("batches/twelve_layers", f"{full} DEC-9", "layers stale",
+         "fails if layer 10 is taken for layer 2, or the window moves once a layer instead of once a token",
+         Layers(5, 2, count=12, biases=("down_bias",)), (1, 6), Run(2, [layer % 6 for layer in range(12)])),
+        ("window/longer_than_the_text", full, "eviction",
+         "fails if something is evicted although the window never ends", seven, (1, 5),
+         Run(40, [7], "resident", "fill_holes")),
+        ("window/of_one_token", full, "eviction semantics",
+         "fails if rows of the token before are still summed", seven, (1, 6), Run(1, [7], "resident")),
+        ("blocks/bundles_above_a_block", full, "layout counters",
+         "fails if padding is not read, or counted as useful", Layers(6, 5), (1, 6), Run(2, [4], block=16)),
+        ("blocks/gaps_read_over", full, "gap counters",
+         "fails if a gap is not read over, or its bytes are counted as useful", Layers(13, 2), (1, 6),
+         Run(2, [6], "predicted", block=16, max_gap=32)),
+        ("blocks/larger_than_a_layer", full, "counters",
+         "fails if the end of an image is not read in whole blocks", Layers(3, 1), (1, 3),
+         Run(2, [3], block=4096)),
+    ]  # fmt: skip
+    return [
+        _case(About(name, requirements, f"dyadic {flags}", comment), of, text, run)
+        for name, requirements, flags, comment, of, text, run in runs
+    ]
 
 
 def _bounded() -> list[Vector]:
