@@ -2,12 +2,13 @@
 
     PYTHONPATH=. python tests/tools/pictures.py [FILE]
 
-FILE is specs/pictures/window.svg unless it is given. The model writes the same text every time, so the picture
-changes only if the reference does. Needs the `plot` extra.
+FILE is specs/pictures/window.svg unless it is given. The model writes the same text every time, so the
+picture changes only if the reference does. Needs the `plot` extra.
 """
 
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +33,7 @@ def states(steps: Sequence[Step]) -> Array:
     A row for each neuron that was ever read, in the order of the first read; a column for each token.
     """
     reads = [np.concatenate([step.load, step.bypass]).tolist() for step in steps]
-    rows = {neuron: row for row, neuron in enumerate(dict.fromkeys(sum(reads, [])))}
+    rows = {neuron: row for row, neuron in enumerate(dict.fromkeys(chain(*reads)))}
     grid = np.zeros((len(rows), len(steps)), np.uint8)
     for column, (step, read) in enumerate(zip(steps, reads, strict=True)):
         grid[[rows[neuron] for neuron in step.resident.tolist()], column] = 1
@@ -44,15 +45,19 @@ def draw(steps: Sequence[Step], letters: str) -> Figure:
     """The neurons of one layer above, the bytes that each token reads below."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    above.imshow(states(steps), cmap=ListedColormap([ON_FLASH, IN_DRAM, READ]), aspect="auto", interpolation="none")
+    above.imshow(
+        states(steps), cmap=ListedColormap([ON_FLASH, IN_DRAM, READ]), aspect="auto", interpolation="none"
+    )
     above.set_ylabel("neurons, by first use")
     for color, name in ((READ, "read from flash for this token"), (IN_DRAM, "in DRAM already")):
         above.plot([], [], "s", color=color, label=name)
     above.legend(loc="lower left", frameon=False)
     useful = [step.io.useful_bytes / 1e3 for step in steps]
     below.bar(range(len(steps)), useful, color=READ, width=0.8)
-    below.axhline(NAIVE_BYTES / 1e3, color=INK, linestyle="--", linewidth=1)
-    below.text(len(steps) - 0.5, NAIVE_BYTES / 1e3 * 0.95, f"the whole layer: {NAIVE_BYTES / 1e3:.0f} kB", ha="right", va="top", color=INK)
+    whole = NAIVE_BYTES / 1e3
+    below.axhline(whole, color=INK, linestyle="--", linewidth=1)
+    right = {"ha": "right", "va": "top", "color": INK}
+    below.text(len(steps) - 0.5, 0.95 * whole, f"the whole layer: {whole:.0f} kB", **right)
     below.set(ylabel="kB read", xlabel="token (one byte of text each)")
     below.set_xticks(range(len(steps)), [letter if letter != " " else "␣" for letter in letters])
     for axes in (above, below):
