@@ -1,5 +1,6 @@
 """Profiles, what each of them runs, and the record of which requirement is tested where."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -51,6 +52,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 cited.setdefault(requirement, []).append(item.nodeid)
     config.stash[CITED] = cited
     config.stash[CI_ONLY] = ci_only
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_line_of_progress_by_the_clock():
+    """A slow machine makes no command say more on stderr than a fast one."""
+    from flashref.cli import report
+
+    report.LINE_SECONDS = math.inf
 
 
 @pytest.fixture(scope="session")

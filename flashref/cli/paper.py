@@ -13,7 +13,7 @@ from flashref.cli.plots import check_plots
 from flashref.cli.report import progress
 from flashref.cli.tables import Column, print_table, say
 from flashref.simulate.paper.figure import Figure
-from flashref.simulate.paper.sections import RULE, SUMMARY, Section, section
+from flashref.simulate.paper.sections import RULE, SUMMARY, Section
 from flashref.simulate.paper.table2 import Table2
 from flashref.simulate.paper.tables import FIGURES, paper_tables
 from flashref.storage.files import create_file, write_all
@@ -75,7 +75,7 @@ def _names(word: str) -> list[str]:
 
 def _show(results: Mapping[str, Figure | Table2]) -> None:
     """The rule, a table of all results, and each of them, on stdout."""
-    sections = [section(name, result) for name, result in results.items()]
+    sections = [result.section(name) for name, result in results.items()]
     say(RULE + "\n")
     columns = [Column(heading, words=at == 0) for at, heading in enumerate(SUMMARY[:-1])]
     print_table(columns, [each.summary[:-1] for each in sections])

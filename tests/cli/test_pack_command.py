@@ -190,7 +190,8 @@ def test_progress_tells_the_speed_and_the_time_left(monkeypatch, capsys):
     assert "60.0/610.0 MB 10.0 MB/s 0:00:55" in err
 
 
-def test_without_a_terminal_a_line_comes_now_and_then_and_says_what_is_left(capsys):
+def test_without_a_terminal_a_line_comes_now_and_then_and_says_what_is_left(monkeypatch, capsys):
+    monkeypatch.setattr(bars, "LINE_SECONDS", 20)
     clock = [0.0]
     advance = bars._lines(lambda: clock[0])
     for second in range(0, 71, 10):

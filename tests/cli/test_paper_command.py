@@ -19,7 +19,6 @@ from flashref.simulate.numbers import digits
 from flashref.simulate.paper import plots, tables
 from flashref.simulate.paper.figure import Figure, FigureRow
 from flashref.simulate.paper.page import FOLDED, inline_svg, page
-from flashref.simulate.paper.sections import section
 
 pytestmark = pytest.mark.xdist_group("paper")
 
@@ -216,7 +215,7 @@ def test_a_row_in_words():
         FigureRow("c", 0.5, None, 92.0),
         FigureRow("d", 0.5, None, 0.477_64),
     )
-    found = section("n", Figure("t", "x", "u", "i", rows))
+    found = Figure("t", "x", "u", "i", rows).section("n")
     assert found.headings == ("series", "x", "ours, u", "paper", "error", "note")
     assert found.rows == (
         ("a", "1", "10.0", "10", "+0.0 %", ""),
@@ -228,7 +227,7 @@ def test_a_row_in_words():
 
 
 def test_a_table_without_notes_and_axis_has_no_columns_for_them():
-    found = section("n", Figure("t", "", "u", "i", (FigureRow("a", None, 1.0, None),)))
+    found = Figure("t", "", "u", "i", (FigureRow("a", None, 1.0, None),)).section("n")
     assert found.headings == ("value", "ours, u", "paper", "error")
     assert found.rows == (("a", "1.00", "–", ""),)
     assert found.summary == ("t", "0", "–", "–", "i")

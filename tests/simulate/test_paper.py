@@ -13,7 +13,8 @@ import flashref.simulate.paper
 from flashref.simulate.figures import figure_densities, paper_figure
 from flashref.simulate.paper import appendix_c, coactivation, figure, latency, table2, table3
 from flashref.simulate.paper.derivation import shape_trace, usual_process
-from flashref.simulate.paper.figure import DEVICE, Figure, FigureRow, largest_error, median_error
+from flashref.simulate.paper.figure import DEVICE, Figure, FigureRow
+from flashref.simulate.paper.sections import largest_error, median_error
 from flashref.simulate.statistics import Friends, coactivation_curve
 from flashref.simulate.synthetic import expected_use
 from flashref.simulate.trace import trace_of

@@ -1,12 +1,15 @@
 """What a derived figure is: rows of ours beside the paper's, what ours come from, and what is to be known."""
 
-from statistics import median
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from flashref.simulate.numbers import digits
+from flashref.simulate.paper.sections import Section, error_cell, largest_error, median_error, section_html
 from flashref.storage.device import PRESETS
 
 DEVICE_NAME = "paper_m1max_fig2b"  # the other preset was tuned to Table 2
 DEVICE = PRESETS[DEVICE_NAME]
+SHORT = 7  # points of a line that a terminal shows
 
 
 class FigureRow(NamedTuple):
@@ -58,18 +61,57 @@ class Figure(NamedTuple):
             "notes": list(self.notes),
         }
 
+    def section(self, name: str = "") -> Section:
+        """The figure in words, under the name that the command has for it."""
+        headings = [
+            "series" if self.axis else "value",
+            self.axis,
+            f"ours, {self.unit}",
+            "paper",
+            "error",
+            "note",
+        ]
+        noted, curve = any(row.note for row in self.rows), bool(self.axis)
+        kept = [True, curve, True, True, True, noted]
+        rows = [_cells(row) for row in self.rows]
+        return Section(
+            name,
+            self.title,
+            self.inputs,
+            tuple(_kept(headings, kept)),
+            1,
+            tuple(tuple(_kept(cells, kept)) for cells in rows),
+            tuple(_short(self.rows)),
+            tuple(self.errors),
+            self.notes,
+        )
+
     def _repr_html_(self) -> str:
         """A notebook's view: the rows."""
-        from flashref.simulate.paper.sections import section, section_html  # which names this class
-
-        return section_html(section("", self))
+        return section_html(self.section())
 
 
-def median_error(errors: list[float]) -> float | None:
-    """The median of the relative errors' sizes; None if there are none."""
-    return median(map(abs, errors)) if errors else None
+def _printed(value: float | None) -> str:
+    """A value of the paper's: 92 stays 92."""
+    return digits(value) if value is None or abs(value) < 1 else f"{value:,.4g}"
 
 
-def largest_error(errors: list[float]) -> float | None:
-    """The largest size of a relative error; None if there are none."""
-    return max(map(abs, errors), default=None)
+def _cells(row: FigureRow) -> list[str]:
+    x = "" if row.x is None else f"{row.x:g}"
+    return [row.series, x, digits(row.ours), _printed(row.paper), error_cell(row.error), row.note]
+
+
+def _kept(cells: Sequence[str], kept: Sequence[bool]) -> Iterable[str]:
+    return (cell for cell, keep in zip(cells, kept, strict=True) if keep)
+
+
+def _short(rows: Sequence[FigureRow]) -> list[int]:
+    """Every row of a table; of each line its first and last points and some between."""
+    lines: dict[str, list[int]] = {}
+    for at, row in enumerate(rows):
+        lines.setdefault(row.series, []).append(at)
+    chosen: set[int] = set()
+    for line in lines.values():
+        steps = min(SHORT, len(line))
+        chosen |= {line[step * (len(line) - 1) // max(steps - 1, 1)] for step in range(steps)}
+    return sorted(chosen)

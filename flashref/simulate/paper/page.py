@@ -9,7 +9,7 @@ from flashref.simulate.html import html_table
 from flashref.simulate.look import COLOURS, GRID, INK
 from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure
 from flashref.simulate.paper.plots import plot_svg
-from flashref.simulate.paper.sections import RULE, SUMMARY, Section, section, section_html
+from flashref.simulate.paper.sections import RULE, SUMMARY, Section, section_html
 from flashref.simulate.paper.table2 import Table2
 
 TITLE = "“LLM in a flash”: its figures and tables, derived"
@@ -51,7 +51,7 @@ summary { cursor: pointer; padding: .3rem 0 }
 
 def page(results: Mapping[str, Figure | Table2]) -> str:
     """The whole page: a summary, then each result with its plot, its table and its notes."""
-    sections = [section(name, result) for name, result in results.items()]
+    sections = [result.section(name) for name, result in results.items()]
     parts = [_part(each, plot_svg(each.name, results[each.name])) for each in sections]
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -8,6 +8,7 @@ from flashref.models.budget import Budget
 from flashref.simulate.costs import read_sizes, separate_sizes
 from flashref.simulate.figures import figure_densities
 from flashref.simulate.methods import METHODS
+from flashref.simulate.numbers import digits
 from flashref.simulate.paper.derivation import (
     OPT_WINDOW,
     front_to_back_ms,
@@ -19,6 +20,7 @@ from flashref.simulate.paper.derivation import (
     usual_process,
 )
 from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME
+from flashref.simulate.paper.sections import Section, error_cell, section_html
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import Kept, Study
 from flashref.simulate.shapes.shape import shape_demand, shape_flash
@@ -78,11 +80,39 @@ class Table2(NamedTuple):
             for row in self.rows
         ]
 
+    def section(self, name: str = "") -> Section:
+        """The table in words, under the name that the command has for it."""
+        headings = (
+            "method",
+            "ours, GB",
+            "paper, GB",
+            "error",
+            "ours, ms",
+            "paper, ms",
+            "error",
+            "joined, ms",
+        )
+        rows = tuple(
+            (
+                METHODS[row.name].label,
+                digits(row.flash_bytes_per_token / 1e9),
+                f"{row.paper_flash_bytes / 1e9:.1f}",
+                error_cell(row.flash_bytes_error),
+                digits(row.simulated_io_ms_per_token),
+                f"{row.paper_io_ms:,g}",
+                error_cell(row.io_error),
+                digits(row.joined_io_ms_per_token),
+            )
+            for row in self.rows
+        )
+        every = tuple(range(len(rows)))
+        return Section(
+            name, self.title, self.inputs, headings, 1, rows, every, tuple(self.errors), self.notes
+        )
+
     def _repr_html_(self) -> str:
         """A notebook's view: the rows."""
-        from flashref.simulate.paper.sections import section, section_html  # which names this class
-
-        return section_html(section("", self))
+        return section_html(self.section())
 
 
 def table2() -> Table2:
