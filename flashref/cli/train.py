@@ -150,7 +150,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--tokens",
         metavar="N",
         type=at_least(1),
-        help="use at most N tokens of the text (with --judge a tenth of N); each takes 12 bytes of memory "
+        help="use at most N tokens of the text, and with --judge a tenth of N; each takes 12 bytes of memory "
         "for every unit of the model's width (default: as many as take 2 GiB)",
     )
     add(

@@ -192,7 +192,7 @@ def _some_parts(parts: Parts, tenth: int, tokens: int | None) -> Parts:
 
 
 def _options_of(plan: Plan) -> dict[str, object]:
-    """What of a plan the parts that are kept depend on, by the option of `flashref train` that sets it."""
+    """The options of `flashref train` that the kept parts depend on, with their values."""
     others = [[fit.batch, fit.rate, fit.every, fit.patience] for fit in (plan.search, plan.fit)]
     options: dict[str, object] = {
         "--steps": plan.fit.steps,
