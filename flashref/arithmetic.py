@@ -13,8 +13,8 @@ from flashref.types import DomainError, Matrix, ShapeError, Vector
 
 Float64s = npt.NDArray[np.float64]
 
-PIECE_BYTES = 1 << 20  # products held at a time: what a cache holds is added up to twice as fast
-NARROW = 256  # rows so short that a Python loop over them costs more than their sums
+PIECE_BYTES = 1 << 20  # products held at a time: sums are up to twice as fast while these fit a cache
+NARROW = 256  # values in a row; below this a Python loop over the rows costs more than their sums
 
 
 def ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) -> Vector:
@@ -35,7 +35,7 @@ def ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) ->
 
     Decision 17: both sums of the reference ascend. Requirements: ACC-3, ACC-4.
     """
-    total = _start(factors, rows, start)
+    total = _checked_start(factors, rows, start)
     for factor, row in zip(factors, rows, strict=True):
         total = total + factor * row
     return total
@@ -46,7 +46,7 @@ def fast_ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = Non
 
     Args, Returns, Raises: as for `ascending_sum`. Requirements: ACC-3, ACC-4.
     """
-    total = _start(factors, rows, start)
+    total = _checked_start(factors, rows, start)
     at_once = max(1, PIECE_BYTES // (4 * max(1, rows.shape[1])))
     for first in range(0, len(rows), at_once):
         piece = slice(first, first + at_once)
@@ -58,7 +58,7 @@ def fast_ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = Non
         else:
             for product in products:
                 total += product
-    return total.copy()
+    return total.copy()  # it may be a view of the products
 
 
 def activate(name: str, z: Vector, tau: float = 0.0) -> Vector:
@@ -82,14 +82,22 @@ def activate(name: str, z: Vector, tau: float = 0.0) -> Vector:
     return ACTIVATIONS[name](z.astype(np.float64), np.float32(tau)).astype(np.float32)
 
 
-def _start(factors: Vector, rows: Matrix, start: Vector | None) -> Vector:
-    """Where the sum begins, a new array, once factors and rows are seen to fit."""
-    if factors.dtype != np.float32 or rows.dtype != np.float32 or rows.shape[:1] != factors.shape:
+def _checked_start(factors: Vector, rows: Matrix, start: Vector | None) -> Vector:
+    """Where the sum begins, as a new array, once all three arrays are seen to fit each other."""
+    wrong = factors.dtype != np.float32 or rows.dtype != np.float32
+    if wrong or factors.ndim != 1 or rows.ndim != 2 or len(rows) != len(factors):
         raise ShapeError(
             f"a sum needs float32 factors (m,) and rows (m, w), "
             f"not {factors.dtype} {factors.shape} and {rows.dtype} {rows.shape}"
         )
-    return np.zeros(rows.shape[1], np.float32) if start is None else start.astype(np.float32)
+    width = rows.shape[1]
+    if start is None:
+        return np.zeros(width, np.float32)
+    if start.dtype != np.float32 or start.shape != (width,):
+        raise ShapeError(
+            f"a sum of width {width} starts from float32 ({width},), not {start.dtype} {start.shape}"
+        )
+    return start.copy()
 
 
 def _sigmoid(z: Float64s) -> Float64s:
@@ -102,7 +110,7 @@ def _normal_cdf(z: Float64s) -> Float64s:
     return np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in z.tolist()], np.float64)
 
 
-def _gelu_inner(z: Float64s) -> Float64s:
+def _twice_gelu_inner(z: Float64s) -> Float64s:
     return 2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
 
 
@@ -114,7 +122,7 @@ ACTIVATIONS: Mapping[str, Callable[[Float64s, np.float32], Float64s]] = {
     "silu": lambda z, tau: z * _sigmoid(z),
     "gelu_erf": lambda z, tau: z * _normal_cdf(z),
     # 1 + tanh(v) = 2 σ(2v): the same function without the cancellation at negative z.
-    "gelu_tanh": lambda z, tau: z * _sigmoid(_gelu_inner(z)),
+    "gelu_tanh": lambda z, tau: z * _sigmoid(_twice_gelu_inner(z)),
 }
 
 
@@ -128,7 +136,7 @@ def _gelu_erf_slope(z: Float64s) -> Float64s:
 
 
 def _gelu_tanh_slope(z: Float64s) -> Float64s:
-    s = _sigmoid(_gelu_inner(z))
+    s = _sigmoid(_twice_gelu_inner(z))
     inner_slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
     return s + z * s * (1 - s) * inner_slope
 

@@ -51,7 +51,7 @@ class LayerState(NamedTuple):
 
     layout: its bundles on flash; checksums: CRC-32 of each padded bundle by neuron, (n,) uint32, or None;
     matrix: (capacity, fields, d) in the stored dtype; bypass_rows: rows of the bypass buffer;
-    max_gap: bytes that a read may run over.
+    max_gap: the largest gap of unneeded bytes that one read bridges.
     """
 
     layout: Layout
@@ -111,7 +111,7 @@ def empty_layer(
         k: tokens that the window remembers.
         capacity: rows of the DRAM matrix.
         bypass_rows: rows of the bypass buffer, ≥ 1; n if None.
-        max_gap: bytes that a read may run over.
+        max_gap: the largest gap of unneeded bytes that one read bridges.
         checksums: (n,) uint32, the CRC-32 of each padded bundle by neuron; None: unchecked.
 
     Raises:
@@ -174,7 +174,7 @@ def decode_layer(
         y (d,) float32, the state after the token, and the Step.
 
     Raises:
-        IdsError: `predict` gave ids that are not strictly ascending, or no neurons of this layer.
+        IdsError: `predict` gave ids that are not strictly ascending, or not all in 0 … n − 1.
         ImageError, ReadError: a bundle is damaged, or cannot be read.
 
     Paper §3.1 to §3.3. Decisions 2, 3, 8 and 18: a token evicts before it loads, sums what its semantics
@@ -208,7 +208,7 @@ def decode_layer(
     in_matrix = Rows(slots.ids[: slots.used], matrix[: slots.used])
     passing = Rows(first.ids[~is_kept], first.bundles[~is_kept])
     buffers = chain([passing], map(read_batch, batches[1:]))
-    y = _sum_before_the_buffer_is_used_again(state, x, chosen, in_matrix, buffers)
+    y = _sum_batch_by_batch(state, x, chosen, in_matrix, buffers)
 
     after = state._replace(window=window, slots=slots, matrix=matrix)
     io = IO(*(sum(column) for column in zip(*costs, strict=True)))
@@ -216,13 +216,14 @@ def decode_layer(
     return y, after, Step(predicted, *delta, resident, io, moves, times)
 
 
-def _sum_before_the_buffer_is_used_again(
+def _sum_batch_by_batch(
     state: LayerState, x: Vector, chosen: Ids, in_matrix: Rows, buffers: Iterable[Rows]
 ) -> Vector:
     """The FFN over the chosen ids, ascending, although the bypass comes one buffer after the other.
 
-    The buffers ascend, so when one is there, every chosen neuron up to its last is in DRAM: these are summed
-    before the next buffer takes its place. A sum in parts has the bits of the sum in one (FFN-12).
+    The buffers ascend: when one is there, every chosen neuron up to its last is in the matrix or in this
+    buffer, or it was in an earlier one and has been summed. So these are summed before the next buffer takes
+    its place. A sum in parts has the bits of the sum in one (FFN-12).
     """
     y, start = np.zeros(state.layout.d, np.float32), 0
     for buffer in buffers:

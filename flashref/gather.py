@@ -29,7 +29,7 @@ def gather_rows(
         read: a reader of the image.
         layout: where the bundles lie.
         ids: (m,) strictly ascending.
-        max_gap: bytes that a read may run over.
+        max_gap: the largest gap of unneeded bytes that one read bridges.
         checksums: (n,) uint32, the CRC-32 of each padded bundle; None: unchecked.
 
     Returns:

@@ -15,7 +15,7 @@ class Window(NamedTuple):
     """The neurons of the last k tokens of one layer (paper §3.1.2; decisions 1, 8, 9).
 
     k: tokens; capacity: rows of the DRAM matrix; token: index of the next token;
-    last: (n,) int64, the token of a neuron's last prediction while it is resident, else NEVER.
+    last: (n,) int64, while a neuron is resident the last token that kept it, else NEVER.
     """
 
     k: int
@@ -78,7 +78,8 @@ def window_update(window: Window, active: npt.ArrayLike) -> tuple[Window, Delta]
     predicted[ascending_ids(active, n)] = True
     was_resident = window.last != NEVER
 
-    # The oldest tokens leave until the union fits; the token itself stays even if it does not fit.
+    # The oldest tokens leave until the union fits; the token itself stays even if it does not fit. Where an
+    # earlier token made room need not be remembered: the stamps of its neurons are cleared.
     start = max(window.token - window.k + 1, 0)
     while start < window.token and _union(window, start, predicted).sum() > window.capacity:
         start += 1

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, timeout: float = TIMEOUT) -> int:
     try:
         from flashref.conformance.judging.judge import judge
         from flashref.conformance.judging.runner import files_of
-        from flashref.conformance.transport.stdio import split_command
+        from flashref.conformance.transport.process import split_command
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("flashref"):
             raise

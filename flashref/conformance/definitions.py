@@ -49,8 +49,10 @@ def exact_activation(name: str, z: Fraction, tau: float) -> Fraction:
         elif name == "gelu_tanh":
             inner = mpmath.sqrt(2 / mpmath.pi) * (v + mpmath.mpf("0.044715") * v**3)
             value = v / 2 * (1 + mpmath.tanh(inner))
-        else:
+        elif name == "gelu_erf":
             value = v / 2 * mpmath.erfc(-v / mpmath.sqrt(2))
+        else:
+            raise ValueError(f"activation {name!r} has no definition here")
         return Fraction(mpmath.nstr(value, 50, min_fixed=0, max_fixed=0) if value else 0)
 
 
@@ -95,7 +97,7 @@ def exact_logits(x: Array, predictor: Predictor) -> list[Fraction]:
 
 
 def scalar_sum(factors: Iterable[Any], rows: Iterable[Any], start: Iterable[Any]) -> Array:
-    """Chapter 90's ascending sum, one float32 operation at a time."""
+    """Chapter 05's ascending sum, one float32 operation at a time."""
     total = [np.float32(s) for s in start]
     for factor, row in zip(factors, rows, strict=True):
         for j, value in enumerate(row):

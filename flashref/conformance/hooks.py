@@ -17,7 +17,7 @@ from flashref.conformance.judging.judge import opened
 from flashref.conformance.judging.report import Report
 from flashref.conformance.judging.runner import profile_settings
 from flashref.conformance.judging.verdict import NOT_RUN, Verdict
-from flashref.conformance.transport.stdio import split_command
+from flashref.conformance.transport.process import split_command
 from flashref.conformance.vectors.published import SHIPPED, read_vectors
 
 SUITE = suite.__name__

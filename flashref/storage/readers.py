@@ -1,4 +1,4 @@
-"""Readers: the only code that touches storage; simulated and real alike. Chapter: specs/56-readers.md.
+"""Readers: the only way that bundles are read; simulated and real alike. Chapter: specs/56-readers.md.
 
 Satisfies: RDR-1 to RDR-13.
 """

@@ -22,14 +22,14 @@ from flashref.xla.window import Delta
 
 
 class Slots(NamedTuple):
-    """As types.Slots: ids (capacity,) int32, used () int32 (paper §3.3)."""
+    """As flashref.slots.Slots: ids (capacity,) int32, used () int32 (paper §3.3)."""
 
     ids: jax.Array
     used: jax.Array
 
 
 class Moves(NamedTuple):
-    """As types.Moves: row source[j] → target[j], then new row j → put[j]; sources descend."""
+    """As flashref.slots.Moves: row source[j] → target[j], then new row j → put[j]; sources descend."""
 
     source: Padded
     target: Padded

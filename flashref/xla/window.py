@@ -10,7 +10,7 @@ from flashref.xla.padded import INT32_MAX, Padded, ascending_ids, entry, places,
 
 
 class Window(NamedTuple):
-    """As types.Window: k, capacity, token () int32; last (n,) int32 (paper §3.1.2)."""
+    """As flashref.window.Window: k, capacity, token () int32; last (n,) int32 (paper §3.1.2)."""
 
     k: jax.Array
     capacity: jax.Array
@@ -19,7 +19,7 @@ class Window(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """As types.Delta: what one token loads, evicts and bypasses."""
+    """As flashref.window.Delta: what one token loads, evicts and bypasses."""
 
     load: Padded
     evict: Padded

@@ -108,9 +108,15 @@ def test_sums_of_other_dtypes_or_shapes_are_refused(sum_of):
         (np.zeros(2, np.float32), np.zeros((2, 1), np.float16)),
         (np.zeros(2, np.float32), np.zeros((3, 1), np.float32)),
         (np.zeros(2, np.float32), np.zeros((1, 1), np.float32)),
+        (np.zeros(2, np.float32), np.zeros(2, np.float32)),
+        (np.float32(2), np.zeros((1, 1), np.float32)),
     ]:
         with pytest.raises(ShapeError, match="a sum needs"):
             sum_of(factors, rows)
+    one = np.ones(1, np.float32), np.ones((1, 2), np.float32)
+    for start in (np.zeros(2), np.zeros(1, np.float32), np.zeros((1, 2), np.float32)):
+        with pytest.raises(ShapeError, match="a sum of width 2 starts from"):
+            sum_of(*one, start)
 
 
 @pytest.mark.req("ACC-5")

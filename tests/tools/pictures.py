@@ -23,7 +23,7 @@ from flashref.types import Array
 
 PICTURE = Path(__file__).parents[2] / "specs" / "pictures" / "window.svg"
 PROMPT, TOKENS, LAYER, WINDOW = "And the king said unto David, ", 28, 1, 4
-ON_FLASH, IN_DRAM, READ, INK = "#ffffff", "#a9c4e4", "#c2410c", "#374151"
+ON_FLASH, IN_DRAM, READ, OVER_READ, INK = "#ffffff", "#a9c4e4", "#c2410c", "#f2c9a8", "#374151"
 NAIVE_BYTES = 2 * 1024 * 128 * 2  # up and down of 1,024 neurons, 128 values each, in F16
 
 
@@ -52,15 +52,20 @@ def draw(steps: Sequence[Step], letters: str) -> Figure:
     for color, name in ((READ, "read from flash for this token"), (IN_DRAM, "in DRAM already")):
         above.plot([], [], "s", color=color, label=name)
     above.legend(loc="lower left", frameon=False)
-    useful = [step.io.useful_bytes / 1e3 for step in steps]
-    below.bar(range(len(steps)), useful, color=READ, width=0.8)
+    read, needed = (
+        [getattr(step.io, name) / 1e3 for step in steps] for name in ("read_bytes", "useful_bytes")
+    )
+    below.bar(range(len(steps)), read, color=OVER_READ, width=0.8, label="read, in whole blocks")
+    below.bar(range(len(steps)), needed, color=READ, width=0.8, label="needed")
+    below.legend(loc="upper left", frameon=False, ncols=2)
     whole = NAIVE_BYTES / 1e3
     below.axhline(whole, color=INK, linestyle="--", linewidth=1)
     right = {"ha": "right", "va": "top", "color": INK}
     below.text(len(steps) - 0.5, 0.95 * whole, f"the whole layer: {whole:.0f} kB", **right)
-    below.set(ylabel="kB read", xlabel="token (one byte of text each)")
+    below.set(ylabel="kB", xlabel="token (one byte of text each); the model writes from the line on")
     below.set_xticks(range(len(steps)), [letter if letter != " " else "␣" for letter in letters])
     for axes in (above, below):
+        axes.axvline(len(PROMPT) - 1.5, color=INK, linewidth=0.8)
         _plain(axes)
     return figure
 

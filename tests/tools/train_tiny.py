@@ -43,7 +43,7 @@ from flashref.models.families import opt
 from flashref.models.family import Config, fill
 from flashref.models.model import embed, last_hidden, load_model
 from flashref.models.origin import Origin, Source
-from flashref.models.parts import Place, apply
+from flashref.models.parts import Position, apply
 from flashref.models.predictors import FILE_NAME, Predictors, predictor_tensors, save_predictors
 from flashref.models.whole_text import causal_attention
 from flashref.storage.image import fingerprint
@@ -240,7 +240,7 @@ def pass_block(known: Config, block: opt.Block, ffn: FFN, x: jax.Array) -> tuple
         values.append(jax.vmap(partial(neuron_values, ffn=ffn))(inputs))
         return jax.vmap(partial(sum_neurons, ffn=ffn))(values[0])
 
-    after = opt.compute(known, block, x, Place(jnp.arange(len(x)), causal_attention, feed_forward))
+    after = opt.compute(known, block, x, Position(jnp.arange(len(x)), causal_attention, feed_forward))
     return after, values[0]
 
 

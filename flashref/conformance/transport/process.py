@@ -123,3 +123,11 @@ def shortened(line: bytes) -> str:
     """A line, or what there is of one, for a sentence."""
     text = line.decode(errors="replace").rstrip("\n")
     return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+
+
+def split_command(line: str) -> list[str]:
+    """The words of a command line, as a shell splits it. Raises AdapterError for an open quotation."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise AdapterError(f"the command {line!r} cannot be split into words: {error}") from error

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Self
 from flashref import SPEC_VERSION
 from flashref.conformance.adapter import OPERATIONS, AdapterError, Facts, Unsupported, checked_facts
 from flashref.conformance.transport.codec import CodecError, from_json, to_json
-from flashref.conformance.transport.process import EngineProcess, shortened
+from flashref.conformance.transport.process import EngineProcess, shortened, split_command
 from flashref.conformance.transport.results import WrongType, checked_result
 from flashref.conformance.transport.subject import Breach, Died, InProcess, Refusal
 
@@ -231,14 +231,6 @@ class Command:
         process, self._process = self._process, None
         tail = process.end().strip()[-TAIL:] if process is not None else ""
         return f"{text}; its stderr ends: {tail}" if tail else text
-
-
-def split_command(line: str) -> list[str]:
-    """The words of a command line, as a shell splits it. Raises AdapterError for an open quotation."""
-    try:
-        return shlex.split(line)
-    except ValueError as error:
-        raise AdapterError(f"the command {line!r} cannot be split into words: {error}") from error
 
 
 def _outcome_of(line: bytes, seq: int) -> tuple[str, Any]:
