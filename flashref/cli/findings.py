@@ -12,9 +12,9 @@ from flashref.cli.report import LABELS, Output, milliseconds, size
 from flashref.cli.tables import Column, print_table
 from flashref.ffn import SPARSE_ACTIVATIONS
 from flashref.models.budget import Amount
-from flashref.models.decoding import FlashPerplexity
+from flashref.models.checkpoint import shown_activation
 from flashref.models.memory import Memory
-from flashref.models.prepared import shown_activation
+from flashref.models.perplexity import FlashPerplexity
 from flashref.models.proof import Proven
 from flashref.models.setup import Setup
 from flashref.models.text import GeneratedText

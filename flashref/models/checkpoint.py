@@ -106,6 +106,11 @@ def parse_activation(word: str) -> tuple[str, float]:
     return name, tau
 
 
+def shown_activation(activation: str, tau: float) -> str:
+    """An activation as `parse_activation` takes it: "relu", or "fatrelu:0.05"."""
+    return f"{activation}:{tau:g}" if activation == "fatrelu" else activation
+
+
 def with_activation(checkpoint: Checkpoint, activation: tuple[str, float] | None) -> Checkpoint:
     """The same weights with another activation and its tau; None: with their own."""
     if activation is None:
