@@ -8,7 +8,7 @@ from types import TracebackType
 
 from flashref.decode import Place, Semantics
 from flashref.models.budget import Amount, parse_memory
-from flashref.models.checkpoint import parse_activation
+from flashref.models.checkpoint import TINY, parse_activation
 from flashref.models.decoding import decode_dense, decode_flash
 from flashref.models.generate import check_request
 from flashref.models.memory import Memory, kv_cache_bytes, measure_memory
@@ -18,7 +18,6 @@ from flashref.models.prepared import (
     PREDICTORS,
     READERS,
     SEMANTICS,
-    TINY,
     PredictLayer,
     Prepared,
     Request,

@@ -1,7 +1,6 @@
 """What `open_model` is asked for, and the small files of a model, read before anything is packed."""
 
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +20,6 @@ from flashref.types import STORED_DTYPES, Array, DomainError, Ids, ImageError, V
 T = TypeVar("T")
 PredictLayer = Callable[[int, Vector], Ids]  # a layer and what its up projection receives to active neurons
 
-TINY = Path(str(files("flashref"))) / "data" / "tiny"  # the model that is shipped
 PREDICTORS = ("trained", "exact", "gate")
 READERS = ("memory", "direct")
 SEMANTICS: dict[str, Semantics] = {"resident": sum_resident, "predicted": sum_predicted}
