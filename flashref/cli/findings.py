@@ -8,19 +8,20 @@ from rich.markup import escape
 from rich.text import Text as Styled
 
 from flashref.bundle import Layout
-from flashref.cli.report import LABELS, Output, milliseconds, size
+from flashref.cli.report import Output, milliseconds, size
 from flashref.cli.tables import Column, print_table
 from flashref.ffn import SPARSE_ACTIVATIONS
 from flashref.models.budget import Amount
-from flashref.models.decoding import FlashPerplexity
+from flashref.models.checkpoint import shown_activation
 from flashref.models.memory import Memory
-from flashref.models.prepared import shown_activation
+from flashref.models.perplexity import FlashPerplexity
 from flashref.models.proof import Proven
 from flashref.models.setup import Setup
 from flashref.models.text import GeneratedText
-from flashref.simulate.methods import Method
+from flashref.simulate.figures import TABLE_2
+from flashref.simulate.methods import METHODS, Method
 from flashref.simulate.runs import Tables
-from flashref.simulate.scaled import FFN_BYTES, PAPER_IO_MS
+from flashref.simulate.scaled import FFN_BYTES
 
 
 class Findings(NamedTuple):
@@ -234,9 +235,9 @@ def _print_methods(methods: Sequence[Method], paper: bool) -> None:
     headings = ["useful", "read", "reads", "in DRAM", "moved", "simulated"]
     headings += ["measured"] * measured + ["paper"] * paper
     rows = []
-    for method, paper_ms in zip(methods, PAPER_IO_MS, strict=True):
+    for method in methods:
         cells = [
-            LABELS[method.name],
+            METHODS[method.name].label,
             size(method.useful_bytes_per_token),
             size(method.flash_bytes_per_token),
             f"{method.reads_per_token:,.0f}",
@@ -246,7 +247,7 @@ def _print_methods(methods: Sequence[Method], paper: bool) -> None:
         ]
         if method.measured_io_ms_per_token is not None:
             cells.append(milliseconds(method.measured_io_ms_per_token))
-        rows.append(cells + [milliseconds(paper_ms)] * paper)
+        rows.append(cells + [milliseconds(TABLE_2[method.name][1])] * paper)
     print_table([Column("method", words=True), *map(Column, headings)], rows)
 
 

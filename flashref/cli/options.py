@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from flashref.models import request
 from flashref.models.budget import Amount, parse_memory
 from flashref.models.checkpoint import parse_activation
-from flashref.simulate.placement import moved_by_fill, moved_by_swap
 from flashref.storage.calibration import find_device
 from flashref.storage.device import PRESETS, Device
 from flashref.types import DomainError
@@ -17,10 +15,7 @@ from flashref.types import DomainError
 Number = TypeVar("Number", int, float)
 Parsed = TypeVar("Parsed")
 
-TINY = request.TINY
 HELD_OUT = "held_out.txt"
-PLACEMENTS = request.PLACEMENTS
-MOVES = {"swap_with_last": moved_by_swap, "fill_holes": moved_by_fill}  # rows moved by each, in a replay
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

@@ -15,14 +15,6 @@ from flashref.storage.progress import Progress, unseen
 LINE_SECONDS = 20  # between two lines of progress, where there is no terminal
 MOST_BARS = 5  # of work that is shown at a time
 
-LABELS = {
-    "naive": "naive",
-    "hybrid": "hybrid",
-    "predictor": "+ predictor",
-    "windowing": "+ windowing",
-    "bundling": "+ bundling",
-}
-
 
 class Output(Console):
     """Rich's own, but a reader that has gone away is the caller's affair, as with `print`."""

@@ -11,10 +11,11 @@ from rich.text import Text as Styled
 from flashref.cli import options
 from flashref.cli.findings import Findings, as_json, show
 from flashref.cli.report import Output, progress
-from flashref.models.decoding import FlashPerplexity
+from flashref.models.checkpoint import TINY
 from flashref.models.opened import OpenModel, open_model
+from flashref.models.perplexity import FlashPerplexity
 from flashref.models.predictors import FILE_NAME
-from flashref.models.request import PLACEMENTS, PREDICTORS, READERS, SEMANTICS
+from flashref.models.prepared import PLACEMENTS, PREDICTORS, READERS, SEMANTICS
 from flashref.models.text import GeneratedText, TextRequest
 from flashref.models.tokens import read_text
 from flashref.simulate.runs import tables_of_text, trace_of_text
@@ -84,7 +85,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="DIR",
-        default=options.TINY,
+        default=TINY,
         type=Path,
         help="the folder of a Hugging Face checkpoint (default: a tiny model that is shipped)",
     )

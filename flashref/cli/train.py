@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashref.cli import report
-from flashref.cli.options import HELD_OUT, TINY, activation, at_least, fraction, ids
+from flashref.cli.options import HELD_OUT, activation, at_least, fraction, ids
 from flashref.cli.plots import check_plot, save_plot
 from flashref.models.budget import LARGEST_WINDOW
+from flashref.models.checkpoint import TINY
 from flashref.models.predictors import FILE_NAME
 from flashref.predictor import logit_threshold
 from flashref.simulate.look import COLOURS, MARKERS, STYLE, new_plot

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from flashref.models.family import Config, Tensor, fill, leaves
 from flashref.storage.container import Container, read_container, require_finite, tensor_array, tensor_pieces
 from flashref.types import FFN, STORED_DTYPES, Array, DomainError, FlashrefError, ImageError, ShapeError
 
+TINY = Path(str(files("flashref"))) / "data" / "tiny"  # the model that is shipped
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONVERSION = (  # what to type before the old directory and the new one
@@ -104,6 +106,11 @@ def parse_activation(word: str) -> tuple[str, float]:
     if not 0 <= tau < float("inf"):
         raise DomainError(f"FATReLU's tau must be finite and at least 0, not {threshold}")
     return name, tau
+
+
+def shown_activation(activation: str, tau: float) -> str:
+    """An activation as `parse_activation` takes it: "relu", or "fatrelu:0.05"."""
+    return f"{activation}:{tau:g}" if activation == "fatrelu" else activation
 
 
 def with_activation(checkpoint: Checkpoint, activation: tuple[str, float] | None) -> Checkpoint:

@@ -1,13 +1,11 @@
-"""From logits to text and to perplexity, for any model that takes one token at a time.
+"""From logits to new tokens, for any model that takes one token at a time.
 
 A model is a `ForwardOne`: a token id in, the logits of the next token out, its state (KV cache, windows)
-held inside. The token ids are the truth; text is what they look like.
+held inside. Texts are token ids here; `tokens` turns them into characters.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,14 +13,6 @@ from flashref.types import Array, DomainError
 
 ForwardOne = Callable[[int], Array]  # token id to the logits of the next one (vocabulary,)
 Sampler = Callable[[Array], int]  # logits to the id of the next token
-
-
-class Perplexity(NamedTuple):
-    """How well a text was foreseen: mean nats per token, exp of it, and how many tokens were foreseen."""
-
-    nats: float
-    perplexity: float
-    tokens: int
 
 
 def greedy(logits: Array) -> int:
@@ -107,48 +97,3 @@ def _generate(
         logits = forward_one(token_id)
         token_id = choose(logits)
         yield token_id, logits
-
-
-def perplexity(ids: Sequence[int], context: int, fresh: Callable[[], ForwardOne]) -> Perplexity:
-    """Teacher-forced over a text in chunks of the context, which share nothing.
-
-    fresh: called at the start of each chunk, gives a model with an empty cache and empty windows. The first
-    token of a chunk is given, the others are foreseen. Byte-level: nats per byte. Raises DomainError.
-    """
-    if context < 2 or len(ids) < 2:
-        raise DomainError(
-            f"a text of {len(ids)} tokens in chunks of {context} foresees none; give two or more"
-        )
-    losses: list[float] = []
-    for start in range(0, len(ids) - 1, context):  # one token left over foresees nothing
-        chunk = ids[start : start + context]
-        forward_one = fresh()
-        for token_id, following in pairwise(chunk):
-            losses.append(_nats(forward_one(token_id), following))
-    mean = math.fsum(losses) / len(losses)
-    return Perplexity(mean, math.exp(mean) if mean < 709 else math.inf, len(losses))
-
-
-def _nats(logits: Array, token_id: int) -> float:
-    """−ln softmax(logits)[token_id], in float64."""
-    wide = logits.astype(np.float64)
-    wide = wide - wide.max()
-    return float(np.log(np.exp(wide).sum()) - wide[token_id])
-
-
-def encode_bytes(text: str) -> list[int]:
-    """A text's UTF-8 bytes as token ids; bytes that a shell passed on undecoded come back as they were."""
-    try:
-        return list(text.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError as error:
-        raise DomainError(
-            f"the text cannot be written as UTF-8 ({error.reason}); remove lone surrogates"
-        ) from None
-
-
-def decode_bytes(ids: Sequence[int]) -> str:
-    """The text of byte-level token ids, with U+FFFD where they are not UTF-8. Raises DomainError."""
-    for token_id in ids:
-        if not 0 <= token_id < 256:
-            raise DomainError(f"token id {token_id} is no byte; byte-level text needs 0 … 255")
-    return bytes(ids).decode("utf-8", "replace")

@@ -8,31 +8,26 @@ from types import TracebackType
 
 from flashref.decode import Place, Semantics
 from flashref.models.budget import Amount, parse_memory
-from flashref.models.checkpoint import parse_activation
-from flashref.models.decoding import (
-    Decoded,
-    FlashPerplexity,
-    TextStream,
-    decode_dense,
-    decode_flash,
-    measure_perplexities,
-)
+from flashref.models.checkpoint import TINY, parse_activation
+from flashref.models.decoding import decode_dense, decode_flash
 from flashref.models.generate import check_request
 from flashref.models.memory import Memory, kv_cache_bytes, measure_memory
-from flashref.models.prepared import Prepared, encode, prepare
-from flashref.models.proof import Proven
-from flashref.models.request import (
+from flashref.models.perplexity import FlashPerplexity, measure_perplexities
+from flashref.models.prepared import (
     PLACEMENTS,
     PREDICTORS,
     READERS,
     SEMANTICS,
-    TINY,
     PredictLayer,
+    Prepared,
     Request,
     chosen,
+    encode,
+    prepare,
 )
+from flashref.models.proof import Proven
 from flashref.models.setup import Setup, set_up
-from flashref.models.text import GeneratedText, TextRequest
+from flashref.models.text import Decoded, GeneratedText, TextRequest, TextStream
 from flashref.models.tokens import written_text
 from flashref.storage.calibration import find_device
 from flashref.storage.device import Device

@@ -1,15 +1,14 @@
-"""Pack a model that lies on disk: what `flashref pack` does, as a function."""
+"""How a model is laid out on flash, and `pack`, which writes a checkpoint as an image."""
 
 import html
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashref.models.checkpoint import Checkpoint, open_checkpoint
 from flashref.models.memory import peak_bytes
-from flashref.models.storage import block_for, bundled_layers
 from flashref.storage.container import tensor_bytes
 from flashref.storage.device import PRESETS, Device
 from flashref.storage.files import remove_stale_parts, require_new_file
@@ -23,6 +22,8 @@ from flashref.storage.image import (
 from flashref.storage.packing import Plan, plan_image
 from flashref.storage.progress import Progress, unseen
 from flashref.types import DomainError, ImageError
+
+PAGE = 4096
 
 
 class Bundles(NamedTuple):
@@ -159,6 +160,27 @@ def pack(
         )
     bundles, sizes = _account(checkpoint, plan)
     return Packed(path, not exists, identity, block, bundles, sizes, clock() - started, peak_bytes())
+
+
+def bundled_layers(checkpoint: Checkpoint, resident_gate: bool) -> dict[int, Mapping[str, str]]:
+    """The tensors that are read from flash.
+
+    Args:
+        checkpoint: the model.
+        resident_gate: whether gate projections stay in memory, and so out of the bundles.
+
+    Returns:
+        For every layer, each field of its bundles and the name of the tensor with its rows.
+    """
+    return {
+        layer: {field: name for field, name in fields.items() if not (resident_gate and field == "gate")}
+        for layer, fields in enumerate(checkpoint.layers)
+    }
+
+
+def block_for(*devices: Device) -> int:
+    """The block of a new image for these devices, in bytes: their largest, and at least a page."""
+    return max(PAGE, *(device.block for device in devices))
 
 
 def _check(path: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress) -> str:

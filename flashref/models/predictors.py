@@ -108,7 +108,7 @@ def predictor_bytes(predictors: Predictors) -> int:
     return sum(one.a.nbytes + one.b.nbytes for one in predictors.layers if one is not None)
 
 
-class Errors(NamedTuple):
+class ErrorCounts(NamedTuple):
     """Pooled counts of (token, neuron) pairs (decision 22)."""
 
     active: int
@@ -127,16 +127,16 @@ class Errors(NamedTuple):
         return self.false_positives / max(self.inactive, 1)
 
 
-def count_errors(predicted: npt.NDArray[np.bool_], active: npt.NDArray[np.bool_]) -> Errors:
+def count_errors(predicted: npt.NDArray[np.bool_], active: npt.NDArray[np.bool_]) -> ErrorCounts:
     """Compare predicted and truly active neurons, masks of one shape."""
     total = int(active.sum())
     missed, extra = int((active & ~predicted).sum()), int((predicted & ~active).sum())
-    return Errors(total, active.size - total, missed, extra)
+    return ErrorCounts(total, active.size - total, missed, extra)
 
 
-def pool_errors(errors: Sequence[Errors]) -> Errors:
+def pool_errors(errors: Sequence[ErrorCounts]) -> ErrorCounts:
     """The counts of several tokens or layers as one."""
-    return Errors(*(sum(counts) for counts in zip(*errors, strict=True)))
+    return ErrorCounts(*(sum(counts) for counts in zip(*errors, strict=True)))
 
 
 def _predictor(container: Container, layer: int, neurons: int, width: int) -> Predictor:

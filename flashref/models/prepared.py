@@ -1,26 +1,62 @@
-"""A model that is about to be opened: its files read as far as a mistake can be found without packing."""
+"""What `open_model` is asked for, and the small files of a model, read before anything is packed."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flashref.bundle import Layout, bundle_layout
+from flashref.decode import Place, Semantics, sum_predicted, sum_resident
 from flashref.ffn import SPARSE_ACTIVATIONS
-from flashref.models.budget import Budget, Demand, demand_of, solve_budget
-from flashref.models.checkpoint import Checkpoint, open_checkpoint, with_activation
+from flashref.models.budget import Amount, Budget, Demand, demand_of, solve_budget
+from flashref.models.checkpoint import Checkpoint, open_checkpoint, shown_activation, with_activation
 from flashref.models.memory import available_bytes, resident_bytes
+from flashref.models.pack import block_for, bundled_layers
 from flashref.models.predictors import FILE_NAME, Predictors, load_predictors, predictor_bytes
-from flashref.models.request import Request
-from flashref.models.storage import block_for, bundled_layers
 from flashref.models.tokens import Tokenizer, open_tokenizer
-from flashref.types import STORED_DTYPES, Array, DomainError, ImageError
+from flashref.slots import fill_holes, swap_with_last
+from flashref.storage.device import Device
+from flashref.types import STORED_DTYPES, Array, DomainError, Ids, ImageError, Vector
+
+T = TypeVar("T")
+PredictLayer = Callable[[int, Vector], Ids]  # a layer and what its up projection receives to active neurons
+
+PREDICTORS = ("trained", "exact", "gate")
+READERS = ("memory", "direct")
+SEMANTICS: dict[str, Semantics] = {"resident": sum_resident, "predicted": sum_predicted}
+PLACEMENTS: dict[str, Place] = {"swap_with_last": swap_with_last, "fill_holes": fill_holes}
+
+
+class Request(NamedTuple):
+    """How a model is to be run.
+
+    memory: a share of the model's bytes, or bytes; window: k in tokens, None for the largest up to 5 whose
+    mean need fits; predictor: "trained", "exact", "gate", or a function; predictors: the file of trained
+    ones, None for the one in the model's folder; semantics: which rows are summed; placement: where new rows
+    go; device: whose times are simulated, and whose queue depth is used; reader: "memory" or "direct"; image:
+    the file that is used, or packed and kept, None for one in a temporary folder; activation: instead of the
+    model's own, with its tau; proof: whether every weight is kept in memory to judge each step by.
+    """
+
+    memory: float | Amount
+    window: int | None
+    predictor: str | PredictLayer
+    predictors: Path | None
+    semantics: Semantics
+    placement: Place
+    device: Device
+    reader: str
+    image: Path | None
+    activation: tuple[str, float] | None
+    proof: bool
 
 
 class Prepared(NamedTuple):
     """A request and the small files that it names.
 
-    checkpoint: its config has the activation that is run; own_activation: the model's own, and tau;
-    tokenizer: None where there is none, so that token ids must be given; predictors: of trained ones that are
-    not used only the statistics; memory_before: bytes that the process had in memory before them.
+    checkpoint: with the activation that is run in its config; own_activation: the one that the model came
+    with, and its tau; tokenizer: None where there is none, so that token ids must be given; predictors: only
+    the statistics where trained predictors are not used; memory_before: bytes that the process had in memory
+    before these files were read.
     """
 
     request: Request
@@ -32,7 +68,7 @@ class Prepared(NamedTuple):
 
     @property
     def dense(self) -> tuple[int, ...]:
-        """The layers without a predictor, resident whole (decision 15)."""
+        """The layers without a predictor, which are resident whole and not read from flash (decision 15)."""
         if self.request.predictor != "trained" or self.predictors is None:
             return ()
         return tuple(layer for layer, one in enumerate(self.predictors.layers) if one is None)
@@ -58,9 +94,13 @@ def prepare(folder: Path, request: Request) -> Prepared:
         folder: a Hugging Face checkpoint.
         request: how it is to be run.
 
+    Returns:
+        The request with what was read; nothing is open.
+
     Raises:
         ImageError, ShapeError: a file is missing, damaged or another model's.
-        DomainError: the model is not supported, the memory is too small, or two wishes exclude each other.
+        DomainError: the model is not supported, the memory is too small, or two parts of the request exclude
+            each other.
     """
     checkpoint = open_checkpoint(folder)
     own_activation = checkpoint.config.activation, checkpoint.config.tau
@@ -95,8 +135,11 @@ def solve(prepared: Prepared, layout: Layout) -> tuple[Demand, Budget]:
         prepared: the model.
         layout: of any layer's bundles.
 
+    Returns:
+        What must be in memory, and the window and rows that the rest of it is spent on.
+
     Raises:
-        DomainError: the memory is too small; the smallest that works is named.
+        DomainError: the memory is too small; the message names the smallest that works.
 
     Decision 8: rows are shared in proportion to the neurons that a window keeps.
     """
@@ -114,8 +157,34 @@ def solve(prepared: Prepared, layout: Layout) -> tuple[Demand, Budget]:
     return demand, solve_budget(demand, request.memory, request.window, *prepared.statistics)
 
 
+def chosen(what: str, choices: dict[str, T], choice: str | T) -> T:
+    """The function that a name stands for; a function is taken as it is.
+
+    Args:
+        what: what is chosen, for the message.
+        choices: functions by name.
+        choice: one of these names, or a function.
+
+    Raises:
+        DomainError: there is no such name.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if choice not in choices:
+        raise DomainError(f"{what} {choice!r} is unknown; use one of {', '.join(choices)}")
+    return choices[choice]
+
+
 def encode(prepared: Prepared, text: str) -> list[int]:
-    """The token ids of a text. Raises DomainError where the model has no tokenizer."""
+    """The token ids of a text.
+
+    Args:
+        prepared: the model.
+        text: a text.
+
+    Raises:
+        DomainError: the model has no tokenizer, or the text cannot be written as UTF-8.
+    """
     if prepared.tokenizer is not None:
         return prepared.tokenizer.encode(text)
     try:
@@ -124,11 +193,6 @@ def encode(prepared: Prepared, text: str) -> list[int]:
         )
     except DomainError as error:
         raise DomainError(f"{error}; or give token ids with --prompt-ids") from None
-
-
-def shown_activation(activation: str, tau: float) -> str:
-    """An activation as it is asked for: "relu", or "fatrelu:0.05"."""
-    return f"{activation}:{tau:g}" if activation == "fatrelu" else activation
 
 
 def _check_predictor(request: Request, checkpoint: Checkpoint) -> None:
@@ -154,7 +218,7 @@ def _check_predictor(request: Request, checkpoint: Checkpoint) -> None:
 
 
 def _read_predictors(request: Request, checkpoint: Checkpoint) -> Predictors | None:
-    """The trained predictors; of others only statistics are wanted: they may be missing or foreign."""
+    """The trained predictors; where they are not used only their statistics, which may be missing."""
     path, config = request.predictors or checkpoint.directory / FILE_NAME, checkpoint.config
     trained = request.predictor == "trained"
     try:

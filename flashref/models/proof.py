@@ -11,8 +11,9 @@ from flashref.decode import Semantics, Step
 from flashref.definitions import WindowStep, window_model
 from flashref.ffn import dense_ffn, sparse_ffn
 from flashref.models.budget import Budget
-from flashref.models.flash import Observe
 from flashref.types import FFN, Array, Extent, Read, Reader, Vector, same
+
+Observe = Callable[[int, Vector, Vector, Step], None]  # layer, x, y, what happened
 
 
 class Proven(NamedTuple):
@@ -29,15 +30,22 @@ class Proven(NamedTuple):
 
 
 class Proof:
-    """What was checked of a run, step by step, from the history of predictions and weights in memory.
+    """Checks the steps of a run, from the history of predictions and from weights in memory.
 
-    ffns: a layer's FFN from the checkpoint, or None: then only the resident sets are checked; exact: the
-    predictor is, so that the dense FFN must come out. `failure` says what did not hold first, None if all
-    did; `overflows` counts the times that a layer's rows did not hold the whole window, `bypassed` the rows
-    that were read and not kept.
+    `failure` says what did not hold first, and is None while everything does; `steps` counts the steps that
+    were checked, `overflows` the times that a layer's rows did not hold the whole window, and `bypassed` the
+    rows that were read and not kept.
     """
 
     def __init__(self, ffns: Sequence[FFN] | None, budget: Budget, semantics: Semantics, exact: bool) -> None:
+        """A proof that has seen nothing.
+
+        Args:
+            ffns: the checkpoint's FFN of every layer; None: only resident sets are checked.
+            budget: the window, and the rows of every layer.
+            semantics: which rows are summed.
+            exact: whether the predictor is an oracle, so that the dense FFN must come out.
+        """
         self.ffns = ffns
         self._budget, self._semantics, self._exact = budget, semantics, exact
         self.steps, self.overflows, self.bypassed = 0, 0, 0
@@ -45,12 +53,12 @@ class Proof:
 
     @property
     def verdict(self) -> Proven:
-        """What was found so far."""
+        """Whether everything that was checked so far held."""
         held = None if self.ffns is None else True
         return Proven(held if self.failure is None else False, self.failure, self.steps)
 
     def observer(self) -> Observe:
-        """Who checks the steps of a text that begins with empty windows."""
+        """A function that checks every step of one text, which begins with empty windows."""
         windows: dict[int, Callable[[set[int]], WindowStep]] = {}
 
         def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
@@ -61,7 +69,7 @@ class Proof:
         return observe
 
     def _check(self, layer: int, x: Vector, y: Vector, step: Step, due: WindowStep) -> None:
-        """One step of one layer: the resident set, and the output to the bit."""
+        """Check one step of one layer: the resident set, and the output to the bit."""
         if set(step.resident.tolist()) != due.resident:
             self._fail(f"layer {layer}: the resident set is not the union of the kept sets in the window")
         if self.ffns is not None:
@@ -76,12 +84,15 @@ class Proof:
         self.bypassed += len(due.bypass)
 
     def checking_reader(self, read: Reader, layouts: Iterable[Layout], stored: Iterable[FFN]) -> Reader:
-        """The same reader, which compares every byte that it gives with the checkpoint's.
+        """A reader that gives what another gives, and compares every byte with the checkpoint's.
 
         Args:
             read: a reader of the image.
             layouts: of each layer's bundles.
             stored: each layer's FFN in the stored dtype; its bundles are its rows, then zeros.
+
+        Returns:
+            The reader that compares.
         """
         tables = [(layout, _padded_rows(layout, ffn)) for layout, ffn in zip(layouts, stored, strict=True)]
 
@@ -112,6 +123,9 @@ def defined_window(k: int, capacity: int) -> Callable[[set[int]], WindowStep]:
     Args:
         k: tokens that the window remembers.
         capacity: rows of the layer's DRAM matrix.
+
+    Returns:
+        A function from the neurons that a token predicts to what the window does, for one text.
     """
     waiting: deque[set[int]] = deque()
     steps = window_model(k, capacity, iter(waiting.popleft, None))

@@ -1,4 +1,4 @@
-"""Everything that decoding needs, opened and solved: the model on flash, its memory, and its proof."""
+"""A model that is ready to decode: its image opened, the budget solved, its predictors and its proof made."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -8,27 +8,30 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.bundle import Layout
-from flashref.decode import Predict
+from flashref.decode import LayerState, Predict, ResidentFFN, empty_layer
 from flashref.ffn import active_neurons
 from flashref.models.budget import Budget, Demand
 from flashref.models.checkpoint import load_ffn
-from flashref.models.flash import Decoder, empty_layers, gate_predictor
+from flashref.models.decoding import Decoder
 from flashref.models.model import Model, load_model
 from flashref.models.predictors import FILE_NAME
 from flashref.models.prepared import Prepared, solve
 from flashref.models.proof import Proof
 from flashref.models.storage import Storage, open_storage
 from flashref.predictor import predict_active
+from flashref.storage.container import byte_pieces
 from flashref.storage.image import Image, image_tensor
 from flashref.storage.progress import Progress
-from flashref.types import FFN, ImageError, same, widen
+from flashref.types import FFN, STORED_DTYPES, Array, ImageError, Vector, same, widen
+
+GATE_BYTES = 4 << 20  # of a gate projection as float32, at a time
 
 
 class Setup(NamedTuple):
     """A model that is ready to decode.
 
-    prepared: without statistics of another model; layouts: of each layer's bundles; ffns: of the checkpoint,
-    to judge by, None without a proof, where only resident sets are checked.
+    prepared: without the statistics of another model; layouts: of each layer's bundles; ffns: the
+    checkpoint's, to judge by, None without a proof, where only resident sets are checked.
     """
 
     prepared: Prepared
@@ -48,6 +51,9 @@ def set_up(prepared: Prepared, resources: ExitStack, progress: Progress) -> Setu
         prepared: the model.
         resources: closes what was opened.
         progress: is told how far packing and checking have come.
+
+    Returns:
+        The model, ready to decode.
 
     Raises:
         ImageError: the image, or the predictors, are another model's.
@@ -79,8 +85,99 @@ def set_up(prepared: Prepared, resources: ExitStack, progress: Progress) -> Setu
     return Setup(prepared, storage, layouts, demand, budget, ffns, proof, decoder)
 
 
+def empty_layers(image: Image, model: Model, demand: Demand, budget: Budget) -> tuple[LayerState | FFN, ...]:
+    """Every layer before the first token.
+
+    Args:
+        image: the opened image.
+        model: its resident tensors; the biases are among them.
+        demand: says which layers are resident whole.
+        budget: the window, and the rows of every layer.
+
+    Returns:
+        For every layer its state with an empty window, or its FFN where it is resident whole.
+
+    Raises:
+        ImageError: a layer that is resident whole cannot be read.
+    """
+    return tuple(
+        resident_layer(image, layer, ffn)
+        if layer in demand.dense
+        else empty_layer(
+            image.layouts[layer][0],
+            ffn,
+            budget.window,
+            budget.capacities[layer],
+            demand.bypass_rows,
+            checksums=image.checksums[layer][0],
+        )
+        for layer, ffn in enumerate(model.ffns)
+    )
+
+
+def resident_layer(image: Image, layer: int, resident: ResidentFFN) -> FFN:
+    """The whole FFN of one layer, put together from its bundles.
+
+    Args:
+        image: the opened image.
+        layer: which layer.
+        resident: its activation, its biases, and its gate if that is not in the bundles.
+
+    Returns:
+        The FFN in the stored dtype, by neuron.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    layout = image.layouts[layer][0]
+    dtype = STORED_DTYPES[layout.dtype]
+    matrices = {field: np.empty((layout.n, layout.d), dtype) for field in layout.fields}
+    neurons = np.arange(layout.n) if layout.order is None else layout.order
+    done = 0
+    for piece in byte_pieces(image.container, layout.start, layout.n * layout.stride, layout.stride):
+        bundles = piece.reshape(-1, layout.stride)[:, : layout.bundle_bytes]
+        rows = np.ascontiguousarray(bundles).view(dtype).reshape(len(bundles), len(layout.fields), layout.d)
+        for number, matrix in enumerate(matrices.values()):
+            matrix[neurons[done : done + len(rows)]] = rows[:, number]
+        done += len(rows)
+    activation, gate, up_bias, gate_bias, down_bias, tau = resident
+    return FFN(
+        activation,
+        matrices["up"],
+        matrices["down"],
+        matrices.get("gate", gate),
+        up_bias,
+        gate_bias,
+        down_bias,
+        tau,
+    )
+
+
+def gate_predictor(resident: ResidentFFN) -> Predict:
+    """A predictor that asks a resident gate projection: it gives what `active_neurons` gives for the FFN.
+
+    Args:
+        resident: has the gate.
+    """
+    gate, bias = resident.gate, resident.gate_bias
+    assert gate is not None
+    step = max(1, GATE_BYTES // (4 * gate.shape[1]))
+
+    def predict(x: Vector) -> Array:
+        found = []
+        for first in range(0, len(gate), step):
+            rows = gate[first : first + step]
+            bias_rows = None if bias is None else bias[first : first + step]
+            # The gate's pre-activation is all that `active_neurons` looks at.
+            piece = FFN(resident.activation, rows, rows, up_bias=bias_rows, tau=resident.tau)
+            found.append(first + active_neurons(x, piece))
+        return np.concatenate(found)
+
+    return predict
+
+
 def _of_this_model(prepared: Prepared, image: Image) -> Prepared:
-    """ImageError if trained predictors were fitted to another model; its statistics alone are left out."""
+    """ImageError if trained predictors were fitted to another model; statistics of another are left out."""
     predictors, request = prepared.predictors, prepared.request
     if predictors is None or predictors.origin is None or predictors.origin.fingerprint == image.fingerprint:
         return prepared
@@ -94,7 +191,7 @@ def _of_this_model(prepared: Prepared, image: Image) -> Prepared:
 
 
 def _load(prepared: Prepared, image: Image) -> Model:
-    """What is resident of the model; as it is stored where memory is held to the budget."""
+    """The model's resident tensors: widened for a proof, as they are stored where memory is held."""
     checkpoint, request = prepared.checkpoint, prepared.request
     dtype = np.float32 if request.proof else None
     model = load_model(checkpoint.config, partial(image_tensor, image), dtype)

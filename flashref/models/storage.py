@@ -12,7 +12,8 @@ import numpy as np
 from flashref.bundle import Layout
 from flashref.models.checkpoint import Checkpoint
 from flashref.models.memory import reset_peak
-from flashref.models.request import Request
+from flashref.models.pack import block_for, bundled_layers
+from flashref.models.prepared import Request
 from flashref.storage.container import require_finite, tensor_pieces
 from flashref.storage.device import Device, read_time
 from flashref.storage.image import (
@@ -31,8 +32,8 @@ from flashref.types import Extent, ImageError, Read, Reader
 class Storage(NamedTuple):
     """An opened image with its reader.
 
-    rows, read_rows: the same weights without bundling, with their reader, where reads are really made and
-    compared; direct: whether reads went past the page cache, None where nothing is really read.
+    rows, read_rows: layouts and reader of the same weights without bundling, where reads are really made and
+    compared; direct: whether reads go past the page cache, None where nothing is really read.
     """
 
     image: Image
@@ -62,8 +63,13 @@ def open_storage(
         resources: closes the readers and removes the temporary folder.
         progress: is told how far packing and checking have come.
 
+    Returns:
+        The opened image and its readers.
+
     Raises:
-        ImageError: the image is another model's, damaged, or cannot be written. It is never overwritten.
+        ImageError: the image is another model's, damaged, or cannot be written; an existing file is never
+            overwritten.
+        DomainError: a weight is not finite.
     """
     path = request.image
     if path is None:
@@ -90,24 +96,6 @@ def open_storage(
     return Storage(image, readers[0].read, tuple(rows[0].layouts.values()), readers[1].read, direct)
 
 
-def bundled_layers(checkpoint: Checkpoint, resident_gate: bool) -> dict[int, Mapping[str, str]]:
-    """The tensors that are read from flash: for every layer, each field of its bundles and its tensor's name.
-
-    Args:
-        checkpoint: the model.
-        resident_gate: whether gate projections stay in memory, and so out of the bundles.
-    """
-    return {
-        layer: {field: name for field, name in fields.items() if not (resident_gate and field == "gate")}
-        for layer, fields in enumerate(checkpoint.layers)
-    }
-
-
-def block_for(device: Device) -> int:
-    """The block of a new image, in bytes: the device's, and at least a page."""
-    return max(4096, device.block)
-
-
 def _pack_missing(wanted: _Wanted, checkpoint: Checkpoint, progress: Progress) -> None:
     if wanted.path.exists():
         return
@@ -127,7 +115,7 @@ def _pack_missing(wanted: _Wanted, checkpoint: Checkpoint, progress: Progress) -
 
 
 def _open(wanted: _Wanted, identity: str, progress: Progress) -> Image:
-    """An existing image is used or refused, never overwritten. Raises ImageError."""
+    """The image that is there, whole and of this model; ImageError for another, never overwritten."""
     path = wanted.path
     try:
         image = open_image(path)

@@ -1,6 +1,6 @@
-"""A text that a model writes: what is asked for, what it is, and what it cost."""
+"""A text that a model writes: what is asked for, what was written, what it cost, and the text as it comes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from flashref.decode import Step
 from flashref.models.generate import Sampler, sampler
-from flashref.models.predictors import Errors
+from flashref.models.predictors import ErrorCounts
+from flashref.models.tokens import Tokenizer, text_pieces
 
 RecordedIds = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -17,8 +18,9 @@ RecordedIds = npt.NDArray[np.unsignedinteger[Any]]
 class TextRequest(NamedTuple):
     """A text that is asked for.
 
-    tokens: how many new ones; temperature, seed: of sampling, 0 takes the likeliest token; cold: empty the
-    windows before the pass that chooses the first new token (decision 21).
+    prompt_ids: what it begins with; tokens: how many new ones follow; temperature, seed: of sampling,
+    temperature 0 takes the likeliest token; cold: whether the windows are emptied before the pass that
+    chooses the first new token, instead of being warmed by the prompt (decision 21).
     """
 
     prompt_ids: tuple[int, ...]
@@ -28,15 +30,16 @@ class TextRequest(NamedTuple):
     cold: bool = False
 
     def sampler(self) -> Sampler:
-        """How the next token is chosen; each text has a generator of its own, from the same seed."""
+        """A function that chooses the next token; each call gives a new one, from the same seed."""
         return sampler(self.temperature, self.seed)
 
 
 class Record(NamedTuple):
-    """What was predicted: [pass][layer] → ascending ids, in the smallest integers that hold them.
+    """What was predicted in a text.
 
-    Layers that are resident whole are left out. Passes from `first_counted` on choose a new token; with
-    `cold` those before it are not recorded.
+    predicted: [pass][layer] → ascending ids, in the smallest integers that hold them; layers that are
+    resident whole are left out; first_counted: passes from this one on choose a new token. With `cold` no
+    pass before it is recorded.
     """
 
     predicted: Sequence[Sequence[RecordedIds]]
@@ -44,18 +47,19 @@ class Record(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all ids."""
+        """The bytes that all ids take."""
         return sum(ids.nbytes for layers in self.predicted for ids in layers)
 
 
 class Account(NamedTuple):
     """What the passes that chose new tokens cost, all together.
 
-    requests, useful_bytes, read_bytes, io_nanoseconds: of reading from flash; the times are simulated by the
-    reader "memory", and measured by "direct". moved_rows, moved_bytes: inside the DRAM matrices. overflows:
-    times that a layer's rows did not hold a whole window, in any pass. seconds: by the clock, of all passes,
-    the prompt's too; tokens_per_second: new tokens by the time of the passes that chose them. peak_memory:
-    bytes that the process had at most, above what it had before the model.
+    requests, useful_bytes, read_bytes, io_nanoseconds: of reading from flash; the reader "memory" simulates
+    the times, and "direct" measures them. moved_rows, moved_bytes: rows that changed their place inside the
+    DRAM matrices. overflows: how often a layer's rows did not hold a whole window, in any pass. seconds: by
+    the clock, of all passes, those of the prompt too; tokens_per_second: new tokens divided by the time of
+    the passes that chose them. peak_memory: the most bytes that the process had in memory, above what it had
+    before the model.
     """
 
     requests: int
@@ -70,11 +74,21 @@ class Account(NamedTuple):
     peak_memory: int
 
 
+class Decoded(NamedTuple):
+    """A text decoded from flash, as token ids; its fields mean what those of GeneratedText mean."""
+
+    new_ids: tuple[int, ...]
+    steps: Sequence[Sequence[Step]]
+    record: Record
+    errors: ErrorCounts | None
+    account: Account
+
+
 class GeneratedText(NamedTuple):
     """What a model wrote; `str()` is the prompt and the text.
 
-    prompt, text: None where the model has no tokenizer; steps: [pass][layer], empty where they were not to be
-    kept; errors: of the predictors, None where there are no weights in memory to judge by.
+    prompt, text: None where the model has no tokenizer; steps: [pass][layer], empty where they were not kept;
+    errors: of the predictors, None where there are no weights in memory to judge them by.
     """
 
     prompt: str | None
@@ -83,7 +97,7 @@ class GeneratedText(NamedTuple):
     new_ids: tuple[int, ...]
     steps: Sequence[Sequence[Step]]
     record: Record
-    errors: Errors | None
+    errors: ErrorCounts | None
     account: Account
 
     @property
@@ -111,12 +125,51 @@ class GeneratedText(NamedTuple):
         return f"<p><b>{prompt}</b>{text}</p><table>{''.join(rows)}</table>"
 
 
+class TextStream:
+    """A text while it is written: iterate over its pieces, then `finish` gives the whole text."""
+
+    def __init__(
+        self,
+        new_ids: Generator[int, None, Decoded],
+        request: TextRequest,
+        tokenizer: Tokenizer | None,
+        text_of: Callable[[TextRequest, Decoded], GeneratedText],
+    ) -> None:
+        self._new_ids, self._request, self._tokenizer, self._text_of = new_ids, request, tokenizer, text_of
+        self._decoded: Decoded | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as it is shown, or its ids and an arrow where there is no tokenizer."""
+        if self._tokenizer is None:
+            return f"{shown_ids(self._request.prompt_ids)} → "
+        return self._tokenizer.decode(self._request.prompt_ids)
+
+    def __iter__(self) -> Iterator[str]:
+        ids = self._remembering()
+        if self._tokenizer is None:
+            return id_pieces(ids)
+        return text_pieces(self._tokenizer, self._request.prompt_ids, ids)
+
+    def finish(self) -> GeneratedText:
+        """The whole text; what is not yet written is written first."""
+        for _ in self._remembering():
+            pass
+        assert self._decoded is not None
+        return self._text_of(self._request, self._decoded)
+
+    def _remembering(self) -> Iterator[int]:
+        """The ids that are still to come; after the last one, what was decoded is kept."""
+        decoded = yield from self._new_ids
+        self._decoded = self._decoded or decoded
+
+
 def shown_ids(ids: Sequence[int]) -> str:
-    """Token ids with commas between."""
+    """Token ids as one text, with commas between them."""
     return ",".join(map(str, ids))
 
 
 def id_pieces(ids: Iterator[int]) -> Iterator[str]:
-    """Token ids as they come, with commas between."""
+    """Token ids one by one as they come, with a comma before each but the first."""
     for number, token_id in enumerate(ids):
         yield f",{token_id}" if number else str(token_id)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flashref.models.generate import decode_bytes, encode_bytes
 from flashref.types import DomainError, ImageError, MissingExtra
 
 TOKENIZER = "tokenizer.json"
@@ -58,6 +57,24 @@ def text_pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Iterab
             shown = settled
     if rest := written_text(tokenizer, prompt_ids, ids)[len(shown) :]:
         yield rest
+
+
+def encode_bytes(text: str) -> list[int]:
+    """A text's UTF-8 bytes as token ids; bytes that a shell passed on undecoded come back as they were."""
+    try:
+        return list(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError as error:
+        raise DomainError(
+            f"the text cannot be written as UTF-8 ({error.reason}); remove lone surrogates"
+        ) from None
+
+
+def decode_bytes(ids: Sequence[int]) -> str:
+    """The text of byte-level token ids, with U+FFFD where they are not UTF-8. Raises DomainError."""
+    for token_id in ids:
+        if not 0 <= token_id < 256:
+            raise DomainError(f"token id {token_id} is no byte; byte-level text needs 0 … 255")
+    return bytes(ids).decode("utf-8", "replace")
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

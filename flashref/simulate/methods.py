@@ -1,6 +1,6 @@
-"""The five methods of the paper's Table 2: what they are, and their replays of one trace.
+"""The five methods of the paper's Table 2: what they are, a row of their table, and how their reads are paid.
 
-`METHODS` is their one definition: a replay, a sweep and the derived Table 2 all use the same policies.
+`METHODS` is their one definition: a replay of a text, a sweep and the derived Table 2 use the same policies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.bundle import Layout, bundle_extents
-from flashref.models.budget import Budget, Demand
+from flashref.models.budget import Budget
 from flashref.simulate.costs import batch_times, read_sizes
 from flashref.simulate.flash import SEQUENTIAL_READ, Flash, front_to_back
 from flashref.simulate.policies import Kept, Study, hybrid, naive, predictor, sliding_window
-from flashref.simulate.trace import ActivationTrace, Reads
-from flashref.simulate.window import CountMoves, uses_of
+from flashref.simulate.trace import Reads
 from flashref.storage.device import Device, read_time
 from flashref.storage.plan import plan_io, read_plan
 from flashref.types import IO, Extent, Reader
@@ -24,14 +23,18 @@ BATCH_READS = 256  # of 1 MiB, where they are really read
 
 
 class Definition(NamedTuple):
-    """A method of Table 2. bundled: whether it reads bundles, or a row of each field where it lies."""
+    """A method of Table 2.
+
+    label: as tables name it; policy: what it reads and keeps; bundled: whether it reads bundles, or a row of
+    each field where that lies.
+    """
 
     label: str
     policy: Callable[[Study, Budget], Kept]
     bundled: bool
 
     def layouts(self, flash: Flash) -> Sequence[Sequence[Layout]]:
-        """Where its neurons lie: of each layer one layout, or one a field."""
+        """Where the neurons of each layer lie: one layout with the bundles, or one for each field."""
         return [(layout,) for layout in flash.bundled] if self.bundled else flash.unbundled
 
 
@@ -47,7 +50,10 @@ METHODS: Mapping[str, Definition] = MappingProxyType(
 
 
 class Method(NamedTuple):
-    """One row of the table: means over the forward passes that choose a new token; None: not measured."""
+    """One row of the table: means over the forward passes that choose a new token.
+
+    measured_io_ms_per_token: None where nothing was really read.
+    """
 
     name: str
     useful_bytes_per_token: float
@@ -60,14 +66,22 @@ class Method(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """How a replay pays: `sequential` for runs of bytes, one batch; `scattered` for a policy's batches."""
+    """How a replay pays for reads.
+
+    sequential: what runs of bytes cost that are read front to back; scattered: what the batches of a policy
+    cost, from the layouts of every layer.
+    """
 
     sequential: Callable[[Sequence[Extent]], IO]
     scattered: Callable[[Sequence[Sequence[Layout]], Reads], IO]
 
 
 def simulated_cost(device: Device) -> Cost:
-    """What reads take on a modelled device; nothing is read."""
+    """A cost that is simulated: nothing is read.
+
+    Args:
+        device: a modelled device.
+    """
 
     def sequential(runs: Sequence[Extent]) -> IO:
         sizes: list[int] = []  # of front_to_back, without its extents: a large model has thousands
@@ -89,7 +103,12 @@ def simulated_cost(device: Device) -> Cost:
 
 
 def measured_cost(read_bundled: Reader, read_unbundled: Reader) -> Cost:
-    """What reads take where they are really made: whole runs and bundles, or rows of their own."""
+    """A cost that is measured: everything is really read.
+
+    Args:
+        read_bundled: a reader of the image, for whole runs and for bundles.
+        read_unbundled: a reader of the same weights without bundling, for the rows of each field.
+    """
 
     def sequential(runs: Sequence[Extent]) -> IO:
         pieces = tuple(extent for run in runs for extent in front_to_back(run))
@@ -111,73 +130,7 @@ def measured_cost(read_bundled: Reader, read_unbundled: Reader) -> Cost:
     return Cost(sequential, scattered)
 
 
-def replay_methods(
-    trace: ActivationTrace,
-    flash: Flash,
-    demand: Demand,
-    budget: Budget,
-    count_moves: CountMoves,
-    costs: Sequence[Cost],
-) -> tuple[Method, ...]:
-    """Five replays of one trace: naive, hybrid, + predictor, + windowing, + bundling (decision 20).
-
-    Args:
-        trace: which neurons each token activates; its uncounted tokens warm the window.
-        flash: where the layers of the trace lie.
-        demand: what the model asks of memory.
-        budget: the memory, solved for a window and rows.
-        count_moves: how many rows the placement moves in memory.
-        costs: the simulated one, and the measured one if there is a disk. All counters are the first's.
-
-    Returns:
-        A row of the table for each method, in this order.
-    """
-    passes = trace.tokens - trace.first_counted
-    study = Study(uses_of(trace, budget.window), flash, demand, count_moves)
-    kept_by = {each.policy: each.policy(study, budget) for each in METHODS.values()}
-    rows = []
-    for name, method in METHODS.items():
-        kept = kept_by[method.policy]
-        ios = [_counted_io(cost, kept, method.layouts(flash), trace) for cost in costs]
-        moved_rows = int(kept.reads.moved[trace.first_counted :].sum())
-        rows.append(
-            Method(
-                name,
-                useful_bytes_per_token=ios[0].useful_bytes / passes,
-                flash_bytes_per_token=ios[0].read_bytes / passes,
-                reads_per_token=ios[0].requests / passes,
-                dram_bytes=kept.dram_bytes,
-                dram_moved_bytes_per_token=moved_rows * flash.bundled[0].bundle_bytes / passes,
-                simulated_io_ms_per_token=ios[0].nanoseconds / passes / 1e6,
-                measured_io_ms_per_token=ios[1].nanoseconds / passes / 1e6 if len(ios) > 1 else None,
-            )
-        )
-    return tuple(rows)
-
-
-def counted_reads(reads: Reads, first_counted: int) -> Reads:
-    """The batches of the tokens from first_counted on; what is counted by token and layer stays whole."""
-    first = int(np.searchsorted(reads.token, first_counted))
-    start = reads.starts[first]
-    return reads._replace(
-        ids=reads.ids[start:],
-        starts=reads.starts[first:] - start,
-        token=reads.token[first:],
-        layer=reads.layer[first:],
-    )
-
-
-def _counted_io(cost: Cost, kept: Kept, layouts: Sequence[Sequence[Layout]], trace: ActivationTrace) -> IO:
-    """What the counted tokens read: the runs once for each of them (on a disk no two take the same time)."""
-    parts = [cost.scattered(layouts, counted_reads(kept.reads, trace.first_counted))]
-    if kept.runs:
-        passes = trace.tokens - trace.first_counted
-        parts += [
-            cost.sequential(kept.runs)._replace(useful_bytes=kept.useful_run_bytes) for _ in range(passes)
-        ]
-    return IO(*(sum(column) for column in zip(*parts, strict=True)))
-
-
 def _useful_bytes(layouts: Sequence[Sequence[Layout]], reads: Reads) -> int:
+    """The bytes that were asked for, without what blocks and padding add."""
     unit_bytes = np.array([sum(field.bundle_bytes for field in fields) for fields in layouts])
     return int((np.diff(reads.starts) * unit_bytes[reads.layer]).sum())

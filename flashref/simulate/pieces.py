@@ -1,9 +1,7 @@
-"""The five methods of Table 2 replayed token by token, in memory for a few tokens of a text of any length.
+"""The five methods of Table 2 replayed token by token, in memory for a few tokens of a text of any length."""
 
-`flashref.simulate.methods` replays a whole trace at once; the figures are the same to the bit.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -11,15 +9,16 @@ import numpy as np
 from flashref.decode import Place, read_batches
 from flashref.models.budget import Budget, Demand
 from flashref.simulate.flash import Flash
-from flashref.simulate.methods import Cost, Method, replay_methods
+from flashref.simulate.methods import METHODS, Cost, Method
 from flashref.simulate.placement import moved_by_swap
+from flashref.simulate.policies import Kept, Study, predictor, sliding_window
 from flashref.simulate.trace import Reads, trace_of
+from flashref.simulate.window import uses_of
 from flashref.slots import empty_slots
 from flashref.types import IO, Array
 from flashref.window import empty_window, window_update
 
 PIECE = 1 << 16  # ids whose reads are costed at a time
-POLICIES = ("predictor", "windowing", "bundling")  # the methods that depend on what is predicted
 
 Batches = list[tuple[int, Array]]  # a layer, and what is read for it
 
@@ -27,7 +26,7 @@ Batches = list[tuple[int, Array]]  # a layer, and what is read for it
 class Replay(NamedTuple):
     """What a replay is of: a model on flash, its memory, where new rows go, and how reads are paid.
 
-    costs: the simulated one, and the measured one if there is a disk.
+    costs: the simulated one, and the measured one if there is a disk; all counters are the first's.
     """
 
     flash: Flash
@@ -38,9 +37,13 @@ class Replay(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What the counted tokens cost: [method of POLICIES][cost], and the rows that were moved in memory."""
+    """What the counted tokens cost.
 
-    ios: tuple[tuple[IO, ...], ...]
+    ios: for each method that reads what is predicted, one IO for each cost; moved_rows: inside the DRAM
+    matrices.
+    """
+
+    ios: Mapping[str, tuple[IO, ...]]
     moved_rows: int
 
 
@@ -51,14 +54,17 @@ def replay_tokens(replay: Replay, tokens: Iterable[Sequence[Array]], first_count
         replay: the model, its memory and the costs.
         tokens: [token][layer] → ascending ids; asked for one token at a time.
         first_counted: tokens before it warm the window, and their cost is not counted.
+
+    Returns:
+        The sums over all counted tokens.
     """
     k, capacities, bypass_rows = replay.budget.window, replay.budget.capacities, replay.demand.bypass_rows
     windows = [
         empty_window(layout.n, k, rows) for layout, rows in zip(replay.flash.bundled, capacities, strict=True)
     ]
     slots = [empty_slots(rows) for rows in capacities]
-    nothing = tuple(tuple(IO(0, 0, 0, 0) for _ in replay.costs) for _ in POLICIES)
-    totals, moved_rows = Totals(nothing, 0), 0
+    pieces: list[Totals] = []
+    moved_rows = 0
     predicted: Batches = []
     kept: Batches = []
     for token, layers in enumerate(tokens):
@@ -70,62 +76,91 @@ def replay_tokens(replay: Replay, tokens: Iterable[Sequence[Array]], first_count
                 kept += [(layer, batch) for batch in read_batches(delta, bypass_rows)]
                 moved_rows += len(moves.source)
         if sum(len(ids) for _, ids in predicted) >= PIECE:
-            totals = add_totals([(1, totals), (1, _costs(replay, predicted, kept))])
+            pieces.append(_costs(replay, predicted, kept))
             predicted, kept = [], []
     if predicted:
-        totals = add_totals([(1, totals), (1, _costs(replay, predicted, kept))])
-    return totals._replace(moved_rows=moved_rows)
+        pieces.append(_costs(replay, predicted, kept))
+    return add_totals([(1, piece) for piece in pieces])._replace(moved_rows=moved_rows)
 
 
 def add_totals(weighted: Sequence[tuple[int, Totals]]) -> Totals:
-    """The sum of totals, each so many times."""
+    """The sum of totals, each so many times.
 
-    def added(ios: Sequence[tuple[int, IO]]) -> IO:
-        return IO(*(sum(times * io[field] for times, io in ios) for field in range(len(IO._fields))))
-
-    methods, costs = range(len(POLICIES)), range(len(weighted[0][1].ios[0]))
-    ios = tuple(
-        tuple(added([(times, totals.ios[method][cost]) for times, totals in weighted]) for cost in costs)
-        for method in methods
-    )
-    return Totals(ios, sum(times * totals.moved_rows for times, totals in weighted))
+    Args:
+        weighted: at least one pair of a number and totals, all with the same costs.
+    """
+    numbers = [times for times, _ in weighted]
+    ios = {
+        name: tuple(
+            _sum(of_cost, numbers) for of_cost in zip(*(each.ios[name] for _, each in weighted), strict=True)
+        )
+        for name in weighted[0][1].ios
+    }
+    return Totals(ios, sum(times * each.moved_rows for times, each in weighted))
 
 
 def methods_of(replay: Replay, totals: Totals, passes: int) -> tuple[Method, ...]:
-    """The table's rows, from what the counted tokens cost: `passes` is how many they are."""
-    layers = len(replay.flash.bundled)
-    units = [layout.n for layout in replay.flash.bundled]
-    # Of a text that predicts nothing: naive and hybrid, which read whole layers, and what is in memory.
-    silent = trace_of([[np.zeros(0, np.int64)] * layers] * passes, units)
-    rows = replay_methods(silent, replay.flash, replay.demand, replay.budget, moved_by_swap, replay.costs)
-    moved = totals.moved_rows * replay.flash.bundled[0].bundle_bytes / passes
-    found = dict(zip(POLICIES, totals.ios, strict=True))
-    return tuple(
-        row
-        if row.name not in found
-        else row._replace(
-            useful_bytes_per_token=found[row.name][0].useful_bytes / passes,
-            flash_bytes_per_token=found[row.name][0].read_bytes / passes,
-            reads_per_token=found[row.name][0].requests / passes,
-            dram_moved_bytes_per_token=0.0 if row.name == "predictor" else moved,
-            simulated_io_ms_per_token=found[row.name][0].nanoseconds / passes / 1e6,
-            measured_io_ms_per_token=found[row.name][1].nanoseconds / passes / 1e6
-            if len(replay.costs) > 1
-            else None,
+    """The table's rows: naive, hybrid, + predictor, + windowing, + bundling (decision 20 says what they are).
+
+    Args:
+        replay: the model, its memory and the costs.
+        totals: what the counted tokens cost.
+        passes: how many tokens were counted.
+
+    Returns:
+        A row for each method, in this order.
+    """
+    bundled = replay.flash.bundled
+    # A text that predicts nothing shows what no text changes: the layers that are read whole, and the memory.
+    silent = trace_of([[np.zeros(0, np.int64)] * len(bundled)], [layout.n for layout in bundled])
+    study = Study(uses_of(silent, replay.budget.window), replay.flash, replay.demand, moved_by_swap)
+    rows = []
+    for name, method in METHODS.items():
+        kept = method.policy(study, replay.budget)
+        ios = totals.ios[name] if name in totals.ios else _run_costs(replay, kept, passes)
+        moved_rows = totals.moved_rows if method.policy is sliding_window else 0
+        rows.append(
+            Method(
+                name,
+                useful_bytes_per_token=ios[0].useful_bytes / passes,
+                flash_bytes_per_token=ios[0].read_bytes / passes,
+                reads_per_token=ios[0].requests / passes,
+                dram_bytes=kept.dram_bytes,
+                dram_moved_bytes_per_token=moved_rows * bundled[0].bundle_bytes / passes,
+                simulated_io_ms_per_token=ios[0].nanoseconds / passes / 1e6,
+                measured_io_ms_per_token=ios[1].nanoseconds / passes / 1e6 if len(ios) > 1 else None,
+            )
         )
-        for row in rows
-    )
+    return tuple(rows)
 
 
 def _costs(replay: Replay, predicted: Batches, kept: Batches) -> Totals:
-    """What a piece of the text costs under each method."""
-    bundled = [(layout,) for layout in replay.flash.bundled]
-    ways = (
-        (replay.flash.unbundled, _reads(predicted)),
-        (replay.flash.unbundled, _reads(kept)),
-        (bundled, _reads(kept)),
+    """What a piece of the text costs under each method that reads what is predicted."""
+    reads = {predictor: _reads(predicted), sliding_window: _reads(kept)}
+    ios = {
+        name: tuple(
+            cost.scattered(method.layouts(replay.flash), reads[method.policy]) for cost in replay.costs
+        )
+        for name, method in METHODS.items()
+        if method.policy in reads
+    }
+    return Totals(ios, 0)
+
+
+def _run_costs(replay: Replay, kept: Kept, passes: int) -> tuple[IO, ...]:
+    """What a method costs that reads whole layers, pass by pass: on a disk no two take the same time."""
+    if not kept.runs:
+        return (IO(0, 0, 0, 0),) * len(replay.costs)
+    ones = [1] * passes
+    return tuple(
+        _sum([cost.sequential(kept.runs)._replace(useful_bytes=kept.useful_run_bytes) for _ in ones], ones)
+        for cost in replay.costs
     )
-    return Totals(tuple(tuple(cost.scattered(*way) for cost in replay.costs) for way in ways), 0)
+
+
+def _sum(ios: Sequence[IO], numbers: Sequence[int]) -> IO:
+    """The sum of IOs, each so many times."""
+    return IO(*(sum(map(mul, column, numbers)) for column in zip(*ios, strict=True)))
 
 
 def _reads(batches: Batches) -> Reads:

@@ -19,7 +19,6 @@ SHAPE = preset_shape("opt-6.7b", "F16")
 LAYERS, NEURONS = SHAPE.layers, SHAPE.neurons
 FFN_BYTES = LAYERS * SHAPE.ffn_bytes
 MEMORY = 0.5
-PAPER_IO_MS = (2196, 1090, 738, 164, 87)  # Table 2's I/O column, which nothing here is computed from
 
 
 def scale_to_opt_6_7b(

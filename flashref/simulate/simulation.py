@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flashref.models.budget import LARGEST_WINDOW, Amount, parse_memory
+from flashref.models.pack import block_for
 from flashref.simulate.devices import JudgedDevice, judged_device
 from flashref.simulate.html import html_table
 from flashref.simulate.orders import ORDERS
@@ -29,7 +30,6 @@ from flashref.types import DomainError
 
 DEFAULT_DEVICE = "paper_m1max_fig2b"
 DEFAULT_POLICIES = ("naive", "hybrid", "predictor", "window", "lru", "belady")
-PAGE = 4096  # the smallest block of an image
 NUMBERS = Estimate._fields[2:]
 
 File = str | os.PathLike[str]
@@ -201,7 +201,7 @@ def simulate(
             "ask for a shorter window or a longer trace"
         )
     # Where devices have blocks of several sizes there is one image for all, in the largest.
-    block = max(PAGE, *(each.device.block for each in devices.values()))
+    block = block_for(*(each.device for each in devices.values()))
     study = Study(
         uses_of(active, max(longest, LARGEST_WINDOW)),
         shape_flash(model, block),

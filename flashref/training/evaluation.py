@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashref.models.checkpoint import Checkpoint
-from flashref.models.predictors import Errors, Predictors, predictor_tensors
+from flashref.models.predictors import ErrorCounts, Predictors, predictor_tensors
 from flashref.training.judging import Judgement, Perplexities, Swept, Verdict, total_errors
 from flashref.training.plan import model_bytes
 from flashref.types import Predictor
@@ -229,7 +229,7 @@ def _total(layers: Sequence[LayerFigures], shares: Shares) -> LayerFigures:
     )
 
 
-def _shares(errors: Errors) -> Shares:
+def _shares(errors: ErrorCounts) -> Shares:
     pairs = max(errors.active + errors.inactive, 1)
     predicted = errors.active - errors.false_negatives + errors.false_positives
     return Shares(

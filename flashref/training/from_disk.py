@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flashref import __version__
-from flashref.models.checkpoint import Checkpoint, open_checkpoint, with_activation
+from flashref.models.checkpoint import Checkpoint, open_checkpoint, shown_activation, with_activation
 from flashref.models.origin import Origin, Source
 from flashref.models.predictors import FILE_NAME, load_predictors, save_predictors
 from flashref.storage.files import require_new_file
@@ -94,7 +94,7 @@ def fit(
         "version of flashref": __version__,
         "model": identity,
         "text": sha256,
-        "--activation": _shown(config.activation, config.tau),
+        "--activation": shown_activation(config.activation, config.tau),
         "--tokens": sum(part.size for part in parts),
         **_options_of(plan),
     }
@@ -206,10 +206,6 @@ def _options_of(plan: Plan) -> dict[str, object]:
         "--false-negatives": plan.false_negatives,
         "--window": plan.windows,
     }
-
-
-def _shown(activation: str, tau: float) -> str:
-    return f"{activation}:{tau:g}" if activation == "fatrelu" else activation
 
 
 def _swept(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashref.models.checkpoint import Checkpoint
-from flashref.models.predictors import Errors, count_errors, pool_errors
+from flashref.models.predictors import ErrorCounts, count_errors, pool_errors
 from flashref.models.whole_text import losses
 from flashref.storage.progress import Progress, unseen
 from flashref.training.layers import (
@@ -49,7 +49,7 @@ class Residency(NamedTuple):
 class Verdict(NamedTuple):
     """One layer: errors of its predictor, and its windows; without one it is dense, and all is resident."""
 
-    errors: Errors
+    errors: ErrorCounts
     residency: Residency | None
 
 
@@ -75,7 +75,7 @@ class Swept(NamedTuple):
     """All layers at one threshold, a logit: pooled errors, and the mean |C_t| as a share of the neurons."""
 
     threshold: float
-    errors: Errors
+    errors: ErrorCounts
     resident_share: float
 
 
@@ -87,7 +87,7 @@ def judge_predictors(
     windows: int,
     progress: Progress = unseen,
 ) -> Judgement:
-    """Errors and windows along the dense model, and the perplexity of four models, each along its own way.
+    """Judge predictors: errors and windows along the dense model, and the perplexity of four models.
 
     Args:
         checkpoint: of the model.
@@ -118,10 +118,12 @@ def judge_predictors(
     return Judgement(chunks.size, window, tuple(verdicts), Perplexities(*values))
 
 
-def total_errors(predictors: Sequence[Predictor | None], verdicts: Sequence[Verdict]) -> Errors:
+def total_errors(predictors: Sequence[Predictor | None], verdicts: Sequence[Verdict]) -> ErrorCounts:
     """The errors of all layers that have a predictor, together."""
     pairs = zip(predictors, verdicts, strict=True)
-    return pool_errors([Errors(0, 0, 0, 0), *(verdict.errors for one, verdict in pairs if one is not None)])
+    return pool_errors(
+        [ErrorCounts(0, 0, 0, 0), *(verdict.errors for one, verdict in pairs if one is not None)]
+    )
 
 
 def sweep(
@@ -150,7 +152,7 @@ def sweep(
     return [
         Swept(
             threshold,
-            pool_errors([Errors(0, 0, 0, 0), *(verdict.errors for verdict in row)]),
+            pool_errors([ErrorCounts(0, 0, 0, 0), *(verdict.errors for verdict in row)]),
             float(
                 np.mean([each.residency.kept[-1] for each in row if each.residency]) / chunks.size / neurons
             )

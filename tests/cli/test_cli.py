@@ -15,7 +15,7 @@ from opt_runs import sentence
 
 import flashref
 from flashref.cli import main, paper
-from flashref.models import flash
+from flashref.models import decoding
 
 pytestmark = opt_runs.IGNORED_WARNINGS
 no_waiting_for_the_disk = opt_runs.no_waiting_for_the_disk
@@ -63,7 +63,7 @@ def test_other_errors_of_the_system_are_one_sentence_too(run, monkeypatch):
     def gone(*_):
         raise OSError(errno.EIO, "Input/output error", "/dev/sda")
 
-    monkeypatch.setattr(flash, "decode_layer", gone)
+    monkeypatch.setattr(decoding, "decode_layer", gone)
     assert sentence(run()) == "/dev/sda: Input/output error; check the path, its permissions and the disk"
 
 
@@ -103,7 +103,7 @@ SLEEP = "(print('asleep', file=sys.stderr, flush=True), time.sleep(60))"
     "code",
     [
         f"os.fsync = lambda descriptor: {SLEEP}",  # packing: all is written, nothing has its name
-        f"import flashref.models.flash as f; f.decode_layer = lambda *a: {SLEEP}",
+        f"import flashref.models.decoding as f; f.decode_layer = lambda *a: {SLEEP}",
     ],
 )
 def test_ctrl_c_leaves_nothing(model, tmp_path, code):
@@ -127,7 +127,7 @@ def test_ctrl_c_leaves_nothing(model, tmp_path, code):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_being_ended_leaves_nothing(model, tmp_path, name):
-    code = f"import flashref.models.flash as f; f.decode_layer = lambda *a: {SLEEP}"
+    code = f"import flashref.models.decoding as f; f.decode_layer = lambda *a: {SLEEP}"
     with started(code, *few(model), env={"TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE) as process:
         assert process.stderr.readline() == "asleep\n"
         assert len(list(tmp_path.iterdir())) == 1

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from flashref.cli import main
 from flashref.ffn import active_neurons
-from flashref.models import flash
+from flashref.models import decoding
 from flashref.simulate import trace_file
 from flashref.storage.device import PRESETS, device_to_json
 from flashref.types import ImageError
@@ -253,13 +253,13 @@ def test_a_loss_beyond_every_float_is_null(report, tmp_path):  # JSON has no Inf
 
 
 def test_what_does_not_hold_is_exit_code_1(run, monkeypatch):
-    real = flash.decode_layer
+    real = decoding.decode_layer
 
     def wrong(*arguments):
         y, state, step = real(*arguments)
         return y + np.float32(1), state, step
 
-    monkeypatch.setattr(flash, "decode_layer", wrong)
+    monkeypatch.setattr(decoding, "decode_layer", wrong)
     outcome = run()
     assert outcome.code == 1 and outcome.err == ""
     assert "NOT verified: layer 0: the output differs" in outcome.out
@@ -277,13 +277,13 @@ def test_an_oracle_that_misses_a_neuron_is_exit_code_1(run, monkeypatch):
 
 def test_the_text_is_shown_while_it_is_written_on_a_terminal(run, monkeypatch):
     whole, told = run("--predictor", "exact").out, []
-    real = flash.decode_layer
+    real = decoding.decode_layer
 
     def watched(*arguments):
         told.append(sys.stdout.getvalue())
         return real(*arguments)
 
-    monkeypatch.setattr(flash, "decode_layer", watched)
+    monkeypatch.setattr(decoding, "decode_layer", watched)
     monkeypatch.setattr("sys.stdout", io.StringIO())
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal
     assert run("--predictor", "exact").code == 0

@@ -13,7 +13,7 @@ from random_models import LAYERS, NEURONS, WIDTH, write_family
 from safetensors.numpy import load_file, save_file
 
 from flashref.cli.report import size
-from flashref.models import flash, memory, open_model, prepared, setup, storage
+from flashref.models import decoding, memory, open_model, prepared, setup, storage
 from flashref.models.checkpoint import open_checkpoint
 from flashref.models.memory import ALLOWANCE, ALLOWED_COPIES
 from flashref.models.model import load_model
@@ -108,16 +108,16 @@ RUNNING = """
 import sys
 import numpy as np
 from flashref.cli import main
-from flashref.models import flash
+from flashref.models import decoding
 
-real, held, size = flash.decode_layer, [], int(sys.argv[1])
+real, held, size = decoding.decode_layer, [], int(sys.argv[1])
 
 def hoarding(*arguments):
     if not held:
         held.append(np.ones(size, np.uint8))
     return real(*arguments)
 
-flash.decode_layer = hoarding
+decoding.decode_layer = hoarding
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -237,13 +237,13 @@ def test_steps_of_resident_layers_are_not_counted(run, report, llama, identity, 
 
 
 def test_a_wrong_resident_set_is_found_without_weights_too(run, llama, monkeypatch):
-    real = flash.decode_layer
+    real = decoding.decode_layer
 
     def lying(*arguments):
         y, state, step = real(*arguments)
         return y, state, step._replace(resident=step.resident[1:])
 
-    monkeypatch.setattr(flash, "decode_layer", lying)
+    monkeypatch.setattr(decoding, "decode_layer", lying)
     outcome = run(llama, "--predictor", "gate", "--no-proof", "--json")
     assert outcome.code == 1 and json.loads(outcome.out)["verified"] is False
 

@@ -7,7 +7,7 @@ from family_runs import SCALED, TEXT, sentence, write_predictors
 from random_models import LAYERS, NEURONS, WIDTH, write_family
 
 from flashref.decode import ResidentFFN
-from flashref.models import flash, setup
+from flashref.models import setup
 from flashref.models.checkpoint import load_ffn, open_checkpoint
 from flashref.simulate import runs
 from flashref.storage import container
@@ -55,8 +55,8 @@ def test_a_gate_that_is_looked_through_in_pieces(tmp_path, monkeypatch):
     expected = np.flatnonzero(z > 0.25)
     assert 5 < len(expected) < NEURONS - 5
     for piece in (1 << 22, 4 * WIDTH * 7, 1):  # all at once, seven neurons, one
-        monkeypatch.setattr(flash, "GATE_BYTES", piece)
-        assert same(flash.gate_predictor(resident)(x), expected)
+        monkeypatch.setattr(setup, "GATE_BYTES", piece)
+        assert same(setup.gate_predictor(resident)(x), expected)
 
 
 @pytest.mark.parametrize("piece", [1 << 22, 3 * 128])
@@ -66,13 +66,15 @@ def test_a_layer_that_is_resident_whole_is_the_checkpoints(llama, tmp_path, monk
     pack_image(tmp_path / "i", checkpoint.tensors, layers, checkpoint.config_text, orders=orders)
     monkeypatch.setattr(container, "PIECE_BYTES", piece)
     for layer in range(LAYERS):
-        found = flash.resident_layer(open_image(tmp_path / "i"), layer, ResidentFFN("relu"))
+        found = setup.resident_layer(open_image(tmp_path / "i"), layer, ResidentFFN("relu"))
         assert same(found, load_ffn(checkpoint, layer))
 
 
 def test_a_gate_that_misses_a_neuron_is_exit_code_1(run, llama, monkeypatch):
+    real = setup.gate_predictor
+
     def missing(resident):
-        predict = flash.gate_predictor(resident)
+        predict = real(resident)
         return lambda x: predict(x)[1:]
 
     monkeypatch.setattr(setup, "gate_predictor", missing)
@@ -81,13 +83,13 @@ def test_a_gate_that_misses_a_neuron_is_exit_code_1(run, llama, monkeypatch):
 
 
 def test_a_resident_layer_that_only_looks_right_is_refused(run, llama, identity, tmp_path, monkeypatch):
-    real = flash.resident_layer
+    real = setup.resident_layer
 
     def off_by_one(*arguments):
         ffn = real(*arguments)
         return ffn._replace(down=ffn.down + np.float32(1))
 
-    monkeypatch.setattr(flash, "resident_layer", off_by_one)
+    monkeypatch.setattr(setup, "resident_layer", off_by_one)
     path = write_predictors(llama, tmp_path / "p", (1,), identity)
     text = sentence(run(llama, "--predictor", "trained", "--predictors", path))
     assert "the bundles of layer 1 are not the checkpoint's" in text

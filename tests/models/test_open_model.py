@@ -14,8 +14,7 @@ from random_models import CONTEXT, LAYERS, WIDTH, random_weights, write_family, 
 from flashref import same
 from flashref.decode import sum_predicted
 from flashref.ffn import active_neurons
-from flashref.models import Account, open_model
-from flashref.models import flash as flash_module
+from flashref.models import Account, decoding, open_model
 from flashref.models.checkpoint import load_ffn, open_checkpoint
 from flashref.models.tokens import Tokenizer, text_pieces, written_text
 from flashref.simulate.runs import tables_of_text, trace_of_text
@@ -300,14 +299,14 @@ def test_a_model_may_be_opened_by_use_and_closed_by_hand(model, tmp_path, monkey
 
 
 def test_a_lie_is_found_out_and_stays_found(opened, monkeypatch):
-    real = flash_module.decode_layer
+    real = decoding.decode_layer
 
     def wrong(*arguments):
         y, state, step = real(*arguments)
         return np.nextafter(y, np.float32(np.inf)), state, step
 
     with monkeypatch.context() as patch:
-        patch.setattr(flash_module, "decode_layer", wrong)
+        patch.setattr(decoding, "decode_layer", wrong)
         opened.generate(PROMPT, tokens=2)
     assert opened.verify()[:2] == (
         False,

@@ -8,11 +8,11 @@ from random_models import DEVICE, LAYERS, NEURONS, WIDTH, open_packed, random_we
 from flashref import bundle_layout, pack_bundles, same
 from flashref.decode import decode_layer, sum_predicted, sum_resident
 from flashref.ffn import dense_ffn
-from flashref.models import flash
-from flashref.models.decoding import decode_dense, measure_perplexities
-from flashref.models.flash import flash_ffn
-from flashref.models.generate import generate, greedy, perplexity, sampler
+from flashref.models import decoding
+from flashref.models.decoding import decode_dense, flash_ffn
+from flashref.models.generate import generate, greedy, sampler
 from flashref.models.model import one_at_a_time
+from flashref.models.perplexity import measure_perplexities, perplexity
 from flashref.models.proof import Proof
 from flashref.models.text import TextRequest
 from flashref.storage.readers import memory_reader
@@ -152,7 +152,7 @@ def changed_step(monkeypatch, change, at=8):
         y, state, step = steps[-1]
         return change(y, state, step) if len(steps) == at else steps[-1]
 
-    monkeypatch.setattr(flash, "decode_layer", lying)
+    monkeypatch.setattr(decoding, "decode_layer", lying)
 
 
 def test_a_resident_set_with_one_neuron_more_or_less_is_found_out(folder, monkeypatch):

@@ -18,14 +18,13 @@ from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
 from flashref.models.config import parse_config
 from flashref.models.generate import (
     check_ids,
-    decode_bytes,
-    encode_bytes,
     generate,
     greedy,
-    perplexity,
     sampler,
 )
 from flashref.models.model import empty_cache, forward, load_model, one_at_a_time
+from flashref.models.perplexity import perplexity
+from flashref.models.tokens import decode_bytes, encode_bytes
 from flashref.types import DomainError, ShapeError
 
 TINY = Path(flashref.__file__).parent / "data" / "tiny"

@@ -16,8 +16,8 @@ from flashref.models.checkpoint import open_checkpoint
 from flashref.models.text import Record
 from flashref.simulate import scaled
 from flashref.simulate.flash import Flash, front_to_back, unbundled_layouts
-from flashref.simulate.methods import Cost, measured_cost, replay_methods, simulated_cost
-from flashref.simulate.placement import moved_by_fill, moved_by_swap
+from flashref.simulate.methods import Cost, measured_cost, simulated_cost
+from flashref.simulate.pieces import Replay, methods_of, replay_tokens
 from flashref.simulate.scaled import scale_to_opt_6_7b
 from flashref.simulate.shapes.shape import shape_demand
 from flashref.simulate.trace import trace_of
@@ -28,7 +28,7 @@ from flashref.storage.image import open_image, pack_image
 from flashref.storage.readers import DirectReader, memory_reader
 from flashref.types import IO, Extent
 
-MOVES = {swap_with_last: moved_by_swap, fill_holes: moved_by_fill}
+PLACEMENTS = (swap_with_last, fill_holes)
 NAMES = ("naive", "hybrid", "predictor", "windowing", "bundling")
 MIB = 1024 * 1024
 
@@ -172,6 +172,13 @@ def check_table(methods, trace, flash, demand, budget, placement, device):
         assert math.isclose(got[4], want[4], rel_tol=1e-12), method.name
 
 
+def replayed(replay, trace):
+    """The table of a trace, token by token."""
+    tokens = ([trace.active(t, layer) for layer in range(trace.layers)] for t in range(trace.tokens))
+    totals = replay_tokens(replay, tokens, trace.first_counted)
+    return methods_of(replay, totals, trace.tokens - trace.first_counted)
+
+
 def random_trace(seed, layers, n, passes, first_counted=0, share=0.15):
     """Predictions that overlap from token to token."""
     rng = np.random.default_rng(seed)
@@ -214,7 +221,7 @@ def test_every_row_equals_a_replay_with_sets_and_lists(placement, n, d, block, c
         demand = Demand(12_345, 900, 100, 2, n, flash.bundled[0].stride)
         for memory in (0, n * demand.stride, 3 * n * demand.stride - 1, 10**9):
             budget = Budget(900 + memory, window, capacities, 4321)
-            methods = replay_methods(trace, flash, demand, budget, MOVES[placement], [simulated_cost(device)])
+            methods = replayed(Replay(flash, demand, budget, placement, [simulated_cost(device)]), trace)
             check_table(methods, trace, flash, demand, budget, placement, device)
             kept = min(memory // (n * demand.stride), 2)
             dram = (0, 900 + kept * n * demand.stride, demand.fixed, 4321, 4321)
@@ -233,7 +240,7 @@ def test_a_table_worked_by_hand():
     device = DEVICE._replace(
         latency_ns=0, max_iops=0, max_bandwidth=10**9, stream_bandwidth=0, block=64, knee=1.0
     )
-    methods = replay_methods(trace, flash, demand, budget, moved_by_swap, [simulated_cost(device)])
+    methods = replayed(Replay(flash, demand, budget, swap_with_last, [simulated_cost(device)]), trace)
     # The first pass is warm-up. Window: {0, 1}; {1, 2} replaces 0 by 2, which moves row 1 to row 0;
     # then 3 beside 1 and 2 does not fit 2 rows: both leave, and nothing is to be moved.
     table = [tuple(method)[:7] for method in methods]
@@ -291,8 +298,8 @@ def test_the_last_row_is_what_the_live_run_did(folder, capacities, placement, co
     decoded, proof = decode(opened, cold=cold)
     assert proof.failure is None
     trace = traced(decoded)
-    methods = replay_methods(
-        trace, flash_of(opened), opened.demand, opened.budget, MOVES[placement], [simulated_cost(DEVICE)]
+    methods = replayed(
+        Replay(flash_of(opened), opened.demand, opened.budget, placement, [simulated_cost(DEVICE)]), trace
     )
     check_table(methods, trace, flash_of(opened), opened.demand, opened.budget, placement, DEVICE)
     counted = [step for layers in proof.passes[-COUNT:] for _, step in layers]
@@ -321,7 +328,7 @@ def test_measured_costs_read_what_simulated_ones_count(folder, tmp_path):
     # The memory reader takes the device's time: measured by it, every row takes what is simulated.
     readers = [memory_reader(path.read_bytes(), DEVICE) for path in paths]
     costs = [simulated_cost(DEVICE), measured_cost(*readers)]
-    methods = replay_methods(trace, flash, opened.demand, opened.budget, moved_by_swap, costs)
+    methods = replayed(Replay(flash, opened.demand, opened.budget, swap_with_last, costs), trace)
     for method in methods:
         assert method.measured_io_ms_per_token == method.simulated_io_ms_per_token > 0
     # And the direct reader, by its clock, reads the very bytes and as many times.
@@ -339,8 +346,8 @@ def test_measured_costs_read_what_simulated_ones_count(folder, tmp_path):
         for of in ([(layout,) for layout in flash.bundled], flash.unbundled):
             assert real.scattered(of, reads)[:3] == told.scattered(of, reads)[:3]
             assert real.scattered(of, reads).nanoseconds == full  # a tick a batch that has anything to read
-        counted = replay_methods(
-            trace, flash, opened.demand, opened.budget, moved_by_swap, [real, Cost(*real)]
+        counted = replayed(
+            Replay(flash, opened.demand, opened.budget, swap_with_last, [real, Cost(*real)]), trace
         )
         assert [tuple(row)[:6] for row in counted] == [tuple(row)[:6] for row in methods]
 
@@ -458,7 +465,7 @@ def test_the_table_falls_from_row_to_row():
     trace = random_trace(1, 4, 1024, 12, 4, share=0.04)
     largest = np.full((4, 5), 250)
     predicted = [[trace.active(token, layer) for layer in range(4)] for token in range(12)]
-    for place in MOVES:
+    for place in PLACEMENTS:
         methods = scale(predicted, 1024, None, largest / 2, largest, place, first=4)
         for figure in ("useful_bytes_per_token", "flash_bytes_per_token", "simulated_io_ms_per_token"):
             values = [getattr(method, figure) for method in methods]

@@ -1,30 +1,23 @@
-"""The five methods in pieces: to the bit what the replay of the whole trace gives, in memory of one piece."""
+"""The five methods in pieces: to the bit what one piece of the whole trace gives, in memory of one piece."""
 
 import tracemalloc
 
 import numpy as np
 import pytest
-from test_methods import MOVES, made_flash, random_trace
+from test_methods import PLACEMENTS, check_table, made_flash, random_trace, replayed
 
 from flashref.models.budget import Budget, Demand
 from flashref.models.text import Record
 from flashref.simulate import pieces
-from flashref.simulate.methods import Cost, replay_methods, simulated_cost
-from flashref.simulate.pieces import Replay, methods_of, replay_tokens
+from flashref.simulate.methods import Cost, simulated_cost
+from flashref.simulate.pieces import Replay
 from flashref.simulate.scaled import scale_to_opt_6_7b
 from flashref.slots import swap_with_last
 from flashref.storage.device import PRESETS
 
 
-def in_pieces(replay, trace):
-    """The table of a trace, token by token."""
-    tokens = ([trace.active(t, layer) for layer in range(trace.layers)] for t in range(trace.tokens))
-    totals = replay_tokens(replay, tokens, trace.first_counted)
-    return methods_of(replay, totals, trace.tokens - trace.first_counted)
-
-
 @pytest.mark.parametrize("piece", [1, 50, 1 << 16])
-@pytest.mark.parametrize("place", MOVES)
+@pytest.mark.parametrize("place", PLACEMENTS)
 @pytest.mark.parametrize(
     ("n", "d", "block", "capacities", "window"),
     [(40, 8, 64, (40, 40), 5), (40, 8, 64, (12, 7), 4), (70, 5, 16, (5, 0), 3), (20, 8, 64, (20, 20), 99)],
@@ -32,7 +25,6 @@ def in_pieces(replay, trace):
 def test_pieces_of_any_size_give_the_figures_of_the_whole_trace(
     monkeypatch, piece, place, n, d, block, capacities, window
 ):
-    monkeypatch.setattr(pieces, "PIECE", piece)
     device = PRESETS["nvme_gen4"]._replace(block=block)
     other = simulated_cost(PRESETS["ufs40"]._replace(block=block))  # stands for a disk
     for first_counted, order in ((0, None), (6, np.random.default_rng(n).permutation(n))):
@@ -41,14 +33,12 @@ def test_pieces_of_any_size_give_the_figures_of_the_whole_trace(
         demand = Demand(12_345, 900, 100, 2, n, flash.bundled[0].stride)
         budget = Budget(900 + n * demand.stride, window, capacities, 4321)
         for costs in ([simulated_cost(device)], [simulated_cost(device), Cost(*other)]):
-            found = in_pieces(Replay(flash, demand, budget, place, costs), trace)
-            due = replay_methods(trace, flash, demand, budget, MOVES[place], costs)
-            # Bytes moved a token are a product and a quotient: either may be rounded first.
-            moved = [row.dram_moved_bytes_per_token for row in found]
-            assert moved == pytest.approx([row.dram_moved_bytes_per_token for row in due], rel=1e-15)
-            assert [row._replace(dram_moved_bytes_per_token=0) for row in found] == [
-                row._replace(dram_moved_bytes_per_token=0) for row in due
-            ]
+            replay = Replay(flash, demand, budget, place, costs)
+            with monkeypatch.context() as patch:
+                patch.setattr(pieces, "PIECE", piece)
+                found = replayed(replay, trace)
+            assert found == replayed(replay, trace)
+            check_table(found, trace, flash, demand, budget, place, device)
 
 
 def test_a_text_of_any_length_takes_the_same_memory_at_the_large_shape(monkeypatch):

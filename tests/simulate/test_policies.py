@@ -11,14 +11,16 @@ from flashref.decode import read_batches
 from flashref.models.budget import Demand, solve_budget
 from flashref.simulate.caches.classic import lfu
 from flashref.simulate.flash import Flash, unbundled_layouts
-from flashref.simulate.methods import replay_methods, simulated_cost
+from flashref.simulate.methods import simulated_cost
 from flashref.simulate.orders import ORDERS
+from flashref.simulate.pieces import Replay, methods_of, replay_tokens
 from flashref.simulate.placement import moved_by_swap
 from flashref.simulate.policies import POLICIES, Study
 from flashref.simulate.sweep import Choices, Estimate, Grid, Impossible, configurations, sweep
 from flashref.simulate.tokens import Host
 from flashref.simulate.trace import trace_of
 from flashref.simulate.window import uses_of
+from flashref.slots import swap_with_last
 from flashref.storage.device import PRESETS
 from flashref.types import same
 from flashref.window import empty_window, resident_neurons, window_update
@@ -212,14 +214,9 @@ def test_the_five_methods_cost_what_their_replays_do(model, memory, window):
     unions = study.uses.unions
     budget = solve_budget(demand, memory, window, unions.mean(axis=0), unions.max(axis=0))
     device = DEVICES["fast"]
-    methods = replay_methods(
-        trace,
-        study.flash,
-        demand,
-        budget,
-        moved_by_swap,
-        [simulated_cost(device)],
-    )
+    replay = Replay(study.flash, demand, budget, swap_with_last, [simulated_cost(device)])
+    totals = replay_tokens(replay, predicted, trace.first_counted)
+    methods = methods_of(replay, totals, trace.tokens - trace.first_counted)
     asked = configurations(
         Grid(
             ["naive", "hybrid", "predictor", "window"],

@@ -18,10 +18,11 @@ import flashref
 from flashref import gather_rows, same
 from flashref.decode import empty_layer, sum_resident
 from flashref.models.checkpoint import open_checkpoint
-from flashref.models.flash import Decoder, flash_ffn
-from flashref.models.generate import encode_bytes, generate, greedy
+from flashref.models.decoding import Decoder, flash_ffn
+from flashref.models.generate import generate, greedy
 from flashref.models.model import load_model, one_at_a_time
 from flashref.models.predictors import load_predictors
+from flashref.models.tokens import encode_bytes
 from flashref.predictor import predict_active
 from flashref.slots import swap_with_last
 from flashref.storage.container import read_container

@@ -8,19 +8,18 @@ import pytest
 from command_line import called, sentence_of
 from random_models import LAYERS, write_family
 
-from flashref.cli.report import LABELS
 from flashref.models import memory, prepared
 from flashref.models.checkpoint import load_ffn, open_checkpoint
 from flashref.models.origin import Origin, Source
 from flashref.models.predictors import Predictors, save_predictors
 from flashref.simulate import runs
-from flashref.simulate.methods import Method
+from flashref.simulate.methods import METHODS, Method
 from flashref.storage.container import read_container
 from flashref.types import Predictor
 
 TEXT = b"And the earth was without form, and void; and darkness was upon the face of the deep"
 PYTHON_BYTES = 30_000_000
-SCALED = tuple(Method(name, 1.0, 1.0, 1.0, 1, 0.0, 1.0, None) for name in LABELS)
+SCALED = tuple(Method(name, 1.0, 1.0, 1.0, 1, 0.0, 1.0, None) for name in METHODS)
 SOURCE = Source("0" * 64, ((0, 1),))
 sentence = partial(sentence_of, "run")
 

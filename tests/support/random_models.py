@@ -14,9 +14,10 @@ from flashref.ffn import active_neurons
 from flashref.models.budget import Budget, Demand, demand_of
 from flashref.models.checkpoint import load_ffn, open_checkpoint, tensor_shapes
 from flashref.models.config import parse_config
-from flashref.models.flash import Decoder, empty_layers
+from flashref.models.decoding import Decoder
 from flashref.models.model import load_model
 from flashref.models.predictors import load_predictors
+from flashref.models.setup import empty_layers
 from flashref.predictor import predict_active
 from flashref.slots import swap_with_last
 from flashref.storage.device import PRESETS

@@ -11,10 +11,9 @@ from train_runs import QUICK, TEXT
 
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn
 from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
-from flashref.models.decoding import measure_perplexities
-from flashref.models.generate import perplexity
 from flashref.models.model import load_model, one_at_a_time
-from flashref.models.predictors import Errors, load_predictors
+from flashref.models.perplexity import measure_perplexities, perplexity
+from flashref.models.predictors import ErrorCounts, load_predictors
 from flashref.predictor import predict_active
 from flashref.training import judging
 from flashref.types import Predictor
@@ -105,7 +104,7 @@ def test_errors_windows_and_all_four_perplexities_are_those_of_plain_sets(tmp_pa
         pairs = [pair for chunk in seen for pair in chunk[layer]]
         active = sum(len(a) for a, _ in pairs)
         if layer == dense_layer:
-            assert verdict == (Errors(active, 36 * NEURONS - active, 0, 36 * NEURONS - active), None)
+            assert verdict == (ErrorCounts(active, 36 * NEURONS - active, 0, 36 * NEURONS - active), None)
             continue
         missed, extra = sum(len(a - s) for a, s in pairs), sum(len(s - a) for a, s in pairs)
         assert verdict.errors == (active, 36 * NEURONS - active, missed, extra)

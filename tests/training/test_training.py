@@ -9,7 +9,7 @@ from tools import train_tiny
 from flashref.bounds import gamma, unit_roundoff
 from flashref.ffn import active_neurons
 from flashref.models.origin import Origin, Source
-from flashref.models.predictors import Errors, count_errors, pool_errors
+from flashref.models.predictors import ErrorCounts, count_errors, pool_errors
 from flashref.training import low_rank
 from flashref.training.choosing import (
     Curve,
@@ -325,11 +325,11 @@ def test_errors_are_pooled_counts_and_nothing_of_nothing_is_nothing():
     active = np.array([[True, True, False, False]])
     sets = np.array([[True, False, True, False]])
     one = count_errors(sets, active)
-    assert one == Errors(2, 2, 1, 1)
+    assert one == ErrorCounts(2, 2, 1, 1)
     none = count_errors(np.zeros((1, 4), bool), np.zeros((1, 4), bool))
     assert none.false_negative_rate == 0
     assert count_errors(active, np.ones((1, 4), bool)).false_positive_rate == 0
-    assert pool_errors([one, none]) == Errors(2, 6, 1, 1)
+    assert pool_errors([one, none]) == ErrorCounts(2, 6, 1, 1)
 
 
 def test_error_curve_counts_what_a_strict_comparison_counts():

@@ -1,12 +1,12 @@
 """Table 2: OPT 6.7B in fp16, half in memory, method by method."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flashref.bundle import Layout
 from flashref.models.budget import Budget
 from flashref.simulate.costs import read_sizes, separate_sizes
-from flashref.simulate.figures import figure_densities
+from flashref.simulate.figures import TABLE_2, figure_densities
 from flashref.simulate.methods import METHODS
 from flashref.simulate.numbers import digits
 from flashref.simulate.paper.derivation import (
@@ -29,14 +29,6 @@ from flashref.simulate.trace import ActivationTrace
 from flashref.simulate.window import uses_of
 
 MEMORY = 0.5
-# Table 2's bytes and ms a token, which nothing here is computed from.
-PAPER: Mapping[str, tuple[int, float]] = {
-    "naive": (13_400_000_000, 2196),
-    "hybrid": (6_700_000_000, 1090),
-    "predictor": (900_000_000, 738),
-    "windowing": (200_000_000, 164),
-    "bundling": (200_000_000, 87),
-}
 
 
 class Table2Row(NamedTuple):
@@ -147,7 +139,7 @@ def _row(name: str, kept: Kept, layouts: Sequence[Sequence[Layout]], trace: Acti
         for sizes in (separate_sizes, read_sizes)
     )
     useful = kept.useful_run_bytes + mean_useful_bytes(kept.reads, layouts, trace)
-    return Table2Row(name, useful, separate, *PAPER[name], joined)
+    return Table2Row(name, useful, separate, *TABLE_2[name], joined)
 
 
 def _notes() -> tuple[str, ...]:

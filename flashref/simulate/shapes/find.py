@@ -3,12 +3,11 @@
 import os
 from pathlib import Path
 
+from flashref.models.checkpoint import TINY
 from flashref.models.config import parse_object
 from flashref.simulate.shapes.presets import CONFIGS, preset_shape
 from flashref.simulate.shapes.shape import ModelShape, shape_of_config
 from flashref.types import DomainError, ImageError
-
-TINY = Path(__file__).parents[2] / "data" / "tiny"
 
 
 def find_shape(model: str | os.PathLike[str], dtype: str | None = None) -> ModelShape:
