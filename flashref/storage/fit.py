@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flashref.storage.device import Device, read_time
+from flashref.storage.device import LARGEST_FIELD, Device, read_time
 from flashref.types import DomainError
 
 Floats = npt.NDArray[np.float64]
@@ -81,11 +81,16 @@ def fit_device(points: Sequence[Point], dispatch_ns: int = 0) -> Device:
         return float(found.cost), np.exp(found.x)
 
     _, (latency, iops, bandwidth, stream, knee) = min(map(fitted, STREAM_STARTS), key=lambda pair: pair[0])
+
+    def whole(limit: float) -> int:
+        # A limit that the points do not show may be fitted to anything; a device's numbers end somewhere.
+        return min(max(1, round(limit)), LARGEST_FIELD)
+
     return Device(
         latency_ns=round(latency),
-        max_iops=max(1, round(iops)),
-        max_bandwidth=max(1, round(bandwidth)),
-        stream_bandwidth=max(1, round(stream)),
+        max_iops=whole(iops),
+        max_bandwidth=whole(bandwidth),
+        stream_bandwidth=whole(stream),
         queue_depth=depth,
         dispatch_ns=dispatch_ns,
         knee=round(float(knee), 4),
