@@ -19,7 +19,7 @@ from flashref.cli.train import GRID
 from flashref.ffn import dense_ffn
 from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
 from flashref.models.model import load_model, one_at_a_time
-from flashref.models.predictors import Errors, Predictors, load_predictors
+from flashref.models.predictors import ErrorCounts, Predictors, load_predictors
 from flashref.storage.image import fingerprint
 from flashref.training import draw, fitting, judging, layers, low_rank
 from flashref.training.evaluation import Evaluation, LayerFigures, Resident, Shares, Subject, evaluate
@@ -166,7 +166,7 @@ def test_residency_is_shown_as_shares_of_a_layer_and_their_mean(small):
     predictors = Predictors((maps, maps), none.astype(np.float32), none, None)
     found = [(np.array([48, 96]), np.array([12, 24])), (np.array([96, 192]), np.array([24, 48]))]
     verdicts = tuple(
-        judging.Verdict(Errors(1, 1, 0, 0), judging.Residency(8, kept, largest, kept))
+        judging.Verdict(ErrorCounts(1, 1, 0, 0), judging.Residency(8, kept, largest, kept))
         for kept, largest in found
     )
     judgement = judging.Judgement(8, 2, verdicts, judging.Perplexities(1.0, 1.0, 1.0, 1.0))

@@ -464,7 +464,7 @@ def short(monkeypatch):
 @pytest.mark.usefixtures("short")
 def test_table_2_is_not_derived_from_table_2(monkeypatch):
     before = COMPUTE["table2"]()
-    monkeypatch.setattr(table2, "PAPER", dict.fromkeys(TABLE_2, (1, 1.0)))
+    monkeypatch.setattr(table2, "TABLE_2", dict.fromkeys(TABLE_2, (1, 1.0)))
     again = COMPUTE["table2"]()
     assert [row.paper_io_ms for row in again.rows] == [1.0] * 5
     assert [row[:3] + row[5:] for row in again.rows] == [row[:3] + row[5:] for row in before.rows]
