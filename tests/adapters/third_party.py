@@ -17,8 +17,9 @@ def dense_ffn(x, activation, up, *rest):
 
 
 def sparse_ffn(x, activation, up, down, gate, up_bias, gate_bias, down_bias, tau, active):
-    shapes = {(len(up), len(x)): (up, down, gate), (len(up),): (up_bias, gate_bias), (len(x),): (down_bias,)}
-    parts = [(shape, part) for shape, group in shapes.items() for part in group if part is not None]
+    n, d = len(up), len(x)
+    groups = ((n, d), (up, down, gate)), ((n,), (up_bias, gate_bias)), ((d,), (down_bias,))
+    parts = [(shape, part) for shape, group in groups for part in group if part is not None]
     if x.dtype != np.float32 or any(part.shape != shape or part.dtype != x.dtype for shape, part in parts):
         raise ValueError("sizes or dtypes do not fit")
     if np.any(active < 0) or np.any(active >= len(up)) or np.any(np.diff(active) <= 0):
