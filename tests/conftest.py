@@ -33,6 +33,42 @@ CITED = pytest.StashKey[dict[str, list[str]]]()
 CI_ONLY = pytest.StashKey[list[str]]()
 
 
+# Tests that share what takes long to make: JAX's compilations, fitted predictors, the paper's figures.
+ON_ONE_WORKER = {
+    "jax": (
+        "tests/models/test_whole_text",
+        "tests/conformance/test_adapters.py::test_an_example_adapter_passes[jax",
+    ),
+    "xla": ("tests/xla/",),
+    "training": ("tests/training/", "tests/cli/test_train"),
+    "paper": (
+        "tests/simulate/test_paper",
+        "tests/cli/test_paper",
+        "tests/simulate/test_simulation.py::test_the_paper",
+    ),
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Each test for itself to the worker that is free, but those of ON_ONE_WORKER together.
+
+    In place of `--dist=loadgroup`, whose groups pytest 9.2 loses (pytest-xdist 3.8, issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((name for name, starts in ON_ONE_WORKER.items() if nodeid.startswith(starts)), nodeid)
+
+    return Together(config, log)
+
+
+def sampled(values, sample):
+    """All of the values as parameters; the profile `dev` runs those of the sample only."""
+    return [pytest.param(value, marks=() if value in sample else pytest.mark.ci) for value in values]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what is too long for the profile `dev`; keep which tests these are, and what is tested where.

@@ -12,6 +12,7 @@ import time
 import conformance_runs
 import pytest
 from conformance_runs import ENVIRONMENT, FORGETS, REFERENCE, ROOT, kinds, vector_kinds
+from conftest import sampled
 
 import flashref
 from flashref import SPEC_VERSION
@@ -68,6 +69,7 @@ def test_a_pipe_gets_80_columns_whole_ids_and_no_trailing_blanks(judge, adapter,
         assert any(vector.id == name for vector in read_vectors(SHIPPED))
 
 
+@pytest.mark.ci
 def test_no_folder_of_hypothesis_is_left(adapter, tmp_path):
     words = [sys.executable, "-m", "flashref", "conformance", adapter(), "--requirements", "FFN-4"]
     words += ["--profile", "dev", "--no-vectors"]
@@ -76,6 +78,7 @@ def test_no_folder_of_hypothesis_is_left(adapter, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"other.py", "__pycache__"}
 
 
+@pytest.mark.ci
 def test_two_runs_are_identical_in_json(judge, adapter):
     words = adapter(FORGETS), "--requirements", *SOME, "--json"
     (code, first), (_, second) = judge(*words), judge(*words)
@@ -197,7 +200,7 @@ assert not {"hypothesis", "jax", "pytest", "mpmath", "scipy"} & set(sys.modules)
     assert "--deviations FILE" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", sampled(["SIGINT", "SIGTERM"], ["SIGINT"]))
 def test_being_ended_kills_the_child_too(adapter, tmp_path, name):
     adapter("def read_plan(*of):\n    open('pid', 'a').write(f'{os.getpid()}\\n')\n    time.sleep(1000)\n")
     words = [sys.executable, "-m", "flashref", "conformance", "other", "--requirements", "PLN-2"]
@@ -217,6 +220,7 @@ def test_being_ended_kills_the_child_too(adapter, tmp_path, name):
         os.kill(int(pid.read_text()), 0)
 
 
+@pytest.mark.ci
 def test_nothing_is_on_stderr_but_on_a_terminal(adapter, tmp_path):
     words = [sys.executable, "-m", "flashref", "conformance", adapter(), "--requirements", "WIN-6", "PLN-2"]
     words += ["--profile", "dev", "--no-vectors"]

@@ -20,8 +20,6 @@ from flashref.simulate.paper import plots, tables
 from flashref.simulate.paper.figure import Figure, FigureRow
 from flashref.simulate.paper.page import FOLDED, inline_svg, page
 
-pytestmark = pytest.mark.xdist_group("paper")
-
 NAMES = ["figure2b", "figure4a", "table2", "table3", "appendix_c", "figure7", "figure8", "coactivation"]
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = "<script>alert(\"a & 'b'\")</script>"

@@ -13,7 +13,6 @@ from train_runs import CHECKOUT, QUICK, TEXT, loaded
 
 from flashref.training import fitting, low_rank
 
-pytestmark = pytest.mark.xdist_group("training")
 hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
@@ -99,6 +98,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.ci
 def test_a_killed_fit_goes_on_too(small, train, monkeypatch):
     words = [str(word) for word in (small, "--text", small / "text", *QUICK)]
     killed = subprocess.run([sys.executable, "-c", KILLED, "train", *words], cwd=CHECKOUT)

@@ -14,7 +14,6 @@ from train_runs import CHECKOUT, QUICK
 
 from flashref.training import fitting
 
-pytestmark = pytest.mark.xdist_group("training")
 hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small

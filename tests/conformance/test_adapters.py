@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import PROFILE
+from conftest import PROFILE, sampled
 
 from flashref.conformance.adapter import Unsupported, load_adapter
 from flashref.conformance.checks import CHECKS
@@ -52,14 +52,7 @@ def adapter_in_process(name):
         return InProcess(load_adapter(name))
 
 
-# What one worker has compiled, another would compile again.
-COMPILED = pytest.mark.xdist_group("jax")
-EXAMPLES = [
-    "engine",
-    "torch",
-    pytest.param("jax_in_float32", marks=COMPILED),
-    pytest.param("jax", marks=[COMPILED, pytest.mark.ci]),
-]
+EXAMPLES = sampled(["engine", "torch", "jax_in_float32", "jax"], ["engine", "torch", "jax_in_float32"])
 
 
 @pytest.mark.parametrize("name", CHECKS)

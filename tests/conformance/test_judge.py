@@ -66,6 +66,7 @@ def test_a_failure_is_repeated_until_it_is_mended(failed):
     assert repeat(reference, name).kind == "pass"
 
 
+@pytest.mark.ci
 def test_the_command_gives_the_same_json(report, adapter, monkeypatch):
     adapter("def read_plan(*of):\n    return reference.read_plan(*of)[:-1]\n")
     code, found = report("other", "--requirements", *SOME.split())

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from conftest import PROFILE
+from conftest import PROFILE, sampled
 from mutants import correct  # noqa: F401
 from mutants.planted import BY_NAME, MUTANTS
 from mutants.registry import OF_CALLS, VARIANTS, caught, checks_of, quickly, verdict_on
@@ -58,11 +58,6 @@ def test_the_reference_passes_every_check(requirement):
     assert verdict.cases > 0
 
 
-def sampled(names, short):
-    """All of the names as parameters; the profile dev runs a sample of them."""
-    return [pytest.param(name, marks=() if name in short else pytest.mark.ci) for name in names]
-
-
 FIRST = {mutant.requirements[0]: mutant.name for mutant in reversed(MUTANTS)}  # one for each check
 AGAIN = list(BY_NAME)[::10]
 
@@ -74,21 +69,12 @@ def test_a_mutant_is_caught_by_the_check_of_what_it_breaks(name):
     assert caught(verdict), f"{name} survives {mutant.requirements[0]}: {verdict.kind} {verdict.text}"
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_check_rejects_a_correct_variant(name):
-    assert_accepted(name, checks_of(VARIANTS[name]))
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_share_of_the_checks_accepts_each_correct_variant(name):
-    """Every eighth check, from another one on for each variant: the profile dev has no time for all."""
-    number = list(VARIANTS).index(name)
-    assert_accepted(name, checks_of(VARIANTS[name])[number % 8 :: 8])
-
-
-def assert_accepted(name, checks):
-    for requirement in checks:
+    """`nightly` asks every check. The others ask each nth, from another one on for each variant."""
+    nth = {"dev": 24, "ci": 4, "nightly": 1}[PROFILE]
+    checks = checks_of(VARIANTS[name])
+    for requirement in checks[list(VARIANTS).index(name) % nth :: nth]:
         verdict = verdict_on(VARIANTS[name], requirement, quickly("dev", examples=10))
         assert verdict.kind in (PASS, UNSUPPORTED), f"{requirement}: {verdict.text}"
 

@@ -20,8 +20,6 @@ from flashref.simulate.synthetic import expected_use
 from flashref.simulate.trace import trace_of
 from flashref.storage.device import PRESETS, read_time
 
-pytestmark = pytest.mark.xdist_group("paper")
-
 SOURCES = sorted(Path(flashref.simulate.paper.__file__).parent.glob("*.py"))
 
 # As printed in the paper.

@@ -132,7 +132,6 @@ def test_every_policy_is_explained(policy):
     assert POLICY_MEANS[policy].endswith(".")
 
 
-@pytest.mark.xdist_group("paper")
 def test_the_paper_s_tables_by_name(monkeypatch):
     monkeypatch.setattr(tables, "FIGURES", {name: lambda name=name: derived(name) for name in tables.FIGURES})
     told = []

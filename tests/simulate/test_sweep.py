@@ -268,6 +268,7 @@ def test_every_policy_can_be_sent_to_a_process():
         assert list(sweep(STUDY, CHOICES, asked, executor)) == list(sweep(STUDY, CHOICES, asked))
 
 
+@pytest.mark.ci
 def test_a_dask_cluster_of_two_workers_gives_the_same_outcomes(outcomes, tmp_path):
     distributed = pytest.importorskip("distributed")
     with (

@@ -12,12 +12,12 @@ from flashref.models.predictors import FILE_NAME
 from flashref.training import Fit, Plan, fit, judge
 from flashref.types import DomainError
 
-pytestmark = pytest.mark.xdist_group("training")
 hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
 
 
+@pytest.mark.ci
 def test_the_command_prints_what_the_functions_give(small, train):
     told, seen = [], []
     plan = Plan(ranks=(4,), fit=Fit(steps=3), window=2)

@@ -18,7 +18,6 @@ from flashref.predictor import predict_active
 from flashref.training import judging
 from flashref.types import Predictor
 
-pytestmark = pytest.mark.xdist_group("training")
 hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
@@ -124,6 +123,7 @@ def test_errors_windows_and_all_four_perplexities_are_those_of_plain_sets(tmp_pa
     assert one.resident_share == pytest.approx(sum(kept) / len(kept) / 36 / NEURONS)
 
 
+@pytest.mark.ci
 def test_the_perplexities_are_those_of_a_run_from_flash_with_memory_for_all(small, train):
     """`flashref run` measures them token by token in NumPy; with every row in memory they are the same."""
     text = TEXT[: 2 * CONTEXT].encode()

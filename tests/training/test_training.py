@@ -32,8 +32,6 @@ from flashref.training.plan import Fit
 from flashref.training.texts import cut_chunks, cut_parts, some_chunks, split_ranges, unseen_chunks
 from flashref.types import FFN, DomainError, Predictor
 
-pytestmark = pytest.mark.xdist_group("training")
-
 ROUNDINGS = 16 * 2.0**-24  # of float32, more than the few operations of a hand-worked loss
 hurried = hurried_jax.hurried
 
@@ -240,6 +238,7 @@ def test_a_layer_whose_activity_is_of_low_rank_is_found(gated, tau):
     assert errors.false_negative_rate < 0.02 and errors.false_positive_rate < 0.02
 
 
+@pytest.mark.ci
 def test_more_rank_means_fewer_errors_and_the_same_seed_the_same_bits():
     ffn, inputs = random_ffn("relu", rank=6), planted(1500)
     active = np.asarray(truly_active(ffn, inputs))

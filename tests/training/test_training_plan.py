@@ -9,7 +9,6 @@ from flashref.models.checkpoint import open_checkpoint
 from flashref.training import plan
 from flashref.types import DomainError
 
-pytestmark = pytest.mark.xdist_group("training")
 small = train_runs.small
 
 
