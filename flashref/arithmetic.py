@@ -13,8 +13,8 @@ from flashref.types import DomainError, Matrix, ShapeError, Vector
 
 Float64s = npt.NDArray[np.float64]
 
-PIECE_BYTES = 1 << 20  # products held at a time: sums are up to twice as fast while these fit a cache
-NARROW = 256  # values in a row; below this a Python loop over the rows costs more than their sums
+PIECE_BYTES = 1 << 20  # of products made at once: sums are up to twice as fast while these fit a cache
+NARROW = 256  # values in a row; in narrower rows a Python loop over the rows costs more than their sums
 
 
 def ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) -> Vector:
@@ -25,13 +25,13 @@ def ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) ->
     Args:
         factors: (m,) float32.
         rows: (m, w) float32, in any memory order.
-        start: (w,) float32; +0 if absent.
+        start: (w,) float32; zeros (+0) if None.
 
     Returns:
         (w,) float32, a new array.
 
     Raises:
-        ShapeError: a shape or dtype is another.
+        ShapeError: an array has another shape or dtype.
 
     Decision 17: both sums of the reference ascend. Requirements: ACC-3, ACC-4.
     """
@@ -42,7 +42,7 @@ def ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) ->
 
 
 def fast_ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = None) -> Vector:
-    """The bits of `ascending_sum`, from products that are made a cacheful at a time.
+    """The bits of `ascending_sum`, sooner: as many products are made at once as fit a cache.
 
     Args, Returns, Raises: as for `ascending_sum`. Requirements: ACC-3, ACC-4.
     """
@@ -83,7 +83,7 @@ def activate(name: str, z: Vector, tau: float = 0.0) -> Vector:
 
 
 def _checked_start(factors: Vector, rows: Matrix, start: Vector | None) -> Vector:
-    """Where the sum begins, as a new array, once all three arrays are seen to fit each other."""
+    """A copy of start, or zeros. Raises ShapeError if the three arrays do not fit each other."""
     wrong = factors.dtype != np.float32 or rows.dtype != np.float32
     if wrong or factors.ndim != 1 or rows.ndim != 2 or len(rows) != len(factors):
         raise ShapeError(
@@ -114,7 +114,8 @@ def _twice_gelu_inner(z: Float64s) -> Float64s:
     return 2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
 
 
-# Each over float64 and τ; the first three are exact there until the one rounding to float32.
+# Functions of float64 values and τ. The first three are exact but for their one rounding to float32.
+# Chapter 05 lists every other place that must know a new activation.
 ACTIVATIONS: Mapping[str, Callable[[Float64s, np.float32], Float64s]] = {
     "relu": lambda z, tau: np.where(z > 0, z, 0.0),
     "squared_relu": lambda z, tau: np.where(z > 0, z * z, 0.0),
@@ -141,7 +142,7 @@ def _gelu_tanh_slope(z: Float64s) -> Float64s:
     return s + z * s * (1 - s) * inner_slope
 
 
-# The derivative of each smooth activation, by which chapter 90 bounds its error.
+# The derivative of each smooth activation, from which chapter 90 derives the bound of its error.
 SLOPES: Mapping[str, Callable[[Float64s], Float64s]] = {
     "silu": _silu_slope,
     "gelu_erf": _gelu_erf_slope,

@@ -14,14 +14,14 @@ import numpy.typing as npt
 from flashref.arithmetic import ACTIVATIONS, SLOPES, Float64s
 from flashref.types import FFN, DomainError, Predictor, Vector, widen
 
-TINY = 2.0**-126  # smallest normal float32: what flushing to zero, or gradual underflow, may cost
-ACTIVATION_ROUNDINGS = 4  # units in the last place that SiLU and GELU may be off
+TINY = 2.0**-126  # smallest normal float32: an operation that underflows is off by at most this much
+ACTIVATION_ROUNDINGS = 4  # SiLU and GELU may be off by this many unit roundoffs of their value
 CURVATURES: Mapping[str, float] = {
     "silu": 0.5,
     "gelu_erf": 0.8,
     "gelu_tanh": 0.8,
-}  # second derivatives, at most
-FLOAT64_SLACK = 1 + 2.0**-20  # the bounds' own float64 rounding: below 2^-28 of them for n, d < 2^24
+}  # no second derivative is larger
+FLOAT64_SLACK = 1 + 2.0**-20  # covers the rounding of the bounds themselves: below 2^-28 for n, d < 2^24
 
 _ROUNDOFF: Mapping[str, float] = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 
@@ -33,7 +33,7 @@ def unit_roundoff(dtype: str) -> float:
         dtype: F64, F32, F16 or BF16.
 
     Raises:
-        DomainError: the dtype is another.
+        DomainError: it is none of these.
 
     Requirement: ACC-1.
     """
@@ -62,13 +62,13 @@ def ffn_bound(x: Vector, ffn: FFN, u: float = 2.0**-24) -> Float64s:
 
     Args:
         x: (d,) float32.
-        ffn: the network; of a sparse one, `take_neurons(ffn, active)`.
+        ffn: the network; for a sparse one, `take_neurons(ffn, active)`.
         u: the unit roundoff of the arithmetic that is judged.
 
     Returns:
         (d,) float64, absolute errors.
 
-    Decision 17: only the reference has a fixed order. Requirements: ACC-6, ACC-7.
+    Decision 17: only the reference has a fixed order of summing. Requirements: ACC-6, ACC-7.
     """
     a, e_a = _activated(x, ffn, u)
     h, e_h = a, e_a
@@ -88,11 +88,11 @@ def ffn_bound(x: Vector, ffn: FFN, u: float = 2.0**-24) -> Float64s:
 def predictor_bound(x: Vector, predictor: Predictor, u: float = 2.0**-24) -> Float64s:
     """How far any float implementation's logits may be from the exact ones.
 
-    There are two matrix–vector products, each with the error of its sums.
+    The error of the first matrix–vector product passes through the second, which adds its own.
 
     Args:
         x: (d,) float32.
-        predictor: of n neurons.
+        predictor: two linear maps, for n neurons.
         u: the unit roundoff of the arithmetic that is judged.
 
     Returns:
@@ -110,11 +110,11 @@ def predictor_bound(x: Vector, predictor: Predictor, u: float = 2.0**-24) -> Flo
 
 
 def exact_on_dyadic(n: int, d: int, bits: int, activation_name: str, gated: bool) -> bool:
-    """Whether float32 is exact on entries k·2^−bits, |k| ≤ 2^bits, in any order of summing.
+    """Whether float32 is exact, in any order of summing, on entries k·2^−bits with |k| ≤ 2^bits.
 
     Args:
         n, d: neurons and inputs of the network.
-        bits: of the entries of x, matrices and biases.
+        bits: entries of x, of the matrices and of the biases are multiples of 2^−bits.
         activation_name: one of ACTIVATIONS; SiLU and GELU are never exact.
         gated: whether the network has a gate.
 
@@ -165,10 +165,10 @@ def _activated(x: Vector, ffn: FFN, u: float) -> tuple[Float64s, Float64s]:
         error = 2 * np.abs(z) * e_z + e_z * e_z + u * (np.abs(z) + e_z) ** 2 + TINY
         return a, np.where(z + e_z > 0, error, 0.0)
     if ffn.activation == "fatrelu":
-        # Discontinuous at τ: a neuron that close may go either way.
+        # Discontinuous at τ: where z is within the error of τ, the neuron may count as active or not.
         either_way = np.abs(z - tau) <= e_z
         error = np.where(z > tau, e_z, 0.0)
         return a, np.where(either_way, np.abs(z) + e_z, error)
     slope = np.abs(SLOPES[ffn.activation](z)) + CURVATURES[ffn.activation] * e_z
-    moved = slope * e_z  # no slope on [z − e_z, z + e_z] is larger
+    moved = slope * e_z  # the slope is nowhere larger on [z − e_z, z + e_z]
     return a, moved + ACTIVATION_ROUNDINGS * u * (np.abs(a) + moved) + TINY

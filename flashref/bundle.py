@@ -26,7 +26,7 @@ from flashref.types import (
 
 
 class Layout(NamedTuple):
-    """Where the bundles of one layer lie on flash; bytes as Python ints (decision 25).
+    """Where the bundles of one layer lie on flash; block, start and stride in bytes, as Python ints.
 
     Neuron order[p] (p, if order is None) occupies [start + p·stride, start + p·stride + bundle_bytes).
     """
@@ -65,13 +65,13 @@ def bundle_layout(
     Args:
         n, d: neurons, and values in a row.
         dtype: F32, F16 or BF16.
-        fields: the rows of a bundle, in their order.
+        fields: the names of a bundle's rows, in their order.
         block: bytes, a power of two.
         start: byte of the first bundle, a multiple of block.
         order: (n,), the neuron at each position; ascending if None.
 
     Raises:
-        LayoutError: there is no such layout.
+        LayoutError: an argument is outside its domain.
 
     Requirements: BND-1, BND-2, BND-3.
     """
@@ -95,7 +95,7 @@ def pack_bundles(layout: Layout, matrices: Mapping[str, Array]) -> npt.NDArray[n
     """The bytes of all bundles, zero-filled to the stride.
 
     Args:
-        layout: of the bundles.
+        layout: where the bundles lie.
         matrices: field → (n, d), finite, in the layout's stored dtype.
 
     Returns:
@@ -120,14 +120,14 @@ def unpack_bundles(layout: Layout, packed: npt.NDArray[np.uint8]) -> dict[str, A
     """The matrices that were packed, as copies.
 
     Args:
-        layout: of the bundles.
+        layout: where the bundles lie.
         packed: (n · stride,) uint8.
 
     Returns:
         field → (n, d) in the stored dtype, neuron-major.
 
     Raises:
-        ShapeError: there are more bytes, or fewer.
+        ShapeError: the number of bytes is another.
 
     Requirements: BND-4, BND-5.
     """
@@ -151,7 +151,7 @@ def bundle_extents(layout: Layout, ids: npt.ArrayLike) -> tuple[Extent, ...]:
     """Where each neuron's bundle lies, without its padding.
 
     Args:
-        layout: of the bundles.
+        layout: where the bundles lie.
         ids: (m,) strictly ascending.
 
     Returns:
@@ -176,7 +176,7 @@ def bundle_crc32(padded: npt.NDArray[np.uint8]) -> int:
     Args:
         padded: (stride,) uint8.
 
-    Chapter 54 keeps one for each bundle of an image: IMG-8.
+    An image stores this checksum for each of its bundles. Requirement: IMG-8.
     """
     return zlib.crc32(padded.data)
 

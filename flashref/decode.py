@@ -27,15 +27,15 @@ from flashref.types import (
 )
 from flashref.window import Delta, Window, empty_window, resident_neurons, window_update
 
-Predict = Callable[[Vector], Ids]  # what the up projection receives to the neurons that will fire
+Predict = Callable[[Vector], Ids]  # from what the up projection receives to the predicted ids
 Place = Callable[[Slots, Delta], tuple[Slots, Moves]]  # swap_with_last or fill_holes (chapter 70)
-Semantics = Callable[[Ids, Ids], Ids]  # predicted ids and ids in DRAM to the ids that are summed
+Semantics = Callable[[Ids, Ids], Ids]  # from the predicted ids and those in DRAM to the ids that are summed
 
 
 class ResidentFFN(NamedTuple):
-    """What of an FFN never leaves DRAM: all but the bundles (paper §3.3: "pointers and scalars").
+    """The part of an FFN that is always in DRAM: all but the bundles (paper §3.3: "pointers and scalars").
 
-    gate: (n, d), only where the bundles hold no gate row (decision 13); biases as in FFN.
+    gate: (n, d), only where bundles have no gate row (decision 13: the gate predicts); biases as in FFN.
     """
 
     activation: str
@@ -65,7 +65,7 @@ class LayerState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Everything one token did in one layer: sets, cost, moves, and the nanoseconds of each batch."""
+    """Everything that one token did in one layer: sets, cost, moves, and the nanoseconds of each batch."""
 
     predicted: Ids
     load: Ids
@@ -78,7 +78,7 @@ class Step(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows in DRAM, and whose they are: ids (m,) in any order, bundles (m, fields, d)."""
+    """Rows in DRAM, and the neurons that they belong to: ids (m,) in any order, bundles (m, fields, d)."""
 
     ids: Ids
     bundles: Array
@@ -107,12 +107,12 @@ def empty_layer(
 
     Args:
         layout: of the layer's bundles on flash.
-        resident: what of the FFN never leaves DRAM.
+        resident: the part of the FFN that is always in DRAM.
         k: tokens that the window remembers.
         capacity: rows of the DRAM matrix.
         bypass_rows: rows of the bypass buffer, ≥ 1; n if None.
         max_gap: the largest gap of unneeded bytes that one read bridges.
-        checksums: (n,) uint32, the CRC-32 of each padded bundle by neuron; None: unchecked.
+        checksums: (n,) uint32, the CRC-32 of each padded bundle by neuron; with None nothing is checked.
 
     Raises:
         DomainError: a number is too small.
@@ -134,10 +134,10 @@ def empty_layer(
 
 
 def read_batches(delta: Delta, bypass_rows: int) -> tuple[Ids, ...]:
-    """The ids of each batch of a token: what is kept with a first buffer of the bypass, then more buffers.
+    """The ids that each batch of a token reads: load with a first buffer of the bypass, then its other ones.
 
     Args:
-        delta: of the token, as `window_update` gives it.
+        delta: what the token changes, as `window_update` gives it.
         bypass_rows: rows of the bypass buffer, ≥ 1.
 
     Returns:
@@ -146,8 +146,8 @@ def read_batches(delta: Delta, bypass_rows: int) -> tuple[Ids, ...]:
     Raises:
         DomainError: the buffer has no row.
 
-    Decisions 8 and 18: what is not kept passes through a buffer, and a token's reads are one batch as long
-    as that buffer suffices. Requirement: DEC-10.
+    Decisions 8 and 18: the bypass passes through a buffer, and the reads of a token are one batch as long as
+    that buffer suffices. Requirement: DEC-10.
     """
     if bypass_rows < 1:
         raise DomainError(f"the bypass buffer needs at least one row, not {bypass_rows}")
@@ -163,9 +163,9 @@ def decode_layer(
     """One token through one layer: its output, the layer after it, and everything that happened.
 
     Args:
-        state: the layer before the token; it is not changed, also if reading fails.
+        state: the layer before the token; it is not changed, not even if reading fails.
         x: (d,) float32, the vector that the up projection receives.
-        predict: x to the ids of the neurons that will fire, such as `predict_active` of a predictor.
+        predict: gives the predicted ids for x, such as `predict_active` with a predictor.
         place: where new rows go: `swap_with_last` or `fill_holes`.
         read: a reader of the image.
         semantics: which rows are summed: `sum_resident` or `sum_predicted`.
@@ -177,8 +177,8 @@ def decode_layer(
         IdsError: `predict` gave ids that are not strictly ascending, or not all in 0 … n − 1.
         ImageError, ReadError: a bundle is damaged, or cannot be read.
 
-    Paper §3.1 to §3.3. Decisions 2, 3, 8 and 18: a token evicts before it loads, sums what its semantics
-    say, bypasses what does not fit, and reads in batches. Requirements: DEC-1 to DEC-9.
+    Paper §3.1 to §3.3. Decisions 2, 3, 8 and 18: a token evicts before it loads, sums what the semantics
+    choose, bypasses what does not fit, and reads in batches. Requirements: DEC-1 to DEC-9.
     """
     # predict
     predicted = ascending_ids(predict(x), state.layout.n)
@@ -190,7 +190,7 @@ def decode_layer(
     # place
     slots, moves = place(state.slots, delta)
 
-    # read: what is kept, and as much of the bypass as its buffer holds; the rest follows while summing
+    # read: load, and as much of the bypass as its buffer holds; the rest is read while the sum goes on
     costs: list[IO] = []
 
     def read_batch(batch: Ids) -> Rows:
@@ -221,9 +221,9 @@ def _sum_batch_by_batch(
 ) -> Vector:
     """The FFN over the chosen ids, ascending, although the bypass comes one buffer after the other.
 
-    The buffers ascend: when one is there, every chosen neuron up to its last is in the matrix or in this
-    buffer, or it was in an earlier one and has been summed. So these are summed before the next buffer takes
-    its place. A sum in parts has the bits of the sum in one (FFN-12).
+    The bypass ascends from buffer to buffer. When a buffer is there, every chosen neuron up to the buffer's
+    last id is in the matrix or in the buffer, or it has been summed already. So the sum goes on to that id
+    before the next buffer takes its place. A sum in parts has the bits of the sum in one (FFN-12).
     """
     y, start = np.zeros(state.layout.d, np.float32), 0
     for buffer in buffers:
@@ -235,7 +235,7 @@ def _sum_batch_by_batch(
 
 
 def _add_rows(y: Vector, state: LayerState, x: Vector, chosen: Ids, *in_dram: Rows) -> Vector:
-    """y plus what these neurons contribute, whose rows are somewhere in DRAM."""
+    """y plus what the chosen neurons contribute, whose rows are somewhere in `in_dram`."""
     ids, bundles = (np.concatenate(parts) for parts in zip(*in_dram, strict=True))
     by_id = np.argsort(ids)
     rows = bundles[by_id[np.searchsorted(ids, chosen, sorter=by_id)]]
@@ -243,7 +243,7 @@ def _add_rows(y: Vector, state: LayerState, x: Vector, chosen: Ids, *in_dram: Ro
 
 
 def _ffn_of(state: LayerState, ids: Ids, rows: Array) -> FFN:
-    """The FFN of these neurons, from their rows in DRAM and what is always resident."""
+    """The FFN of these neurons, made of their rows and of the part that is always in DRAM."""
     of = {field: rows[:, j] for j, field in enumerate(state.layout.fields)}
     resident = state.resident
 

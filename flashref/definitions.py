@@ -1,7 +1,7 @@
 """The definitions of chapters 30 to 80 by the letter, in plain sets and lists: slow, and obvious.
 
-Nothing here calls a chapter module: what these functions say is what those are judged by, by the tests, by
-the proof of a run and by the conformance kit. Numbers have their definitions in `conformance/definitions.py`.
+Nothing here calls the module of a chapter. The tests, the proof of a run and the conformance kit judge those
+modules by these functions. The definitions over numbers stand in `conformance/definitions.py`.
 """
 
 import struct
@@ -14,7 +14,7 @@ from flashref.types import Array
 class WindowStep(NamedTuple):
     """What one token does to a window, as plain sets.
 
-    resident: after the token; left_early: whether older tokens had to leave although k still held them.
+    resident: after the token; left_early: whether tokens among the last k had to leave to make room.
     """
 
     resident: set[int]
@@ -32,13 +32,13 @@ class DecodeStep(NamedTuple):
 
 
 def window_model(k: int, capacity: int, actives: Iterable[Iterable[int]]) -> Iterator[WindowStep]:
-    """Decisions 1, 2 and 8 by the letter: a list of kept sets a token, and nothing clever."""
+    """The window (decisions 1, 2 and 8) by the letter: a list with the kept set of each token."""
     kept: list[set[int]] = []
     start, before = 0, set[int]()
     for t, predicted in enumerate(set(map(int, token)) for token in actives):
         start = full = max(start, t - k + 1)
         if t >= k:
-            kept[t - k] = set()  # it never comes back, and a long text would fill memory with such sets
+            kept[t - k] = set()  # it is not needed again, and those of a long text would fill the memory
         while start < t and len(predicted.union(*kept[start:t])) > capacity:
             start += 1
         by_newness = sorted(predicted & before) + sorted(predicted - before)
@@ -49,7 +49,7 @@ def window_model(k: int, capacity: int, actives: Iterable[Iterable[int]]) -> Ite
 
 
 def swap_with_last_model(rows: list[int], evict: set[int], load: set[int]) -> tuple[list[int], int]:
-    """Decision 10 by the letter on a list of ids: the rows after a token, and how many were moved."""
+    """Decision 10 (swap with last) by the letter: the ids of the rows after a token, and the rows moved."""
     count = len(rows) - len(evict)
     tail = [neuron for neuron in rows[count:] if neuron not in evict]
     moved = len(tail)
@@ -57,7 +57,7 @@ def swap_with_last_model(rows: list[int], evict: set[int], load: set[int]) -> tu
 
 
 def fill_holes_model(rows: list[int], evict: set[int], load: set[int]) -> tuple[list[int], int]:
-    """Decision 11 by the letter: new rows into the lowest holes, then the last rows into those left."""
+    """Decision 11 (fill holes) by the letter: new rows take the lowest holes, the last rows those left."""
     new, count = sorted(load), len(rows) - len(evict) + len(load)
     filled = [new.pop(0) if neuron in evict and new else neuron for neuron in rows] + new
     tail = [neuron for neuron in filled[count:] if neuron not in evict]
@@ -77,7 +77,7 @@ def stride_model(bundle_bytes: int, block: int) -> int:
 
 
 def packed_model(matrices: Sequence[Array], stride: int, order: Sequence[int] | None) -> bytes:
-    """Chapter 40: at each position its neuron's rows, a field after the other, then zeros; little-endian."""
+    """Chapter 40: at each position the rows of its neuron, field after field, then zeros; little-endian."""
     n = len(matrices[0])
     bundles = (
         b"".join(_little_endian(m[i]) for m in matrices) for i in (range(n) if order is None else order)
@@ -91,7 +91,7 @@ def _little_endian(row: Array) -> bytes:
 
 
 def plan_model(extents: Iterable[tuple[int, int]], block: int, max_gap: int) -> list[tuple[int, int]]:
-    """Chapter 52 as a set of blocks: those wanted, and the gaps between them that are small enough."""
+    """Chapter 52 as a set of blocks: those that are wanted, and the gaps between them if small enough."""
     wanted: set[int] = set()
     for offset, length in extents:
         wanted.update(range(offset // block, (offset + length - 1) // block + 1))

@@ -19,7 +19,7 @@ from flashref.types import (
     widen,
 )
 
-SPARSE_ACTIVATIONS = ("relu", "squared_relu", "fatrelu")  # the others leave no neuron at rest (decision 7)
+SPARSE_ACTIVATIONS = ("relu", "squared_relu", "fatrelu")  # with others every neuron is active (decision 7)
 
 
 def dense_ffn(x: Vector, ffn: FFN) -> Vector:
@@ -49,7 +49,7 @@ def sparse_ffn(x: Vector, ffn: FFN, active: npt.ArrayLike) -> Vector:
     Args:
         x: (d,) float32.
         ffn: the whole network.
-        active: (m,) strictly ascending ids.
+        active: (m,) strictly ascending ids of any set, whether its neurons fire or not.
 
     Returns:
         (d,) float32.
@@ -60,19 +60,19 @@ def sparse_ffn(x: Vector, ffn: FFN, active: npt.ArrayLike) -> Vector:
 
     Requirements: FFN-4 to FFN-8.
     """
-    _check(x, ffn)  # before the ids hide what does not fit
+    _check(x, ffn)  # the whole network: a row that does not fit is refused though no id asks for it
     return dense_ffn(x, take_neurons(ffn, active))
 
 
 def active_neurons(x: Vector, ffn: FFN) -> Ids:
-    """The truly active neurons, by the reference's own pre-activations (paper §3.1).
+    """The neurons that truly fire, by the reference's own rounded pre-activations (paper §3.1).
 
     Args, Raises: as for `dense_ffn`.
 
     Returns:
         The ids with z > 0 for ReLU and squared ReLU, with z > τ for FATReLU, and all for SiLU and GELU.
 
-    Decision 7: active means an activation that is not zero. Requirement: FFN-10.
+    Decision 7: a neuron is active if its activation is not zero. Requirement: FFN-10.
     """
     _check(x, ffn)
     z = _gate_pre_activation(x, ffn)
@@ -88,7 +88,7 @@ def take_neurons(ffn: FFN, ids: npt.ArrayLike) -> FFN:
 
     Args:
         ffn: the whole network.
-        ids: (m,) strictly ascending.
+        ids: (m,) strictly ascending, the neurons that are taken.
 
     Raises:
         IdsError: the ids are out of range or not strictly ascending.
@@ -137,7 +137,7 @@ def add_neurons(y: Vector, x: Vector, ffn: FFN) -> Vector:
 
 
 def _gate_pre_activation(x: Vector, ffn: FFN) -> Vector:
-    """What the activation is applied to: the gate's pre-activation if there is a gate, else up's."""
+    """What the activation is applied to: the gate's pre-activation or, without a gate, that of up."""
     if ffn.gate is not None:
         return _pre_activation(x, ffn.gate, ffn.gate_bias)
     return _pre_activation(x, ffn.up, ffn.up_bias)

@@ -14,7 +14,7 @@ from flashref.types import IO, STORED_DTYPES, Array, Extent, ImageError, Reader,
 
 
 class Gathered(NamedTuple):
-    """Bundles in DRAM: rows (m, fields, d) in the stored dtype, copies, and what they cost."""
+    """Bundles in DRAM: rows (m, fields, d) in the stored dtype, as copies, and what reading them cost."""
 
     rows: Array
     io: IO
@@ -30,10 +30,10 @@ def gather_rows(
         layout: where the bundles lie.
         ids: (m,) strictly ascending.
         max_gap: the largest gap of unneeded bytes that one read bridges.
-        checksums: (n,) uint32, the CRC-32 of each padded bundle; None: unchecked.
+        checksums: (n,) uint32, the CRC-32 of each padded bundle; with None nothing is checked.
 
     Returns:
-        Rows (m, fields, d) in the ids' order, as copies, and the cost.
+        Rows (m, fields, d) in the ids' order, as copies, and what reading them cost.
 
     Raises:
         IdsError: the ids are out of range or not strictly ascending; nothing was read.

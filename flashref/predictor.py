@@ -14,7 +14,7 @@ from flashref.types import DomainError, Ids, Predictor, ShapeError, Vector, stor
 
 
 class Band(NamedTuple):
-    """A predictor's answer with its rounding: ids that must be active, and ids that may be."""
+    """How far rounding may change a predictor's answer: ids that must be predicted, and ids that may be."""
 
     must: Ids
     may: Ids
@@ -40,12 +40,12 @@ def predict_active(x: Vector, predictor: Predictor) -> Ids:
 
 
 def active_band(x: Vector, predictor: Predictor) -> Band:
-    """What any float implementation must predict, and what it may.
+    """What every right implementation must predict, and what it may predict as well.
 
     Args, Raises: as for `predict_active`.
 
     Returns:
-        The ids whose logit exceeds the threshold by more than the bound, and those within the bound of it.
+        The ids whose logit exceeds the threshold by more than the bound, and those for which it is within it.
 
     Requirements: PRD-5, PRD-6.
     """
@@ -77,7 +77,7 @@ def logit_threshold(probability: float) -> float:
 
 
 def _logits(x: Vector, predictor: Predictor) -> Vector:
-    """Both products in ascending order, the bias last (decision 17)."""
+    """The logits: both products are summed in ascending order, and the bias comes last (decision 17)."""
     _check(x, predictor)
     low_rank = fast_ascending_sum(x, widen(predictor.a).T)
     logits = fast_ascending_sum(low_rank, widen(predictor.b).T)

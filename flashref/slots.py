@@ -15,7 +15,7 @@ from flashref.window import Delta
 class Slots(NamedTuple):
     """Which neuron lies in which row of the DRAM matrix (paper §3.3, `pointer` and `num_used`).
 
-    ids: (capacity,) int64, rows 0 … used − 1 in use; behind them stale ids, or NEVER.
+    ids: (capacity,) int64. Rows 0 … used − 1 are in use; behind them ids are stale, or NEVER.
     """
 
     ids: npt.NDArray[np.int64]
@@ -23,7 +23,7 @@ class Slots(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """What a placement does to the DRAM matrix: row source[j] → row target[j], then new row j → put[j]."""
+    """What a placement does to the DRAM matrix: row source[j] → target[j]; then new row j → put[j]."""
 
     source: Ids
     target: Ids
@@ -31,7 +31,7 @@ class Moves(NamedTuple):
 
 
 def empty_slots(capacity: int) -> Slots:
-    """The slots of a preallocated matrix of `capacity` rows, none in use (paper §3.3).
+    """The slots of a matrix of `capacity` rows, of which none is in use (paper §3.3).
 
     Raises:
         DomainError: the capacity is negative.
@@ -46,12 +46,12 @@ def empty_slots(capacity: int) -> Slots:
 def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
     """The paper's placement: the last rows fill the holes, then new rows are appended (§3.3, Fig. 6).
 
-    Holes below the count after eviction, ascending, are each filled by the highest surviving row; `load`
-    goes behind them in ascending id.
+    The holes below the count after eviction, in ascending order, are each filled by the highest surviving
+    row. Then the neurons of load are appended in ascending id.
 
     Args:
         slots: before the token; they are not changed.
-        delta: of the token, as `window_update` gives it.
+        delta: what the token changes, as `window_update` gives it.
 
     Returns:
         The slots after the token, and the moves that make the matrix agree with them.
@@ -73,8 +73,8 @@ def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
 def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
     """The other placement: new rows go straight into the lowest holes, so that fewer rows move.
 
-    Further new rows are appended; holes left below the final count, ascending, are each filled by the
-    highest surviving row.
+    Further new rows are appended. Holes that are left below the final count, in ascending order, are each
+    filled by the highest surviving row.
 
     Args, Returns, Raises: as for `swap_with_last`.
 
@@ -101,7 +101,7 @@ def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
         A new matrix.
 
     Raises:
-        ShapeError: number, shape or dtype of the rows do not fit.
+        ShapeError: the number, shape or dtype of the rows is another.
 
     Requirements: SLT-8, SLT-9.
     """
@@ -117,7 +117,7 @@ def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
 
 
 def _survives(slots: Slots, delta: Delta) -> npt.NDArray[np.bool_]:
-    """The mask over the used rows that stay, once the delta is seen to fit these slots."""
+    """A mask over the used rows: which of them stay. Raises if the delta does not fit these slots."""
     for ids in (delta.load, delta.evict):
         ascending_ids(ids, np.iinfo(np.int64).max)
     used = slots.ids[: slots.used]

@@ -1,7 +1,7 @@
-"""The vocabulary that several chapters share. Chapter: specs/00-conventions.md.
+"""What several chapters share: ids, stored dtypes, errors, tuples. Chapter: specs/00-conventions.md.
 
-Data are NamedTuples; every id is an int64, every byte, offset and nanosecond a Python int. A tuple of one
-chapter stands in that chapter's module.
+Data are NamedTuples. Every id is an int64; bytes, offsets and nanoseconds are Python ints. A tuple that
+belongs to one chapter stands in that chapter's module.
 
 Satisfies: TYP-1 to TYP-6.
 """
@@ -20,7 +20,7 @@ Matrix = npt.NDArray[np.float32]
 
 NEVER = -1  # no token yet (Window.last), no neuron (Slots.ids)
 
-# Names as in safetensors. NumPy has no bfloat16: its bits travel as uint16, which means nothing else.
+# Names as in safetensors. NumPy has no bfloat16: its bits travel as uint16, which stands for nothing else.
 STORED_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -42,11 +42,11 @@ class ShapeError(FlashrefError, ValueError):
 
 
 class DomainError(FlashrefError, ValueError):
-    """A value outside a function's domain: not finite, not positive, unknown name."""
+    """A value outside a function's domain, such as an infinity, a negative size or an unknown name."""
 
 
 class LayoutError(FlashrefError, ValueError):
-    """A bundle layout, or an extent, that cannot be."""
+    """A bundle layout or an extent that is impossible."""
 
 
 class ImageError(FlashrefError, ValueError):
@@ -58,16 +58,16 @@ class ReadError(FlashrefError, OSError):
 
 
 class MissingExtra(FlashrefError):
-    """A package that only one of flashref's extras brings."""
+    """A package is missing that comes with one of flashref's extras."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what}; install flashref with its `{extra}` extra")
 
 
 class FFN(NamedTuple):
-    """One feed-forward network, neuron-major: row i of gate, up and down belongs to neuron i (decision 12).
+    """One feed-forward network. Row i of gate, up and down belongs to neuron i (decision 12: neuron-major).
 
-    up, gate, down: (n, d) of one stored dtype; up_bias, gate_bias: (n,); down_bias: (d,). Absent is None.
+    up, gate, down: (n, d) of one stored dtype; up_bias, gate_bias: (n,); down_bias: (d,); None if absent.
     """
 
     activation: str
@@ -81,9 +81,9 @@ class FFN(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """Two linear maps d → r → n and the threshold of the logits (paper §3.1, Fig. 3b; decisions 4, 6).
+    """Two linear maps d → r → n, whose result are the logits, and a threshold (paper §3.1, Fig. 3b).
 
-    a: (r, d); b: (n, r); bias: (n,) or None; threshold: a float32 value, compared with `>`.
+    a: (r, d); b: (n, r); bias: (n,) or None; threshold: a float32 that logits must exceed (decision 4).
     """
 
     a: Array
@@ -100,17 +100,17 @@ class Extent(NamedTuple):
 
 
 class Read(NamedTuple):
-    """One batch as a reader gives it: a buffer for each extent, valid until the next read, and its time."""
+    """What a reader gives for a batch: a buffer for each extent, valid until the next batch, and the time."""
 
     buffers: tuple[npt.NDArray[np.uint8], ...]
     nanoseconds: int
 
 
-Reader = Callable[[tuple[Extent, ...]], Read]  # aligned extents to their bytes (chapter 56)
+Reader = Callable[[tuple[Extent, ...]], Read]  # from aligned extents to their bytes (chapter 56)
 
 
 class IO(NamedTuple):
-    """The cost of reading: requests, bytes that were wanted, bytes that were read, nanoseconds."""
+    """What reading costs: number of reads, bytes that were needed, bytes that were read, nanoseconds."""
 
     requests: int
     useful_bytes: int

@@ -12,10 +12,10 @@ from flashref.types import NEVER, DomainError, Ids, ascending_ids
 
 
 class Window(NamedTuple):
-    """The neurons of the last k tokens of one layer (paper §3.1.2; decisions 1, 8, 9).
+    """The neurons of the last k tokens of one layer, as far as they fit (paper §3.1.2; decisions 1 and 8).
 
-    k: tokens; capacity: rows of the DRAM matrix; token: index of the next token;
-    last: (n,) int64, while a neuron is resident the last token that kept it, else NEVER.
+    k: tokens; capacity: rows of the DRAM matrix; token: number of the next token; last: (n,) int64, the
+    neurons' stamps: while a neuron is resident the last token that kept it, else NEVER (decision 9).
     """
 
     k: int
@@ -58,11 +58,11 @@ def resident_neurons(window: Window) -> Ids:
 
 
 def window_update(window: Window, active: npt.ArrayLike) -> tuple[Window, Delta]:
-    """The window after one token that predicts `active`, and what to load, evict and bypass.
+    """The window after one more token, and what to load, evict and bypass.
 
     Args:
         window: before the token; it is not changed.
-        active: (m,) strictly ascending ids, the token's predicted neurons.
+        active: (m,) strictly ascending ids, the set P_t; decoding gives it the token's predicted neurons.
 
     Returns:
         The window after the token, and its Delta: three disjoint, ascending sets.
@@ -78,13 +78,13 @@ def window_update(window: Window, active: npt.ArrayLike) -> tuple[Window, Delta]
     predicted[ascending_ids(active, n)] = True
     was_resident = window.last != NEVER
 
-    # The oldest tokens leave until the union fits; the token itself stays even if it does not fit. Where an
-    # earlier token made room need not be remembered: the stamps of its neurons are cleared.
+    # The oldest tokens leave until the union fits; the token itself stays even if it does not fit. Where the
+    # window began before need not be remembered: the stamps of neurons that left are cleared.
     start = max(window.token - window.k + 1, 0)
     while start < window.token and _union(window, start, predicted).sum() > window.capacity:
         start += 1
 
-    # Rows that are there already stay first, then new ones in ascending id: a stable sort by newness.
+    # Resident neurons are kept first, then new ones in ascending id: a stable sort by newness.
     by_newness = np.argsort(~was_resident, kind="stable")
     predicted_by_newness = by_newness[predicted[by_newness]]
     kept = np.zeros(n, bool)

@@ -7,6 +7,7 @@ from page_checks import (
     anchors,
     complaints,
     glued_requirements,
+    leftovers,
     pages_from,
     passages,
     read_spec,
@@ -17,7 +18,7 @@ from page_checks import (
 ROOT = Path(__file__).parents[2]
 SPECS = ROOT / "specs"
 KIT = ROOT / "flashref" / "conformance" / "README.md"
-PAGES = pages_from(ROOT, [ROOT / "README.md", KIT, *SPECS.rglob("*.md")])
+PAGES = pages_from(ROOT, [ROOT / "README.md", KIT, ROOT / "tests" / "README.md", *SPECS.rglob("*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -100,6 +101,19 @@ def test_outside_the_spec_a_citation_needs_no_link(tmp_path, write):
     page = tmp_path / "README.md"
     page.write_text("See chapter 30.")
     assert complaints(page, tmp_path, read_spec(tmp_path / "specs")) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["<<<<<<< HEAD", "||||||| base", "=======", ">>>>>>> branch", "Here @@TODO@@ follows."]
+)
+def test_what_an_unfinished_edit_left_is_named(write, line):
+    [complaint] = leftovers(f"# Here\n\nA line.\n\n{line}\n")
+    assert complaint.endswith(line)
+    assert complaint in write(line)
+
+
+def test_underlines_quotations_and_code_are_no_leftovers():
+    assert leftovers("Here\n====\n\n> > > Quoted.\n\n`@@ -1 +1 @@`\n\n```diff\n@@ -1 +1 @@\n```\n") == []
 
 
 def test_an_example_outside_a_fence_is_named():

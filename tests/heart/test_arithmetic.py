@@ -1,18 +1,22 @@
 """Chapter 05: sums and activations to the bit."""
 
+import re
 from fractions import Fraction
 
 import mpmath
 import numpy as np
 import pytest
+import random_calls
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flashref import same
-from flashref.arithmetic import ACTIVATIONS as KNOWN
+from flashref import arithmetic, same, xla
 from flashref.arithmetic import PIECE_BYTES, SLOPES, activate, ascending_sum, fast_ascending_sum
+from flashref.bounds import CURVATURES
 from flashref.conformance.definitions import exact_activation, scalar_sum
+from flashref.conformance.requirements import specs_folder
 from flashref.conformance.strategies import ACTIVATIONS, plain_arrays, read_only
+from flashref.ffn import SPARSE_ACTIVATIONS
 from flashref.types import DomainError, ShapeError
 
 SUMS = (ascending_sum, fast_ascending_sum)
@@ -137,7 +141,7 @@ def test_an_activation_is_its_definition_rounded_once(name, z, tau):
 
 
 @pytest.mark.req("ACC-5")
-@pytest.mark.parametrize("name", ACTIVATIONS[:3])
+@pytest.mark.parametrize("name", SPARSE_ACTIVATIONS)
 def test_a_neuron_that_is_off_gives_a_positive_zero(name):
     assert same(activate(name, np.float32([-0.0, -1, 0])), np.zeros(3, np.float32))
     assert activate(name, np.float32([0.5])) > 0  # τ is 0 if it is not given
@@ -146,4 +150,13 @@ def test_a_neuron_that_is_off_gives_a_positive_zero(name):
 def test_an_unknown_activation_is_refused_by_name():
     with pytest.raises(DomainError, match="'swish' is unknown; use one of relu, "):
         activate("swish", np.float32([1]))
-    assert set(KNOWN) == set(ACTIVATIONS)
+
+
+def test_an_activation_stands_in_every_place_that_chapter_05_lists():
+    known = set(arithmetic.ACTIVATIONS)
+    table = re.findall(r"^\| `(\w+)`", (specs_folder() / "10-ffn.md").read_text(), re.M)
+    assert set(table) == known
+    assert set(SLOPES) == set(CURVATURES) == known - set(SPARSE_ACTIVATIONS)
+    assert set(xla.ACTIVATIONS) == known
+    assert set(ACTIVATIONS) == set(random_calls.ACTIVATIONS) == known
+    assert ACTIVATIONS[: len(SPARSE_ACTIVATIONS)] == SPARSE_ACTIVATIONS

@@ -13,6 +13,8 @@ from markdown_it.token import Token
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 REQUIREMENT = re.compile(r'<a id="([A-Z]+-\d+)"></a>\*\*\1\*\* `\[\w+\]` .+')
 
+CONFLICT = re.compile(r"(<{7}|\|{7}|={7}|>{7})( |$)")
+
 
 class Spec(NamedTuple):
     """What can be cited: numbers of chapters and decisions, and areas of requirements such as "WIN"."""
@@ -58,7 +60,7 @@ def pages_from(root: Path, starts: list[Path]) -> list[Path]:
 def complaints(page: Path, root: Path, spec: Spec) -> list[str]:
     """Everything that is wrong with one page, a sentence each; none if it reads well."""
     text = page.read_text()
-    found = [*unfenced_examples(text), *glued_requirements(text), *wide_rows(text)]
+    found = [*leftovers(text), *unfenced_examples(text), *glued_requirements(text), *wide_rows(text)]
     for passage in passages(text):
         found += [why for _, target in passage.links if (why := dead_link(page, target, root))]
         found += [why for shown, target in passage.links if (why := misdirected_link(shown, target, spec))]
@@ -94,6 +96,12 @@ def _passage(inline: Token, heading: bool) -> Passage:
             elif child.type != "html_inline":
                 prose += "…" if child.type == "code_inline" else words
     return Passage(inline.content, heading, prose, links)
+
+
+def leftovers(text: str) -> list[str]:
+    """What an unfinished edit left: conflict markers, and @@, which marks what is still to be written."""
+    lines = [f"conflict marker: {line}" for line in text.splitlines() if CONFLICT.match(line)]
+    return lines + [f"left over: {passage.source}" for passage in passages(text) if "@@" in passage.prose]
 
 
 def unfenced_examples(text: str) -> list[str]:
