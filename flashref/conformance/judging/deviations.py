@@ -42,9 +42,6 @@ class Deviations(NamedTuple):
     cases: Mapping[str, str]
 
 
-NONE = Deviations({}, {})
-
-
 def read_deviations(path: Path, checks: Container[str], cases: Container[str]) -> tuple[Deviation, ...]:
     """The entries of a file, for these requirements and vector cases.
 

@@ -14,6 +14,7 @@ from flashref.conformance.adapter import AdapterError
 from flashref.conformance.transport.subject import Died
 
 GRACE = 2.0  # seconds that a process gets to end by itself
+REFUSED = "flashref.conformance: "  # begins what `python -m flashref.conformance` says before it gives up
 TAIL = 8000  # bytes of stderr that are kept
 SHOWN = 200  # characters of a line that is no answer
 
@@ -22,6 +23,8 @@ class EngineProcess:
     """A running command, its pipes, and the file of its stderr."""
 
     def __init__(self, words: Sequence[str]) -> None:
+        if not words:
+            raise AdapterError("the command is empty; name the program that speaks chapter 96's messages")
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (`end` closes it)
         try:
             self._popen = subprocess.Popen(
@@ -32,9 +35,10 @@ class EngineProcess:
                 stderr=self._stderr,
                 start_new_session=True,  # a group of its own, killed with all that it started
             )
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             self._stderr.close()
-            raise AdapterError(f"the command {shlex.join(words)!r} cannot be started: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise AdapterError(f"the command {shlex.join(words)!r} cannot be started: {why}") from error
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._stdin, self._stdout = self._popen.stdin.fileno(), self._popen.stdout.fileno()
         os.set_blocking(self._stdin, False)
@@ -130,4 +134,6 @@ def split_command(line: str) -> list[str]:
     try:
         return shlex.split(line)
     except ValueError as error:
-        raise AdapterError(f"the command {line!r} cannot be split into words: {error}") from error
+        raise AdapterError(
+            f"the command {line!r} cannot be split into words: {str(error).lower()}"
+        ) from error

@@ -19,6 +19,7 @@ from flashref.conformance.transport.subject import Breach, Died, InProcess, Refu
 PROTOCOL = 1
 TIMEOUT = 60.0  # seconds for an answer
 TAIL = 2000  # characters of stderr in a message
+JSON_WORDS: Mapping[type, str] = {str: "a text", list: "a list", dict: "an object"}
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _FIELDS = {"start": ("cmd", "protocol", "spec"), "run": ("cmd", "seq", "operation", "args"), "stop": ("cmd",)}
 _CONTENT = {  # a skip, or the code of an error → the fields of its content
@@ -71,7 +72,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
         message = json.loads(line.decode())  # UTF-8: json's own guess would take UTF-16 too
     except (ValueError, RecursionError) as error:
         raise _Misunderstood(
-            f"a line must be one JSON object in UTF-8, not {shortened(line)}: {error}"
+            f"a line must be one JSON object in UTF-8, and {shortened(line)} is none: {error}"
         ) from error
     if not isinstance(message, dict):
         raise _Misunderstood(f"a line must be one JSON object, not {shortened(line)}")
@@ -273,7 +274,7 @@ def _facts_of(line: bytes) -> Facts:
         raise _Misunderstood(f"it speaks protocol {answer['protocol']!r}, not {PROTOCOL}")
     for name, kind in kinds.items():
         if not isinstance(answer[name], kind):
-            raise _Misunderstood(f"{name} in the first answer must be a {kind.__name__}")
+            raise _Misunderstood(f"{name} in the first answer must be {JSON_WORDS[kind]}")
     if not all(isinstance(text, str) for name in ("operations", "dtypes") for text in answer[name]):
         raise _Misunderstood("operations and dtypes in the first answer must be lists of names")
     if not all(isinstance(text, str) for text in answer["unsupported"].values()):
