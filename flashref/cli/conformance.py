@@ -170,9 +170,9 @@ def _print(report: "Report") -> None:
         for line in (*_table(rows, out.width), Text()):
             out.print(line, soft_wrap=True)
     for (vectors, reason), names in unsupported.items():
-        what = "operations whose vectors are unsupported" if vectors else "unsupported"
+        what = "vectors unsupported" if vectors else f"{len(names)} unsupported"
         listed = "\n  ".join(_wrapped(", ".join(names), out.width - 2))
-        say(f"{len(names)} {what}: {reason}")
+        say(f"{what}: {reason}")
         out.print(f"  {listed}\n", soft_wrap=True, markup=False)
     for failure in report.failures():
         _print_failure(failure)

@@ -89,7 +89,9 @@ def load_adapter(name: str) -> object:
         ) from error
     for part in attribute.split(".") if attribute else ():
         if not hasattr(adapter, part):
-            raise AdapterError(f"the module {module_name!r} has no {attribute!r}; correct module:attribute")
+            raise AdapterError(
+                f"the module {module_name!r} has no {attribute!r}; an adapter is named module:attribute"
+            )
         adapter = getattr(adapter, part)
     return adapter() if isinstance(adapter, type) else adapter
 

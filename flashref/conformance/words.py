@@ -15,5 +15,5 @@ def excess(error: float | None, bound: float) -> str:
     if error is None:
         return f"that is no finite number, and the bound is {bound:.3g}"
     if not bound:
-        return f"the error is {error:.3g}, and the bound is 0"
+        return f"the error is {error:.3g}, and none is allowed"
     return f"the error is {error:.3g}, {error / bound:.3g} times the bound {bound:.3g}"

@@ -239,7 +239,7 @@ def test_slots_in_another_order_and_counters_left_out_pass(shipped):
         ),
         (
             [0.5, 2],
-            "element 0 is 0x1p-1 (0.5), exactly it is 0x0p+0 (0); the error is 0.5, and the bound is 0",
+            "element 0 is 0x1p-1 (0.5), exactly it is 0x0p+0 (0); the error is 0.5, and none is allowed",
         ),
         ([0, np.nan], "element 1 is nan (nan), exactly it is 0x1p+1 (2); that is no finite number, and the "),
     ],

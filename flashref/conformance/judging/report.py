@@ -94,7 +94,7 @@ class Report(NamedTuple):
             kind = group_kind(group)
             other = next((verdict for verdict in group if verdict.kind == kind != PASS), None)
             cases = f"{sum(verdict.kind == PASS for verdict in group)} of {len(group)}"
-            why = "" if other is None else _first_line(other.text)
+            why = "" if other is None else _first_line(_without_id(other))
             yield Row("vectors", operation, "vectors", kind, cases, why)
 
     def failures(self, vectors_of_one: int = 3) -> Iterator[str]:
@@ -110,7 +110,7 @@ class Report(NamedTuple):
             for verdict in failed[:vectors_of_one]:
                 yield failure_text(verdict, self.target)
             if others := [verdict.requirement for verdict in failed[vectors_of_one:]]:
-                yield "\n  ".join([f"{len(others)} more vectors of {operation}:", *others])
+                yield "\n  ".join([f"{len(others)} more vectors of {operation} failed:", *others])
 
     def __repr__(self) -> str:
         return "\n\n".join([f"{self.name} {self.version}", *self.failures(), self.summary])
@@ -154,7 +154,7 @@ def failure_text(verdict: Verdict, target: str) -> str:
     Returns:
         A text of several lines.
     """
-    name, texts = verdict.requirement, [f"  {verdict.kind}: {verdict.text}"]
+    name, texts = verdict.requirement, [f"  {verdict.kind}: {_without_id(verdict)}"]
     again = f"  repeat: flashref conformance {target} --repro {name}"
     if (vector := shipped_vectors().get(name)) is not None:
         call = _call_text(Call(vector.operation, vector.arguments))
@@ -165,6 +165,11 @@ def failure_text(verdict: Verdict, target: str) -> str:
         calls = [call for call in calls_of(case_from_text(verdict.repeat)) if isinstance(call, Call)]
         texts += [*map(_call_text, calls), f"{again} '{verdict.repeat}'"]
     return "\n".join([heading, *texts])
+
+
+def _without_id(verdict: Verdict) -> str:
+    """The text without the vector's id, where that stands beside it."""
+    return verdict.text.removeprefix(f"{verdict.requirement}: ")
 
 
 def _call_text(call: Call) -> str:
