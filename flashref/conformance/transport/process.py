@@ -45,9 +45,19 @@ class EngineProcess:
         os.set_blocking(self._stdout, False)
 
     def ask(self, request: bytes, timeout: float) -> bytes:
-        """The line that answers a request; raises Died if none comes.
+        """Send a request, and wait for the line that answers it.
 
-        Writes and reads in turns, as each is possible: neither side can wait for the other for ever.
+        Writes and reads in turns, as each is possible, so that neither side waits for the other for ever.
+
+        Args:
+            request: with the line break at its end.
+            timeout: seconds from the first byte sent to the last byte of the answer.
+
+        Returns:
+            The line, without the line break.
+
+        Raises:
+            Died: no whole line came in time, more than one line came, or the process ended.
         """
         deadline = time.monotonic() + timeout
         unsent, parts = memoryview(request), list[bytes]()
@@ -73,7 +83,7 @@ class EngineProcess:
         return line
 
     def _write(self, unsent: memoryview, poll: select.poll) -> memoryview:
-        """Writes what the pipe takes; what is left. A process that closed its stdin may still answer."""
+        """Write what the pipe takes, return the rest. A process that closed its stdin may still answer."""
         if unsent:
             try:
                 unsent = unsent[os.write(self._stdin, unsent) :]
@@ -96,13 +106,13 @@ class EngineProcess:
         return f"it exited with status {status} instead of answering{after}"
 
     def status(self) -> int | None:
-        """Its exit status if it ends by itself soon, else None."""
+        """Give its exit status if it ends by itself within GRACE seconds, else None."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._popen.wait(GRACE)
         return None
 
     def stop(self, request: bytes) -> None:
-        """Asks it to end by itself, and waits for that shortly."""
+        """Send a last request, and wait for the process to end by itself for at most GRACE seconds."""
         assert self._popen.stdin is not None
         with contextlib.suppress(OSError):  # a full pipe, or nobody there: it is killed anyway
             os.write(self._stdin, request)
@@ -111,7 +121,7 @@ class EngineProcess:
             self._popen.wait(GRACE)
 
     def end(self) -> str:
-        """Kills the process and what it started, and frees all that was held: the end of its stderr."""
+        """Kill the process and what it started, and close its pipes; return the end of its stderr."""
         assert self._popen.stdin is not None and self._popen.stdout is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
@@ -130,7 +140,7 @@ def shortened(line: bytes) -> str:
 
 
 def split_command(line: str) -> list[str]:
-    """The words of a command line, as a shell splits it. Raises AdapterError for an open quotation."""
+    """Split a command line into words, as a shell does. Raises AdapterError for an open quotation."""
     try:
         return shlex.split(line)
     except ValueError as error:
