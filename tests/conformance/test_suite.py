@@ -72,7 +72,7 @@ def test_the_readmes_adapter_passes_from_outside_the_checkout(tmp_path, readmes_
     out = suite(tmp_path, *words, expect=0)
     assert "my engine 0.3" in out
     assert f"spec {SPEC_VERSION}: 5 pass, 0 deviate, 1 unsupported, 0 fail; vectors: " in out
-    assert "PLN-1 unsupported: my engine has no such function" in out
+    assert "PLN-1 unsupported: my engine has no such function (it lacks read_plan)" in out
     ids = re.findall(r"^(flashref\.conformance\.suite::\S+) (?:PASSED|SKIPPED)", out, re.M)
     names = "TYP-2", "FFN-9", "FFN-4", "WIN-6", "PLN-1", "IOP-7"
     assert ids[:6] == [f"flashref.conformance.suite::test_requirement[{name}]" for name in names]
