@@ -3,6 +3,7 @@
 import argparse
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from flashref.cli.report import Output
+from flashref.cli.report import Output, progress
+from flashref.cli.tables import say
 from flashref.types import FlashrefError, MissingExtra
 
 if TYPE_CHECKING:
@@ -24,38 +26,77 @@ TIMEOUT = 60.0  # seconds for an answer
 PROFILES = ("dev", "ci", "nightly")  # not the kit's own: Hypothesis is loaded when there is something to do
 HEADINGS = ("requirement", "class", "verdict", "cases", "why")
 COLOURS = {"pass": "green", "unsupported": "dim", "deviates": "yellow"}
-MANY = 3  # more rows than these that are unsupported for one reason become one line
-NARROWEST = 20  # characters of the reasons' column
+MANY = 3  # if more rows than this are unsupported for one reason, one paragraph names them all
+NARROWEST = 20  # characters of the column of reasons
 
 
 def add_parser(commands: Any) -> None:
     """`conformance` among the commands."""
-    parser = commands.add_parser("conformance", help="test another implementation against the spec")
+    parser = commands.add_parser(
+        "conformance",
+        help="test another implementation against the spec",
+        description="Judge an implementation against every requirement that binds it, and against the "
+        "vectors. It runs in a process of its own, so that the run survives its crashes and hangs. Exit code "
+        "0: something was judged and nothing failed; 1: something failed, or nothing was judged.",
+    )
     add = parser.add_argument
-    add("adapter", metavar="ADAPTER", nargs="?", help="its adapter: module, or module:attribute")
-    add("--command", metavar="LINE", dest="line", help="instead: a command that speaks chapter 96's messages")
-    add("--profile", choices=PROFILES, default="ci", help="30, 100 or 2000 cases each (default: ci)")
-    add("--requirements", metavar="ID", nargs="+", help="only these, such as FFN-4, or all of an area: WIN")
-    add("--deviations", metavar="FILE", type=Path, help="what it knowingly does otherwise (TOML)")
-    add("--repro", metavar="WORD", nargs="+", help="repeat a failure: ID TEXT as printed, or a vector's ID")
-    add("--no-vectors", action="store_true", help="leave out the vectors")
-    add("--json", action="store_true", help="one JSON object instead of tables")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add(
+        "adapter",
+        metavar="ADAPTER",
+        nargs="?",
+        help="the implementation's adapter in Python: a module, or module:attribute",
+    )
+    add(
+        "--command",
+        metavar="LINE",
+        dest="line",
+        help="instead of ADAPTER: a command that starts the implementation and speaks the stdio protocol "
+        "(flashref spec 96)",
+    )
+    add(
+        "--profile",
+        choices=PROFILES,
+        default="ci",
+        help="how many cases are drawn for each requirement: 30, 100 or 2000 (default: ci)",
+    )
+    add(
+        "--requirements",
+        metavar="ID",
+        nargs="+",
+        help="judge only these: requirements such as FFN-4, or areas such as WIN",
+    )
+    add(
+        "--deviations",
+        metavar="FILE",
+        type=Path,
+        help="a TOML file that lists where the implementation differs on purpose",
+    )
+    add(
+        "--repro",
+        metavar="WORD",
+        nargs="+",
+        help="judge one case again: the two words of a repeat line, or the id of a vector",
+    )
+    add("--no-vectors", action="store_true", help="judge the requirements only")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+    add("--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace, timeout: float = TIMEOUT) -> int:
-    """Judge, and report.
+    """Judge an implementation, and report.
 
     Args:
         options: as `add_parser` describes them.
-        timeout: seconds for an answer of the implementation.
+        timeout: how many seconds the implementation has for each answer.
 
     Returns:
         0 if something was judged and all of it held, else 1.
     """
     if (options.adapter is None) == (options.line is None):
-        raise FlashrefError("name an adapter (module or module:attribute) or a --command, and not both")
+        raise FlashrefError(
+            "name what to judge: an adapter (module or module:attribute) or a --command, and not both"
+        )
     try:
         from flashref.conformance.judging.judge import judge
         from flashref.conformance.judging.runner import files_of
@@ -67,7 +108,7 @@ def run(options: argparse.Namespace, timeout: float = TIMEOUT) -> int:
     implementation = options.adapter if options.line is None else split_command(options.line)
     if options.repro:
         return _repeat(implementation, options, timeout)
-    with _progress(options.quiet) as progress, files_of(options.profile):
+    with _progress(options.quiet) as show, files_of(options.profile):
         report = judge(
             implementation,
             options.requirements,
@@ -75,7 +116,7 @@ def run(options: argparse.Namespace, timeout: float = TIMEOUT) -> int:
             not options.no_vectors,
             options.deviations,
             timeout=timeout,
-            progress=progress,
+            progress=show,
         )
     if options.json:
         print(json.dumps(report.as_json(), indent=2))
@@ -98,35 +139,55 @@ def _repeat(implementation: str | list[str], options: argparse.Namespace, timeou
     elif verdict.kind in GOOD:
         print(f"{name}: {'it passes now' if verdict.kind == PASS else verdict.text}")
     else:
-        print(failure_text(verdict, target_of(implementation)))
+        _print_failure(failure_text(verdict, target_of(implementation)))
     return 0 if verdict.kind in GOOD else 1
 
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """One bar on stderr, on a terminal only; gives the function that says what is judged now."""
-    console = Console(stderr=True, quiet=quiet)
+    """Show on stderr what is judged now: a bar on a terminal, elsewhere a line now and then."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        with progress(quiet) as advance:
+            yield lambda what, done, total: advance("vectors" if "/" in what else "requirements", done, total)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("", total=None)
 
-        def advance(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int) -> None:
             bars.update(task, description=what, completed=done, total=total)
 
-        yield advance
+        yield show
 
 
 def _print(report: "Report") -> None:
-    """The table, what is unsupported, every failure in full, and the count."""
+    """Print the table, what is unsupported, every failure in full, and the count."""
     out = Output(highlight=False, emoji=False)
     rows, unsupported = _without_repetition(list(report.rows()))
-    texts = [Text(f"{report.name} {report.version}\n", "bold"), *_table(rows, out.width), Text()]
-    for reason, names in unsupported.items():
+    say(f"{report.name} {report.version}\n", "bold")
+    if rows:
+        for line in (*_table(rows, out.width), Text()):
+            out.print(line, soft_wrap=True)
+    for (vectors, reason), names in unsupported.items():
+        what = "vectors unsupported" if vectors else f"{len(names)} unsupported"
         listed = "\n  ".join(_wrapped(", ".join(names), out.width - 2))
-        texts.append(Text(f"{len(names)} unsupported: {reason}\n  {listed}\n"))
-    texts += [Text(f"{failure}\n") for failure in report.failures()]
-    for text in (*texts, Text(report.summary)):
-        out.print(text, soft_wrap=True)
+        say(f"{what}: {reason}")
+        out.print(f"  {listed}\n", soft_wrap=True, markup=False)
+    for failure in report.failures():
+        _print_failure(failure)
+        print()
+    say(report.summary)
+
+
+def _print_failure(failure: str) -> None:
+    """Print a failure; a terminal breaks its lines between words, but not the line that is to be pasted."""
+    out = Output(highlight=False, emoji=False)
+    for line in failure.splitlines():
+        fits = not out.is_terminal or line.startswith("  repeat: ")
+        lines = [line] if fits else _wrapped(line, out.width, "    " if line.startswith("  ") else "  ")
+        for part in lines:
+            out.print(part, soft_wrap=True, markup=False)
 
 
 def _table(rows: "list[Row]", width: int) -> list[Text]:
@@ -153,14 +214,21 @@ def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"{name:<{a}}  {kind:<{b}}  {verdict:<{c}}  {cases:>{d}}  {why}".rstrip()
 
 
-def _without_repetition(rows: "list[Row]") -> "tuple[list[Row], dict[str, list[str]]]":
-    """The rows without those that are unsupported for a reason of many; and these, reason → names."""
-    reasons: dict[str, list[str]] = {}
+def _without_repetition(rows: "list[Row]") -> "tuple[list[Row], dict[tuple[bool, str], list[str]]]":
+    """Split off the rows that are unsupported for a reason that many rows give.
+
+    Returns:
+        The other rows; and, for each such reason, the names. The key says whether the names are operations
+        whose vectors are unsupported, and gives the reason.
+    """
+    names: dict[tuple[bool, str], list[str]] = {}
     for row in rows:
         if row.verdict == "unsupported":
-            reasons.setdefault(row.why, []).append(row.name)
-    many = {reason: names for reason, names in reasons.items() if len(names) > MANY}
-    return [row for row in rows if row.verdict != "unsupported" or row.why not in many], many
+            names.setdefault((row.section == "vectors", row.why), []).append(row.name)
+    uses = Counter(row.why for row in rows if row.verdict == "unsupported")
+    many = {why for why, times in uses.items() if times > MANY}
+    kept = [row for row in rows if row.verdict != "unsupported" or row.why not in many]
+    return kept, {key: of for key, of in names.items() if key[1] in many}
 
 
 def _why(row: "Row", room: int) -> list[str]:
@@ -170,6 +238,8 @@ def _why(row: "Row", room: int) -> list[str]:
     return [textwrap.shorten(row.why, room, placeholder="…", break_on_hyphens=False)]
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    """The text in lines, no word of which is split: ids can be searched for."""
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Break a text into lines without splitting a word, so that ids can be searched for."""
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

@@ -1,8 +1,9 @@
-"""The conformance kit: any implementation, in any language, judged against specs/.
+"""The conformance kit: it judges any implementation against specs/, and uses the reference's types.
 
-An implementation is reached through an adapter (chapter 96); each requirement has one check; expected values
-come from definitions, never from flashref's own functions. The kit needs flashref's `test` extra, and loads
-it when a name of `__init__.pyi` is first used.
+An implementation is reached through an adapter (chapter 96), the reference itself through
+`conformance.reference`. Each requirement has one check. Expected values come from definitions, never from
+flashref's own functions. The kit needs the `test` extra of flashref, which it loads when a name of
+`__init__.pyi` is first used.
 """
 
 import lazy_loader

@@ -4,11 +4,19 @@ import os
 import sys
 
 from flashref.conformance.adapter import AdapterError, load_adapter
+from flashref.conformance.transport.process import REFUSED
 from flashref.conformance.transport.stdio import serve
 
 
 def main(words: list[str]) -> int:
-    """Serves the adapter that the one word names, module or module:attribute; the exit status."""
+    """Serve a Python adapter on stdin and stdout.
+
+    Args:
+        words: one word, module or module:attribute.
+
+    Returns:
+        The exit status: 0 after stop, 1 after a message that is not understood, 2 if there is no adapter.
+    """
     if len(words) != 1:
         print("usage: python -m flashref.conformance ADAPTER, a module or module:attribute", file=sys.stderr)
         return 2
@@ -20,7 +28,7 @@ def main(words: list[str]) -> int:
         try:
             return serve(load_adapter(words[0]), requests, answers)
         except AdapterError as error:
-            print(error, file=sys.stderr)
+            print(f"{REFUSED}{error}", file=sys.stderr)
             return 2
         except (BrokenPipeError, KeyboardInterrupt):  # the kit is gone, or the user has had enough
             return 1

@@ -41,10 +41,16 @@ class Unsupported(Exception):
 
 
 class Facts(NamedTuple):
-    """What an adapter declares about its implementation.
+    """What an adapter declares about its implementation (chapter 96).
 
-    operations: those it provides; unsupported: reason for each other one; dtypes: stored dtypes it takes;
-    accumulate: F32 or F64, whose roundoff the bounds use; max_elements: most weights of a matrix, None = any.
+    Attributes:
+        name, version: texts for the report.
+        operations: the operations that it provides.
+        unsupported: each other operation → the reason why it is missing.
+        dtypes: the stored dtypes that it takes; no other weights are sent.
+        accumulate: F32 or F64, the precision of its sums, whose roundoff the bounds use.
+        flushes_subnormals: True if it is to be judged on data without subnormal numbers.
+        max_elements: the largest number of weights (n · d) of a matrix; None: any.
     """
 
     name: str
@@ -58,11 +64,21 @@ class Facts(NamedTuple):
 
 
 def load_adapter(name: str) -> object:
-    """The adapter that `module` or `module:attribute` names; the working directory is searched first.
+    """Import a Python adapter; the working directory is searched first.
 
-    Raises AdapterError if there is none, or if importing it fails.
+    Args:
+        name: `module` or `module:attribute`. An attribute that is a class is called without arguments.
+
+    Returns:
+        The module, or the object.
+
+    Raises:
+        AdapterError: there is no such module or attribute, or importing the module fails.
     """
     module_name, _, attribute = name.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        advice = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise AdapterError(f"{name!r} is a path, and an adapter is named as a module: try {advice!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -73,15 +89,21 @@ def load_adapter(name: str) -> object:
         ) from error
     for part in attribute.split(".") if attribute else ():
         if not hasattr(adapter, part):
-            raise AdapterError(f"the module {module_name!r} has no {attribute!r}; name it module:attribute")
+            raise AdapterError(
+                f"the module {module_name!r} has no {attribute!r}; an adapter is named module:attribute"
+            )
         adapter = getattr(adapter, part)
     return adapter() if isinstance(adapter, type) else adapter
 
 
 def declared_facts(adapter: object) -> Facts:
-    """The facts of a Python adapter: its attributes, and which operations it has.
+    """Read the facts of a Python adapter from its attributes, and which operations it has.
 
-    Raises AdapterError for a missing or contradictory declaration.
+    Args:
+        adapter: a module or an object.
+
+    Raises:
+        AdapterError: a fact is missing, has no meaning, or contradicts another (IOP-1).
     """
     provided = frozenset(operation for operation in OPERATIONS if callable(getattr(adapter, operation, None)))
     optional = {
@@ -91,7 +113,7 @@ def declared_facts(adapter: object) -> Facts:
     }
     return checked_facts(
         Facts(
-            name=str(getattr(adapter, "name", type(adapter).__name__)),
+            name=str(getattr(adapter, "name", getattr(adapter, "__name__", type(adapter).__name__))),
             version=str(getattr(adapter, "version", "unknown")),
             operations=provided,
             unsupported=dict(getattr(adapter, "unsupported", {})),
@@ -102,15 +124,24 @@ def declared_facts(adapter: object) -> Facts:
 
 
 def checked_facts(facts: Facts) -> Facts:
-    """The facts themselves, or AdapterError: every operation is provided, or has a reason why not (IOP-1)."""
+    """Check what an adapter declares: every operation is provided, or has a reason why not (IOP-1).
+
+    Returns:
+        The facts themselves.
+
+    Raises:
+        AdapterError: a fact is missing, has no meaning, or contradicts another.
+    """
     operations, unsupported = facts.operations, set(facts.unsupported)
     if unknown := sorted((operations | unsupported) - set(OPERATIONS)):
-        raise AdapterError(f"there are no operations {unknown}; they are {', '.join(OPERATIONS)}")
+        words = ", ".join(map(str, unknown))
+        raise AdapterError(f"the adapter names unknown operations: {words}; they are {', '.join(OPERATIONS)}")
     if both := sorted(operations & unsupported):
-        raise AdapterError(f"the adapter provides {both} and calls them unsupported; say one or the other")
+        raise AdapterError(f"the adapter provides {', '.join(both)} and calls it unsupported; remove one")
     if silent := sorted(set(OPERATIONS) - operations - unsupported):
         raise AdapterError(
-            f"the adapter neither provides nor gives a reason for {silent}; add them to its `unsupported`"
+            f"the adapter neither provides nor gives a reason for {', '.join(silent)}; add what is missing "
+            "to its `unsupported`, as operation → reason"
         )
     if not facts.dtypes or facts.dtypes - set(STORED_DTYPES):
         raise AdapterError(f"dtypes must be some of {', '.join(STORED_DTYPES)}, not {sorted(facts.dtypes)}")

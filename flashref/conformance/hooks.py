@@ -18,7 +18,7 @@ from flashref.conformance.judging.report import Report
 from flashref.conformance.judging.runner import profile_settings
 from flashref.conformance.judging.verdict import NOT_RUN, Verdict
 from flashref.conformance.transport.process import split_command
-from flashref.conformance.vectors.published import SHIPPED, read_vectors
+from flashref.conformance.vectors.published import shipped_vectors
 
 SUITE = suite.__name__
 KEY = "flashref_verdict"  # of a report, on its way from a worker of pytest-xdist
@@ -42,17 +42,16 @@ class Hooks:
 
     def tests(self) -> Iterator[suite.Test]:
         """Every test, in the order of the chapters. Raises FlashrefError for what cannot be loaded."""
-        options, vectors = self.options, read_vectors(SHIPPED)
+        options, vectors = self.options, shipped_vectors()
         named = options["deviations"]
-        ids = {vector.id for vector in vectors}
-        entries = () if named is None else read_deviations(Path(named), CHECKS, ids)
+        entries = () if named is None else read_deviations(Path(named), CHECKS, vectors)
         adapter, command = options["adapter"], options["command"]
         implementation = split_command(command) if adapter is None else load_adapter(adapter)
         subject = self._resources.enter_context(opened(implementation))
         self.facts = subject.facts.name, subject.facts.version
         how = profile_settings(options["profile"], options["examples"])
         deviations = in_force(entries, subject.facts.version)
-        return suite.suite_tests(checks_named(None), vectors, subject, how, deviations)
+        return suite.suite_tests(checks_named(None), list(vectors.values()), subject, how, deviations)
 
     def pytest_pycollect_makemodule(
         self, module_path: Path, parent: pytest.Collector

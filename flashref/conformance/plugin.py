@@ -12,22 +12,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options, and nothing else."""
     group = parser.getgroup("flashref", 'conformance with "LLM in a flash" (flashref)')
     add = group.addoption
-    add("--flashref-adapter", metavar="ADAPTER", help=f"judge this module or module:attribute with {SUITE}")
-    add("--flashref-command", metavar="LINE", help="instead: a command that speaks chapter 96's messages")
-    add("--flashref-deviations", metavar="FILE", help="what it knowingly does otherwise (TOML)")
+    add("--flashref-adapter", metavar="ADAPTER", help=f"module or module:attribute that {SUITE} judges")
+    add(
+        "--flashref-command",
+        metavar="LINE",
+        help="instead of an adapter: a command that speaks the stdio protocol (flashref spec 96)",
+    )
+    add(
+        "--flashref-deviations",
+        metavar="FILE",
+        help="TOML file that lists where the implementation differs on purpose",
+    )
     add(
         "--flashref-profile",
         choices=("dev", "ci", "nightly"),
         default="ci",
-        help="30, 100 or 2000 cases of a requirement (default: ci); nightly draws others in every run",
+        help="draw 30, 100 or 2000 cases for a requirement (default: ci); nightly never draws the same",
     )
     add(
         "--flashref-examples",
         metavar="N",
         type=int,
-        help="so many cases instead, for campaigns of any length",
+        help="draw N cases for each requirement instead, for campaigns of any length",
     )
-    add("--flashref-report", metavar="FILE", help="write the verdicts as JSON")
+    add("--flashref-report", metavar="FILE", help="write the verdicts as JSON into this file")
 
 
 def pytest_configure(config: pytest.Config) -> None:

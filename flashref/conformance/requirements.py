@@ -20,9 +20,12 @@ _WHOLE_CHAPTER = "Every requirement of this chapter is *(reference only)*"
 class Requirement(NamedTuple):
     """One numbered requirement of a chapter.
 
-    id: such as "WIN-3"; kind: its class, one of CLASSES; sentence: as a reader sees it, without links and
-    without "(reference only)"; page: the name of the chapter's file; reference_only: whether it binds
-    flashref and nobody else.
+    Attributes:
+        id: such as "WIN-3".
+        kind: its class, one of CLASSES.
+        sentence: as a reader sees it, without links and without "(reference only)".
+        page: the name of the chapter's file.
+        reference_only: whether it binds flashref and nobody else.
     """
 
     id: str
@@ -38,7 +41,7 @@ class Requirement(NamedTuple):
 
 
 def specs_folder() -> Path:
-    """The folder of the chapters: in an installed package beside the code, in a checkout at its top."""
+    """Find the folder of the chapters: in an installed package beside the code, in a checkout at its top."""
     package = Path(flashref.__file__).parent
     for folder in (package / "specs", package.parent / "specs"):
         if (folder / "00-conventions.md").is_file():
@@ -47,7 +50,14 @@ def specs_folder() -> Path:
 
 
 def requirements() -> Mapping[str, Requirement]:
-    """Every requirement of every chapter by its id, in the order of the chapters."""
+    """Read every requirement of every chapter.
+
+    Returns:
+        Id → requirement, in the order of the chapters.
+
+    Raises:
+        FlashrefError: the chapters are missing, an id stands twice, or a class is unknown.
+    """
     found: dict[str, Requirement] = {}
     for page in sorted(specs_folder().glob("[0-9]*.md")):
         text = page.read_text(encoding="utf-8")

@@ -25,18 +25,29 @@ from flashref.types import FlashrefError
 
 
 class Test(NamedTuple):
-    """One test. before: a verdict that needs no run, or None; after: the verdict on how the run ended."""
+    """One test.
+
+    Attributes:
+        name: the part of its id that is its own.
+        function: what pytest runs.
+        before: gives a verdict that needs no run, or None.
+        after: gives the verdict on how the run ended.
+        missing: the operations without which nothing can be asked.
+    """
 
     name: str
     function: Callable[[], None]
     before: Callable[[], Verdict | None]
     after: Callable[[BaseException | None], Verdict]
+    missing: tuple[str, ...] = ()
 
 
 class Suite(pytest.Module):
-    """The suite as pytest sees it, made in this module's place: its tests are not functions of this module.
+    """The suite as pytest sees it, in the place of this module, whose functions its tests are not.
 
-    load: gives the tests, or raises FlashrefError; target: the implementation as a command line names it.
+    Attributes:
+        load: gives the tests, or raises FlashrefError.
+        target: the implementation as a command line names it.
     """
 
     load: Callable[[], Iterable[Test]]
@@ -81,7 +92,8 @@ class SuiteTest(pytest.Function):
         if verdict.kind not in GOOD:
             pytest.fail(failure_text(verdict, self.target), pytrace=False)
         if verdict.kind != PASS:
-            pytest.skip(f"{verdict.requirement} {verdict.kind}: {verdict.text}")
+            missing = f" (it lacks {', '.join(self.test.missing)})" if self.test.missing else ""
+            pytest.skip(f"{verdict.requirement} {verdict.kind}: {verdict.text}{missing}")
 
 
 def suite_tests(
@@ -91,7 +103,15 @@ def suite_tests(
     how: settings,
     deviations: Deviations,
 ) -> Iterator[Test]:
-    """A test of each requirement, then one of each vector."""
+    """Make a test of each requirement, then one of each vector.
+
+    Args:
+        checks: of the requirements.
+        vectors: the cases.
+        subject: the implementation.
+        how: Hypothesis' settings.
+        deviations: those in force.
+    """
     for check in checks:
         yield requirement_test(check, subject, how, deviations)
     for vector in vectors:
@@ -99,13 +119,13 @@ def suite_tests(
 
 
 def requirement_test(check: Check, subject: campaign.Judged, how: settings, deviations: Deviations) -> Test:
-    """The test of one requirement: a true Hypothesis test, unless it deviates or nothing can be asked."""
+    """Make the test of one requirement: a Hypothesis test, unless it deviates or nothing can be asked."""
     attempts = Attempts(check, subject)
     name = f"test_requirement[{check.requirement}]"
     if (deviates := deviations.requirements.get(check.requirement)) is not None:
         return _decided(name, attempts.verdict(DEVIATES, deviates))
     if (lacks := lacking(check, subject.facts)) is not None:
-        return _decided(name, attempts.verdict(UNSUPPORTED, lacks))
+        return _decided(name, attempts.verdict(UNSUPPORTED, lacks), check.operations)
     try:
         function = property_of(check, subject.facts, attempts.attempt, how)
     except Exception as error:  # a defect of the kit must not hide the other verdicts
@@ -122,16 +142,17 @@ def requirement_test(check: Check, subject: campaign.Judged, how: settings, devi
 
 
 def vector_test(vector: Vector, subject: campaign.Judged, deviations: Deviations) -> Test:
-    """The test of one vector."""
+    """Make the test of one vector."""
 
     def judge() -> Verdict:
         return campaign.judge_vector(subject, vector, deviations)
 
-    return Test(f"test_vector[{vector.id}]", _nothing, judge, lambda error: judge())
+    missing = () if vector.operation in subject.facts.operations else (vector.operation,)
+    return Test(f"test_vector[{vector.id}]", _nothing, judge, lambda error: judge(), missing)
 
 
-def _decided(name: str, verdict: Verdict) -> Test:
-    return Test(name, _nothing, lambda: verdict, lambda error: verdict)
+def _decided(name: str, verdict: Verdict, missing: tuple[str, ...] = ()) -> Test:
+    return Test(name, _nothing, lambda: verdict, lambda error: verdict, missing)
 
 
 def _nothing() -> None:

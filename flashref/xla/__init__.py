@@ -1,9 +1,9 @@
-"""The same functions in JAX: fixed capacity and masks, for jit, vmap and grad on any XLA device.
+"""Chapters 10, 20, 30 and 70 in JAX, for jit, vmap and grad; it uses the reference, and is judged by it.
 
 A set of ids is `Padded(ids, size)`: an int32 array of fixed length m whose first `size` entries are the set,
 ascending; what lies behind them is never looked at. `Window`, `Delta`, `Slots` and `Moves` have the fields of
-flashref.types, in int32 arrays. `FFN` and `Predictor` are those of flashref.types; as a pytree an FFN's
-activation is structure, so jit takes it as static.
+the reference's tuples of these names, in int32 arrays. `FFN` and `Predictor` are those of flashref.types; as
+a pytree an FFN's activation is structure, so jit takes it as static.
 
 Nothing can be raised while a program runs. A function that takes ids therefore gives `valid` as well, a bool
 array of shape (): False if an id is out of range, out of order or there twice, or if there are more ids than

@@ -12,7 +12,7 @@ from flashref.xla.padded import Padded, Weights, ascending_ids, take_rows, valid
 
 
 def dense_ffn(x: jax.Array, ffn: FFN) -> jax.Array:
-    """The FFN over all its neurons (paper §3.1, Fig. 3b).
+    """Compute the FFN over all its neurons (paper §3.1, Fig. 3b).
 
     Args:
         x: (d,) float32.
@@ -28,7 +28,7 @@ def dense_ffn(x: jax.Array, ffn: FFN) -> jax.Array:
 
 
 def pre_activations(x: jax.Array, ffn: FFN) -> jax.Array:
-    """What the activation is applied to: the gate's pre-activations if there is a gate, else up's.
+    """Compute what the activation is applied to: the gate's pre-activations if there is a gate, else up's.
 
     Args, Raises: as for `dense_ffn`.
 
@@ -42,7 +42,7 @@ def pre_activations(x: jax.Array, ffn: FFN) -> jax.Array:
 
 
 def neuron_values(x: jax.Array, ffn: FFN) -> jax.Array:
-    """The value of every neuron, by which its row of `down` is multiplied.
+    """Compute the value of every neuron, by which its row of `down` is multiplied.
 
     Args, Raises: as for `dense_ffn`.
 
@@ -54,7 +54,7 @@ def neuron_values(x: jax.Array, ffn: FFN) -> jax.Array:
 
 
 def sum_neurons(values: jax.Array, ffn: FFN) -> jax.Array:
-    """The rows of `down`, each times its neuron's value, and the down bias.
+    """Sum the rows of `down`, each times its neuron's value, and the down bias.
 
     Args:
         values: (n,) float32, as `neuron_values` gives them; 0 leaves a neuron out.
@@ -69,7 +69,7 @@ def sum_neurons(values: jax.Array, ffn: FFN) -> jax.Array:
 
 
 def sparse_ffn(x: jax.Array, ffn: FFN, active: Padded) -> tuple[jax.Array, jax.Array]:
-    """The FFN over these neurons and no others (paper §3.1); the down bias is added whatever the set.
+    """Compute the FFN over these neurons and no others (paper §3.1); the down bias is always added.
 
     Args:
         x: (d,) float32.
@@ -88,7 +88,15 @@ def sparse_ffn(x: jax.Array, ffn: FFN, active: Padded) -> tuple[jax.Array, jax.A
 
 
 def take_neurons(ffn: FFN, ids: Padded) -> tuple[FFN, jax.Array]:
-    """The FFN of these neurons, then of neurons of zeros, which add nothing; and valid."""
+    """Cut the FFN of some neurons out of a network.
+
+    Args:
+        ffn: the whole network.
+        ids: of the neurons.
+
+    Returns:
+        The FFN of m neurons, those behind the set of zeros, which add nothing; and whether the ids are valid.
+    """
 
     def rows(of: Array | None) -> Any:
         return None if of is None else take_rows(of, ids)[0]
@@ -104,12 +112,12 @@ def take_neurons(ffn: FFN, ids: Padded) -> tuple[FFN, jax.Array]:
 
 
 def predict_active(x: jax.Array, predictor: Predictor, m: int | None = None) -> Padded:
-    """The ids whose logit exceeds the threshold, ascending (paper §3.1, Fig. 3b).
+    """Predict the active neurons: the ids whose logit exceeds the threshold, ascending (paper §3.1, Fig. 3b).
 
     Args:
         x: (d,) float32.
         predictor: of the layer.
-        m: places for ids; n if None. With more ids than places the set is not valid.
+        m: places for ids; None: n. With more ids than places the set is not valid.
 
     Raises:
         ShapeError: as for `predictor_logits`.
@@ -118,7 +126,7 @@ def predict_active(x: jax.Array, predictor: Predictor, m: int | None = None) -> 
 
 
 def predictor_logits(x: jax.Array, predictor: Predictor) -> jax.Array:
-    """The logit of every neuron: two linear maps, and nothing between them.
+    """Compute the logit of every neuron: two linear maps with nothing between them.
 
     Args:
         x: (d,) float32.

@@ -21,9 +21,14 @@ class Padded(NamedTuple):
 
 
 def pad_ids(ids: npt.ArrayLike, m: int) -> Padded:
-    """A caller's ids as Padded, in NumPy: IdsError for what int32 or m places would cut.
+    """Make a caller's ids `Padded`, in NumPy; the function that takes them checks their range and order.
 
-    ids: (≤ m,) integers of any width. Range and order are left to whoever takes the result, and its `valid`.
+    Args:
+        ids: (≤ m,) integers of any width.
+        m: places.
+
+    Raises:
+        IdsError: the ids are no list of integers, or int32 or m places would cut them.
     """
     given = np.asarray(ids)
     if given.size == 0:
@@ -48,19 +53,30 @@ def ascending_ids(mask: jax.Array, m: int | None = None) -> Padded:
 
 
 def descending_ids(mask: jax.Array) -> Padded:
-    """The same from the highest to the lowest, in n places."""
+    """List the ids of a mask (n,) from the highest to the lowest, in n places."""
     ids, size = ascending_ids(mask[::-1])
     return Padded(len(mask) - 1 - ids, size)
 
 
 def valid_ids(padded: Padded, n: int | jax.Array) -> jax.Array:
-    """Whether the ids are strictly ascending in 0 … n − 1, and as many as there are places (decision 24)."""
+    """Say whether ids are right (decision 24: nothing can be raised, so a flag comes back).
+
+    Args:
+        padded: the ids.
+        n: neurons of the layer.
+
+    Returns:
+        () bool: the ids are strictly ascending in 0 … n − 1, and no more than there are places.
+
+    Raises:
+        IdsError: the ids are not int32.
+    """
     ids = padded.ids
     return inside(padded, n) & jnp.all((ids[1:] > ids[:-1]) | ~live(padded)[1:])
 
 
 def inside(padded: Padded, n: int | jax.Array) -> jax.Array:
-    """Whether there are at most as many as places, each in 0 … n − 1."""
+    """Say whether there are at most as many ids as places, and each lies in 0 … n − 1, in any order."""
     ids, size = padded
     if ids.dtype != np.int32:
         raise IdsError(f"ids must be int32, not {ids.dtype}; pad_ids narrows them without losing any")
@@ -88,9 +104,18 @@ def entry(array: jax.Array, index: jax.Array, beyond: int) -> jax.Array:
 
 
 def take_rows(matrix: Weights, ids: Padded) -> tuple[jax.Array, jax.Array]:
-    """Rows of these ids out of a matrix (n, …), bit for bit: (m, …) of its stored dtype, and valid.
+    """Take rows out of a matrix, bit for bit.
 
-    Rows behind the set are zeros; if the ids are not valid, every row is NaN. ShapeError for another dtype.
+    Args:
+        matrix: (n, …) of a stored dtype.
+        ids: of the rows.
+
+    Returns:
+        (m, …) of the same dtype, with zeros behind the set, or NaN everywhere if the ids are not valid; and
+        whether they are valid.
+
+    Raises:
+        ShapeError: the matrix has another dtype.
     """
     _check_stored(matrix)
     valid = valid_ids(ids, len(matrix))
@@ -104,7 +129,11 @@ def take_rows(matrix: Weights, ids: Padded) -> tuple[jax.Array, jax.Array]:
 
 
 def widen(weights: Weights) -> jax.Array:
-    """Stored weights as float32, exactly but for BF16 subnormals on a device that flushes. ShapeError."""
+    """Widen stored weights to float32: exactly, but for BF16 subnormals on a device that flushes them.
+
+    Raises:
+        ShapeError: the weights have no stored dtype.
+    """
     _check_stored(weights)
     if weights.dtype == np.uint16:
         return jax.lax.bitcast_convert_type(weights.astype(np.uint32) << np.uint32(16), jnp.float32)

@@ -22,14 +22,14 @@ from flashref.xla.window import Delta
 
 
 class Slots(NamedTuple):
-    """As flashref.slots.Slots: ids (capacity,) int32, used () int32 (paper §3.3)."""
+    """flashref.slots.Slots in JAX: ids (capacity,) int32, used () int32 (paper §3.3)."""
 
     ids: jax.Array
     used: jax.Array
 
 
 class Moves(NamedTuple):
-    """As flashref.slots.Moves: row source[j] → target[j], then new row j → put[j]; sources descend."""
+    """flashref.slots.Moves in JAX: row source[j] → target[j], then new row j → put[j]; sources descend."""
 
     source: Padded
     target: Padded
@@ -37,16 +37,27 @@ class Moves(NamedTuple):
 
 
 def empty_slots(capacity: int) -> Slots:
-    """The slots of a matrix of capacity rows, none in use (paper §3.3). Raises DomainError."""
+    """Make the slots of a matrix of `capacity` rows, none in use (paper §3.3).
+
+    Raises:
+        DomainError: the capacity is negative or beyond int32.
+    """
     if not 0 <= capacity <= INT32_MAX:
         raise DomainError(f"a matrix has at least 0 rows, and int32 counts them, not {capacity}")
     return Slots(jnp.full(capacity, NEVER, jnp.int32), jnp.int32(0))
 
 
 def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves, jax.Array]:
-    """The paper's placement (§3.3, Fig. 6): the last rows fill the holes, new rows are appended; and valid.
+    """Place rows as the paper does (§3.3, Fig. 6): the last rows fill the holes, new rows are appended.
 
-    Not valid: ids out of order, an evicted neuron in no slot, a loaded one in a slot already, too many rows.
+    Args:
+        slots: before the token.
+        delta: what the token loads and evicts.
+
+    Returns:
+        The slots after the token, the moves for `apply_moves`, and whether the delta is valid: its ids
+        ascend, evicted neurons are in slots and loaded ones are not, and the rows suffice. If not, the slots
+        are unchanged and nothing moves.
     """
     survives, valid = _survives(slots, delta)
     count = slots.used - delta.evict.size
@@ -57,7 +68,10 @@ def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves, jax.Array]
 
 
 def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves, jax.Array]:
-    """The other placement: new rows go into the lowest holes, the last rows fill the rest; and valid."""
+    """Place new rows into the lowest holes, and fill the other holes with the last rows.
+
+    Args, Returns: as for `swap_with_last`.
+    """
     survives, valid = _survives(slots, delta)
     count = slots.used - delta.evict.size + delta.load.size
     row = places(slots.ids)
@@ -69,10 +83,19 @@ def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves, jax.Array]:
 
 
 def apply_moves(matrix: jax.Array, moves: Moves, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The matrix after its moves, row source[j] → target[j], then rows[j] → put[j]; and valid.
+    """Move rows of a matrix: row source[j] → target[j], then new row j → put[j].
 
-    matrix: (capacity, …); rows: (m, …) of the same dtype, one a place of put, else ShapeError. With a
-    row outside of the matrix the moves are not valid, and the matrix comes back unchanged.
+    Args:
+        matrix: (capacity, …).
+        moves: of a placement.
+        rows: (m, …) of the same dtype, one for each place of `put`.
+
+    Returns:
+        The matrix after the moves; and whether they are valid: no row lies outside of the matrix. If not, the
+        matrix is unchanged.
+
+    Raises:
+        ShapeError: the new rows have another shape or dtype.
     """
     if rows.shape != (len(moves.put.ids), *matrix.shape[1:]) or rows.dtype != matrix.dtype:
         raise ShapeError(
@@ -91,7 +114,7 @@ def apply_moves(matrix: jax.Array, moves: Moves, rows: jax.Array) -> tuple[jax.A
 
 
 def _survives(slots: Slots, delta: Delta) -> tuple[jax.Array, jax.Array]:
-    """Mask over the rows: in use, and not evicted; and whether the delta fits these slots."""
+    """Say which rows are in use and not evicted, and whether the delta fits these slots."""
     used = places(slots.ids) < slots.used
     leaves = used & _is_among(slots.ids, delta.evict)
     valid = valid_ids(delta.load, INT32_MAX) & valid_ids(delta.evict, INT32_MAX)

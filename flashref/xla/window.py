@@ -10,7 +10,7 @@ from flashref.xla.padded import INT32_MAX, Padded, ascending_ids, entry, places,
 
 
 class Window(NamedTuple):
-    """As flashref.window.Window: k, capacity, token () int32; last (n,) int32 (paper §3.1.2)."""
+    """flashref.window.Window in JAX: k, capacity, token () int32; last (n,) int32 (paper §3.1.2)."""
 
     k: jax.Array
     capacity: jax.Array
@@ -19,7 +19,7 @@ class Window(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """As flashref.window.Delta: what one token loads, evicts and bypasses."""
+    """flashref.window.Delta in JAX: what one token loads, evicts and bypasses."""
 
     load: Padded
     evict: Padded
@@ -27,21 +27,39 @@ class Delta(NamedTuple):
 
 
 def empty_window(n: int, k: int, capacity: int) -> Window:
-    """The window of n neurons before its first token; Python ints. Raises DomainError, also beyond int32."""
+    """Make the window before the first token.
+
+    Args:
+        n: neurons of the layer, a Python int like the others.
+        k: tokens in the window.
+        capacity: rows of the layer's DRAM matrix.
+
+    Raises:
+        DomainError: n or k is below 1, the capacity is negative, or one of them is beyond int32.
+    """
     if not (1 <= n <= INT32_MAX and 1 <= k <= INT32_MAX and 0 <= capacity <= INT32_MAX):
         raise DomainError(f"a window needs n, k ≥ 1 and capacity ≥ 0 in int32, not {n}, {k}, {capacity}")
     return Window(jnp.int32(k), jnp.int32(capacity), jnp.int32(0), jnp.full(n, NEVER, jnp.int32))
 
 
 def resident_neurons(window: Window) -> Padded:
-    """The ids in DRAM, C_t: every neuron whose stamp is not NEVER (paper §3.3)."""
+    """List the ids in DRAM, C_t: every neuron whose stamp is not NEVER (paper §3.3)."""
     return ascending_ids(window.last != NEVER)
 
 
 def window_update(window: Window, active: Padded) -> tuple[Window, Delta, jax.Array]:
-    """The window after one token that predicts `active`, what to load, evict and bypass, and valid.
+    """Take one token into the window (paper §3.1.2, Fig. 4b).
 
-    active: at most m ids. Paper §3.1.2, Fig. 4b; decisions 1, 2, 8, 9.
+    The window includes its own token (decision 1), evictions come before loads (decision 2), and what does
+    not fit passes by (decision 8).
+
+    Args:
+        window: before the token.
+        active: the ids that the token predicts.
+
+    Returns:
+        The window after the token, what to load, evict and bypass, and whether the ids are valid. If not, the
+        window is unchanged and the delta empty.
     """
     k, capacity, token, stamps = window
     n = len(stamps)

@@ -39,7 +39,21 @@ def test_a_requirement_is_printed_with_its_chapter(capsys):
     assert json.loads(shown(capsys, "win-3", "--json")[1]) == {"win-3": due}
 
 
-@pytest.mark.parametrize(("word", "near"), [("51", "; near it are "), ("WIN-99", "win-9"), ("zzzz", "")])
+def test_a_decision_is_printed_by_its_number(capsys):
+    section = shown(capsys, "decision-8")[1]
+    assert section.startswith("## 8 Capacity, bypass and memory budget\n\n**Question:** ")
+    assert section.rstrip().endswith("most n.") and "<a id=" not in section
+    assert shown(capsys, "Decision 8")[1] == section
+
+
+def test_a_chapter_is_found_without_its_zero(capsys):
+    assert shown(capsys, "5") == shown(capsys, "05-arithmetic")
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("51", "; near it are "), ("WIN-99", "WIN-9"), ("decision-99", "decision-9"), ("zzzz", "")],
+)
 def test_an_unknown_page_is_one_sentence(capsys, word, near):
     code, out, err = shown(capsys, word)
     assert (code, out, err.count("\n")) == (2, "", 1)

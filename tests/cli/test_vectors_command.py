@@ -14,7 +14,10 @@ folder = vector_folders.folder
 
 def test_the_command_checks_exports_and_says_what_is_missing(folder, capsys):
     assert cli.main(["vectors", "check", str(folder)]) == 0
-    assert capsys.readouterr().out.startswith(f"{len(read_vectors(SHIPPED))} cases in {folder} are")
+    number = len(read_vectors(SHIPPED))
+    assert capsys.readouterr().out == f"the {number} cases in {folder} are the shipped ones, byte for byte\n"
+    assert cli.main(["vectors", "check"]) == 0
+    assert capsys.readouterr().out.startswith(f"the {number} shipped cases in {SHIPPED} are whole")
     flipped(folder)
     assert cli.main(["vectors", "check", str(folder), "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)
@@ -24,6 +27,9 @@ def test_the_command_checks_exports_and_says_what_is_missing(folder, capsys):
     assert "dyadic.safetensors" in capsys.readouterr().out
     assert cli.main(["vectors", "check", str(folder / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
+    (folder.parent / "empty").mkdir()
+    assert cli.main(["vectors", "check", str(folder.parent / "empty")]) == 2
+    assert "holds no vectors" in capsys.readouterr().err
     assert cli.main(["vectors", "export", str(folder)]) == 2
     assert "is not empty" in capsys.readouterr().err
     new = folder.parent / "new" / "v1"

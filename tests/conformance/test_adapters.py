@@ -13,7 +13,7 @@ from flashref.conformance.judging.runner import examine, profile_settings
 from flashref.conformance.judging.verdict import GOOD
 from flashref.conformance.transport.stdio import Command
 from flashref.conformance.transport.subject import InProcess
-from flashref.conformance.vectors.published import SHIPPED, judge_vector, read_vectors
+from flashref.conformance.vectors.published import judge_vector, shipped_vectors
 
 ADAPTERS = Path(__file__).parents[1] / "adapters"
 
@@ -67,6 +67,6 @@ def test_an_example_adapter_passes(example, name, request):
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_adapter_gives_the_vectors(example, request):
     subject = request.getfixturevalue(example)
-    for vector in read_vectors(SHIPPED):
+    for vector in shipped_vectors().values():
         with suppress(Unsupported):
             judge_vector(subject, vector)

@@ -6,8 +6,10 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import conformance_runs
+import plain_engine
 import pytest
 from conformance_runs import ENVIRONMENT, FORGETS, HEAD, KIT, REFERENCE, deviation, kinds
 
@@ -19,19 +21,6 @@ from flashref.conformance.requirements import requirements
 from flashref.conformance.transport.subject import InProcess
 
 README = (KIT / "README.md").read_text(encoding="utf-8")
-ENGINE = """
-import numpy as np
-from flashref.conformance import reference
-
-def feed_forward(x, activation, up, down, gate, biases, tau, active):
-    return reference.sparse_ffn(x, activation, up, down, gate, *biases, tau, active)
-
-class window:
-    def __init__(self, n, k, capacities):
-        self.of = n, k, capacities
-    def feed(self, sequence):
-        return reference.run_window(*self.of, [sequence])[0]
-"""
 adapter = conformance_runs.adapter
 judge = conformance_runs.judge
 
@@ -55,15 +44,20 @@ SUITE = ["--pyargs", "flashref.conformance.suite", "--flashref-profile", "dev"]
 
 
 SOME = "FFN-4 or WIN-6 or PLN-1 or by_hand"
+REFUSALS = "TYP-2 or FFN-9 or IOP-7 or run_window/refusals or sparse_ffn/refusals"
 
 
 @pytest.fixture
 def readmes_adapter(tmp_path):
-    """The adapter of the kit's page, in a project with habits of its own; what the suite is called with."""
-    source = re.search(r"```python\n(# my_adapter.py\n.*?)```", README, re.S)[1]
-    assert len(source.splitlines()) <= 35
-    (tmp_path / "my_adapter.py").write_text(source)
-    (tmp_path / "my_engine.py").write_text(ENGINE)
+    """The adapter of the kit's page on an engine that checks nothing, in a project with habits of its own.
+
+    Returns what the suite is called with.
+    """
+    for name in ("my_adapter", "refusals"):
+        source = re.search(rf"```python\n(# {name}.py\n.*?)```", README, re.S)[1]
+        assert len(source.splitlines()) <= 35
+        (tmp_path / f"{name}.py").write_text(source)
+    (tmp_path / "my_engine.py").write_text(Path(plain_engine.__file__).read_text())
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\npython_functions = check_*\n")
     (tmp_path / "conftest.py").write_text(
         "import pytest\n"
@@ -74,17 +68,17 @@ def readmes_adapter(tmp_path):
 
 
 def test_the_readmes_adapter_passes_from_outside_the_checkout(tmp_path, readmes_adapter):
-    words = *readmes_adapter, "-k", SOME, "-v", "-rs", "--flashref-report", "one.json"
+    words = *readmes_adapter, "-k", f"{SOME} or {REFUSALS}", "-v", "-rs", "--flashref-report", "one.json"
     out = suite(tmp_path, *words, expect=0)
     assert "my engine 0.3" in out
-    assert f"spec {SPEC_VERSION}: 2 pass, 0 deviate, 1 unsupported, 0 fail; vectors: " in out
-    assert "PLN-1 unsupported: my engine has no such function" in out
+    assert f"spec {SPEC_VERSION}: 5 pass, 0 deviate, 1 unsupported, 0 fail; vectors: " in out
+    assert "PLN-1 unsupported: my engine has no such function (it lacks read_plan)" in out
     ids = re.findall(r"^(flashref\.conformance\.suite::\S+) (?:PASSED|SKIPPED)", out, re.M)
-    names = "FFN-4", "WIN-6", "PLN-1"
-    assert ids[:3] == [f"flashref.conformance.suite::test_requirement[{name}]" for name in names]
+    names = "TYP-2", "FFN-9", "FFN-4", "WIN-6", "PLN-1", "IOP-7"
+    assert ids[:6] == [f"flashref.conformance.suite::test_requirement[{name}]" for name in names]
     assert "flashref.conformance.suite::test_vector[run_window/by_hand/example]" in ids
     result = json.loads((tmp_path / "one.json").read_text())
-    assert kinds(result) == {"FFN-4": "pass", "WIN-6": "pass", "PLN-1": "unsupported"}
+    assert kinds(result) == dict.fromkeys(names, "pass") | {"PLN-1": "unsupported"}
     assert result["name"] == "my engine"
 
 
@@ -117,7 +111,9 @@ def test_a_failure_in_the_suite_is_what_the_command_shows_and_no_traceback(adapt
     assert f"\nPLN-2 [exact]: {sentence} (specs/52-plan.md)\n  fail: " in out
     assert "Traceback" not in out and "runner.py" not in out and "Falsifying" not in out
     assert "WIN-6 deviates: see issue 12" in out
-    assert "read_plan/plans/no_extents: passes now; remove the deviation (never)" in out
+    assert re.search(
+        r"\nread_plan/plans/no_extents \[vector of .*\n  fail: passes now; remove the deviation \(never", out
+    )
     assert (
         f"spec {SPEC_VERSION}: 0 pass, 1 deviate, 0 unsupported, 1 fail; vectors: 0 pass, 0 deviate, " in out
     )

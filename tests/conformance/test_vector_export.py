@@ -31,7 +31,7 @@ def test_an_export_is_whole_and_overwrites_nothing(folder, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     for taken in (folder, tmp_path / "file", tmp_path / "full"):
-        with pytest.raises(VectorError, match="is not empty"):
+        with pytest.raises(VectorError, match="nothing is overwritten"):
             export_vectors(taken)
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "mine"
 

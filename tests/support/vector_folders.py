@@ -7,14 +7,14 @@ import pytest
 import safetensors.numpy
 
 from flashref.conformance.vectors.files import tensor_file
-from flashref.conformance.vectors.published import SHIPPED, export_vectors, read_vectors
+from flashref.conformance.vectors.published import export_vectors, shipped_vectors
 
 # A test file takes the fixtures that it needs as its own: shipped = vector_folders.shipped
 
 
 @pytest.fixture(scope="module")
 def shipped():
-    return {vector.id: vector for vector in read_vectors(SHIPPED)}
+    return shipped_vectors()
 
 
 @pytest.fixture

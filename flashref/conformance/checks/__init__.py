@@ -34,11 +34,14 @@ def in_order(checks: Iterable[Check]) -> list[Check]:
 
 
 def checks_named(words: str | Sequence[str] | None) -> list[Check]:
-    """The checks of some requirements, in the order of the chapters.
+    """Find the checks that words name.
 
     Args:
         words: ids such as FFN-4, and areas, as FFN or FFN-*; in any case, with blanks or commas between them.
             None: every check.
+
+    Returns:
+        The checks, in the order of the chapters.
 
     Raises:
         FlashrefError: a word names no check; the sentence says which ids are near.
@@ -58,8 +61,11 @@ def checks_named(words: str | Sequence[str] | None) -> list[Check]:
 
 
 def _unknown(word: str) -> str:
-    if word in requirements():
-        return f"{word} has no check: it binds flashref only, or no test can decide it"
+    if (known := requirements().get(word)) is not None:
+        why = (
+            "it binds flashref only" if known.testable else f"it is [{known.kind}], so no test can decide it"
+        )
+        return f"{word} has no check: {why}"
     areas = sorted({name.partition("-")[0] for name in CHECKS})
     near = difflib.get_close_matches(word, [*CHECKS, *areas], 3, 0.4) or areas
     return f"no check is called {word!r}; near it are {', '.join(near)}"

@@ -12,14 +12,22 @@ from flashref.conformance.adapter import Facts
 from flashref.conformance.strategies import DTYPES, SIZES
 from flashref.conformance.transport.codec import registered
 from flashref.conformance.transport.subject import Breach, Refusal, Subject
+from flashref.conformance.words import excess, number
 from flashref.types import Array, Ids
 
 Cases = st.SearchStrategy[Any] | Sequence[Any]
+SHOWN = 200  # characters of a value in a sentence
 
 
 @registered
 class Call(NamedTuple):
-    """One call of an operation: its arguments in the order of chapter 96's table; note: what it is about."""
+    """One call of an operation.
+
+    Attributes:
+        operation: its name.
+        arguments: in the order of chapter 96's table.
+        note: what is special about the call, such as why it must be refused.
+    """
 
     operation: str
     arguments: Sequence[Any]
@@ -33,10 +41,15 @@ class Call(NamedTuple):
 class Check(NamedTuple):
     """The check of one requirement.
 
-    operations: what it calls, any one of them; cases: the facts of an implementation → a strategy, or a list
-    that is gone through whole; judge: raises Breach; examples: cases that every run begins with, whatever is
-    drawn after them; machine: a state machine that makes cases instead of `cases`, and passes each to the
-    function that it is given; runs: whether a case runs an operation (a declaration, say, runs none).
+    Attributes:
+        requirement: its id.
+        operations: those that the check calls; it can be judged if one of them is provided.
+        cases: the facts of an implementation → a strategy that draws cases, or a list of all cases.
+        judge: asks a subject about one case, and raises Breach if the answer is wrong.
+        examples: the facts → cases that every run begins with, whatever is drawn after them.
+        machine: a state machine that makes cases in the place of `cases`, and passes each to the function
+            that it is given.
+        runs: whether a case runs an operation (a declaration, for instance, runs none).
     """
 
     requirement: str
@@ -133,18 +146,24 @@ def expect_close(what: str, got: Array, exact: Sequence[Fraction], bounds: Itera
             continue
         ratio = float(error / Fraction(bound)) if finite and bound else float("inf")
         if ratio >= worst[0]:
-            worst = (
-                ratio,
-                (
-                    f"{what}: worst element {j}: got {float(value).hex()}, exact {float(due).hex()}, "
-                    f"error {float(error):.3g}, bound {bound:.3g}, ratio {ratio:.3g}"
-                ),
-            )
+            text = f"{what}: worst element {j}: got {number(value)}, exact {number(due)}"
+            worst = ratio, f"{text}; {excess(float(error) if finite else None, bound)}"
     if worst[1]:
         raise Breach("fail", worst[1])
 
 
 def shown(value: Any) -> str:
-    """A value, short enough for a sentence."""
-    text = " ".join(repr(value.tolist() if isinstance(value, np.ndarray) else value).split())
-    return text if len(text) <= 200 else text[:200] + "…"
+    """A value in one line, arrays as plain lists, cut where it becomes too long for a sentence."""
+    text = " ".join(repr(_plain(value)).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _plain(value: Any) -> Any:
+    """The value with lists in place of arrays; a NamedTuple keeps its name."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_plain, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value

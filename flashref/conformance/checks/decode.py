@@ -30,6 +30,7 @@ from flashref.conformance.strategies import (
     stored,
 )
 from flashref.conformance.transport.subject import Breach, Subject
+from flashref.conformance.vectors.compare import most_moves
 from flashref.definitions import DecodeStep, decode_model
 from flashref.ffn import take_neurons
 from flashref.types import FFN, STORED_DTYPES, Array, Predictor, stored_dtype
@@ -110,8 +111,16 @@ def decodings(
     return lambda facts: cases(facts)
 
 
-class Token(NamedTuple):
-    """One token in one layer of a run: where it is, what the definition says, and the answer."""
+class DecodeAnswer(NamedTuple):
+    """The answer of run_decode for one token in one layer, and what the definition says.
+
+    Attributes:
+        where: sequence, token and layer, in words.
+        number: of the token.
+        x, ffn, predicted: what the layer gets, and the ids that its predictor chooses.
+        due: what the definition says.
+        y, counters: the answer.
+    """
 
     where: str
     number: int
@@ -123,7 +132,7 @@ class Token(NamedTuple):
     counters: dict[str, int]
 
 
-def tokens_of(call: Call, answer: Any) -> Iterator[Token]:
+def tokens_of(call: Call, answer: Any) -> Iterator[DecodeAnswer]:
     """Every token of every sequence and layer of an answer of run_decode."""
     layers, xs, k, capacities, _, placement, block, max_gap, bypass_rows = call.arguments
     ys, counters = answer
@@ -138,7 +147,7 @@ def tokens_of(call: Call, answer: Any) -> Iterator[Token]:
             for t, due in enumerate(history):
                 where = f"sequence {s}, token {t}, layer {number}"
                 mine = {name: int(counts[s, t, number]) for name, counts in counters.items()}
-                yield Token(where, t, sequence[t], ffn, predicted[t], due, ys[s, t, number], mine)
+                yield DecodeAnswer(where, t, sequence[t], ffn, predicted[t], due, ys[s, t, number], mine)
 
 
 def predicted_ids(x: Array, predictor: Predictor) -> list[int]:
@@ -146,7 +155,7 @@ def predicted_ids(x: Array, predictor: Predictor) -> list[int]:
     return [i for i, z in enumerate(exact_logits(x, predictor)) if z > predictor.threshold]
 
 
-def chosen_ids(token: Token, semantics: str) -> list[int]:
+def chosen_ids(token: DecodeAnswer, semantics: str) -> list[int]:
     """The neurons that the semantics sum."""
     return token.predicted if semantics == "predicted" else sorted(token.due.in_dram)
 
@@ -185,7 +194,7 @@ def judge_first(subject: Subject, call: Call) -> None:
             expect_equal(f"{token.where}: rows evicted", counter(token, "evicted"), 0)
 
 
-def counter(token: Token, name: str) -> int:
+def counter(token: DecodeAnswer, name: str) -> int:
     """A counter of the answer; without it there is nothing to compare."""
     if name not in token.counters:
         raise Unsupported(f"the adapter gives no counter {name}")
@@ -203,11 +212,9 @@ def judge_counters(subject: Subject, call: Call) -> None:
             if name != "moved_rows":
                 expect_equal(f"{token.where}: {name}", got, due[name])
                 continue
-            most = due["evicted"] - (due["loaded"] if placement == "fill_holes" else 0)
-            if not 0 <= got <= max(0, most):
-                raise Breach(
-                    "fail", f"{token.where}: {placement} moved {got} rows, at most {max(0, most)} may"
-                )
+            most = most_moves(placement, due["evicted"], due["loaded"])
+            if not 0 <= got <= most:
+                raise Breach("fail", f"{token.where}: {placement} moved {got} rows, and may move {most}")
 
 
 def judge_batches(subject: Subject, call: Call) -> None:

@@ -20,6 +20,7 @@ from flashref.conformance.checks.check import (
 )
 from flashref.conformance.strategies import stored
 from flashref.conformance.transport.subject import Breach, Subject
+from flashref.conformance.vectors.compare import moves_due
 from flashref.types import STORED_DTYPES, Array
 
 OPERATIONS = ("run_slots",)
@@ -98,8 +99,8 @@ def examples(*placements: str) -> Callable[[Facts], list[Call]]:
     return of
 
 
-class Step(NamedTuple):
-    """One step of an answer, and what was there before by the answer itself."""
+class SlotsStep(NamedTuple):
+    """One step of an answer of run_slots, and what the answer itself shows to have been there before."""
 
     where: str
     placement: str
@@ -112,7 +113,7 @@ class Step(NamedTuple):
     expected: dict[int, Array]  # id → the row that it was given
 
 
-def steps_of(call: Call, answer: Any) -> Iterator[Step]:
+def steps_of(call: Call, answer: Any) -> Iterator[SlotsStep]:
     """Every step of an answer of run_slots."""
     _, placement, deltas, rows = call.arguments
     before: list[int] = []
@@ -121,7 +122,9 @@ def steps_of(call: Call, answer: Any) -> Iterator[Step]:
         for neuron in evict.tolist():
             expected.pop(neuron)
         expected |= dict(zip(load.tolist(), new, strict=True))
-        yield Step(f"step {t}", placement, before, load.tolist(), evict.tolist(), ids, after, moved, expected)
+        yield SlotsStep(
+            f"step {t}", placement, before, load.tolist(), evict.tolist(), ids, after, moved, expected
+        )
         before = ids.tolist()
 
 
@@ -144,12 +147,7 @@ def judge_rows(subject: Subject, call: Call) -> None:
 def judge_moves(subject: Subject, call: Call) -> None:
     """Rows moved: as many as there are holes to fill, by the slots that the answer itself showed."""
     for step in steps_of(call, ask(subject, call)):
-        holes = [j for j, neuron in enumerate(step.before) if neuron in step.evict]
-        count = len(step.before) - len(step.evict)
-        if step.placement == "fill_holes":
-            count += len(step.load)
-            holes = holes[len(step.load) :]
-        due = sum(hole < count for hole in holes)
+        due = moves_due(step.placement, step.before, step.evict, len(step.load))
         expect_equal(f"{step.where}: rows moved by {step.placement}", step.moved, due)
 
 

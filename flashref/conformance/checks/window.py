@@ -14,14 +14,23 @@ from flashref.definitions import WindowStep, window_model
 NEURONS = sorted({n for n, _ in SIZES})
 
 
-class Token(NamedTuple):
-    """One token in one layer: what was asked, what the definition says, and what the answer leads to."""
+class WindowAnswer(NamedTuple):
+    """The answer of run_window for one token in one layer, and what the definition says.
+
+    Attributes:
+        number: of the token.
+        where: sequence, token and layer, in words.
+        predicted, capacity: what was asked.
+        before: the neurons that are resident by the answers so far.
+        due: what the definition says.
+        load, evict, bypass: the answer.
+    """
 
     number: int
     where: str
     predicted: set[int]
     capacity: int
-    before: set[int]  # resident by the answers so far
+    before: set[int]
     due: WindowStep
     load: Any
     evict: Any
@@ -33,7 +42,7 @@ class Token(NamedTuple):
         return (self.before - set(self.evict.tolist())) | set(self.load.tolist())
 
 
-def tokens_of(call: Call, answer: Any) -> Iterator[Token]:
+def tokens_of(call: Call, answer: Any) -> Iterator[WindowAnswer]:
     """Every token of every sequence and layer of an answer of run_window."""
     _, k, capacities, actives = call.arguments
     for s, sequence in enumerate(actives):
@@ -42,7 +51,7 @@ def tokens_of(call: Call, answer: Any) -> Iterator[Token]:
             before: set[int] = set()
             for t, due in enumerate(window_model(k, capacity, predicted)):
                 where = f"sequence {s}, token {t}, layer {layer}"
-                token = Token(t, where, predicted[t], capacity, before, due, *answer[s][t][layer])
+                token = WindowAnswer(t, where, predicted[t], capacity, before, due, *answer[s][t][layer])
                 yield token
                 before = token.after
 
@@ -89,7 +98,7 @@ EXAMPLES = (
 )
 
 
-def judged(judge: Callable[[Token], None]) -> Callable[[Subject, Call], None]:
+def judged(judge: Callable[[WindowAnswer], None]) -> Callable[[Subject, Call], None]:
     """A judge of answers from a judge of tokens."""
 
     def judge_answer(subject: Subject, call: Call) -> None:
@@ -99,7 +108,7 @@ def judged(judge: Callable[[Token], None]) -> Callable[[Subject, Call], None]:
     return judge_answer
 
 
-def first_token(token: Token) -> None:
+def first_token(token: WindowAnswer) -> None:
     """The first token finds nothing: it reads all it wants, and nothing can leave."""
     if token.number > 0:
         return
@@ -108,24 +117,24 @@ def first_token(token: Token) -> None:
     expect_ids(f"{token.where}: evict", token.evict, [])
 
 
-def resident_sets(token: Token) -> None:
+def resident_sets(token: WindowAnswer) -> None:
     """The resident set is the union of what the tokens in the window kept."""
     expect_ids(f"{token.where}: resident", ints(sorted(token.after)), token.due.resident)
 
 
-def deltas(token: Token) -> None:
+def deltas(token: WindowAnswer) -> None:
     """load, evict and bypass are the differences of the definition, ascending."""
     for name in ("load", "evict", "bypass"):
         expect_ids(f"{token.where}: {name}", getattr(token, name), getattr(token.due, name))
 
 
-def reads(token: Token) -> None:
+def reads(token: WindowAnswer) -> None:
     """What is read is what is predicted and not there."""
     read = sorted(token.load.tolist() + token.bypass.tolist())
     expect_ids(f"{token.where}: load and bypass", ints(read), token.predicted - token.before)
 
 
-def room(token: Token) -> None:
+def room(token: WindowAnswer) -> None:
     """The rows suffice, and no neuron comes back without being read."""
     if len(token.after) > token.capacity:
         raise Breach("fail", f"{token.where}: {len(token.after)} neurons in {token.capacity} rows")
@@ -134,7 +143,7 @@ def room(token: Token) -> None:
     expect_ids(f"{token.where}: resident", ints(sorted(token.after)), token.due.resident)
 
 
-def overflow(token: Token) -> None:
+def overflow(token: WindowAnswer) -> None:
     """Of a set that does not fit, rows that are there stay first, then the smallest ids."""
     if len(token.predicted) > token.capacity:
         kept = token.predicted - token.due.bypass

@@ -1,1 +1,1 @@
-"""From a check to a verdict: cases drawn and made small, deviations known, results counted."""
+"""Judging with the kit: cases are drawn and made small, verdicts given, deviations known, results counted."""

@@ -1,4 +1,4 @@
-"""Judging an implementation whatever it does: another process is restarted, and patience with it ends."""
+"""Judging an implementation whatever it does: it is restarted, and after three hangs not waited for."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Restartable(Subject, Protocol):
     """A subject in a process of its own, as `stdio.Command` is."""
 
     def restart(self) -> None:
-        """Another process in place of this one, with nothing of its state."""
+        """Start another process in the place of this one, with nothing of its state."""
 
     def last_words(self, lines: Sequence[bytes]) -> tuple[bytes, int | None]:
         """What a process answers to the last of these lines, and its exit status."""
@@ -44,7 +44,9 @@ class Restartable(Subject, Protocol):
 class Watched:
     """A subject whose hangs are counted: after PATIENCE of them, an operation that hung is not called again.
 
-    left_out: the operations that were not called for this reason since `left_out` was emptied last.
+    Attributes:
+        facts: the subject's.
+        left_out: the operations that were not called for this reason, since `left_out` was emptied last.
     """
 
     def __init__(self, subject: Restartable) -> None:
@@ -54,7 +56,7 @@ class Watched:
         self._hangs, self._hung = 0, set[str]()
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """The operation's result, checked; raises Refusal, Unsupported, Breach or Died."""
+        """Call an operation, as `Subject.call`; Unsupported if it has been given up."""
         if self.given_up(operation):
             self.left_out.add(operation)
             raise Unsupported(f"{operation} hung before")
@@ -77,7 +79,7 @@ class Watched:
         return self._hangs >= PATIENCE and operation in self._hung
 
     def restart(self) -> None:
-        """Another process in place of this one; if it does not start, the next call says so."""
+        """Start another process in the place of this one; if it does not start, the next call says so."""
         with contextlib.suppress(AdapterError):
             self._subject.restart()
 
@@ -86,7 +88,14 @@ Judged = Watched | InProcess
 
 
 def judge_requirement(check: Check, subject: Judged, how: settings, deviations: Deviations) -> Verdict:
-    """The verdict on one requirement; a failure stands if it is one in a fresh process too."""
+    """Judge one requirement; a failure stands if it is one in a fresh process too.
+
+    Args:
+        check: of the requirement.
+        subject: the implementation.
+        how: Hypothesis' settings, as `profile_settings` gives them.
+        deviations: those in force.
+    """
     if (reason := deviations.requirements.get(check.requirement)) is not None:
         return Verdict(check.requirement, DEVIATES, reason, 0, 0.0)
     if (not_run := begin(check, subject)) is not None:
@@ -95,7 +104,11 @@ def judge_requirement(check: Check, subject: Judged, how: settings, deviations: 
 
 
 def begin(check: Check, subject: Judged) -> Verdict | None:
-    """Before a check is run: None, or the verdict if all that it calls hung and is not asked any more."""
+    """Prepare a subject for a check.
+
+    Returns:
+        None; or the verdict, if every operation that the check calls was given up.
+    """
     if isinstance(subject, InProcess):
         return None
     subject.left_out.clear()
@@ -107,7 +120,16 @@ def begin(check: Check, subject: Judged) -> Verdict | None:
 
 
 def settled(check: Check, subject: Judged, verdict: Verdict) -> Verdict:
-    """The verdict after a second look: at what was left out, and at a failure in a fresh process."""
+    """Look a second time at a verdict: what was left out is no pass, and a failure is asked again.
+
+    Args:
+        check: of the requirement.
+        subject: the implementation, which is restarted for the second look.
+        verdict: the first one.
+
+    Returns:
+        The verdict that stands.
+    """
     if isinstance(subject, InProcess):
         return verdict
     if verdict.kind in (PASS, UNSUPPORTED) and subject.left_out:
@@ -125,7 +147,17 @@ def settled(check: Check, subject: Judged, verdict: Verdict) -> Verdict:
 def judge_vectors(
     subject: Judged, vectors: Sequence[Vector], deviations: Deviations, progress: Progress
 ) -> list[Verdict]:
-    """A verdict on every vector; those of an operation that failed are asked again in one fresh process."""
+    """Judge vectors; those of an operation that failed are asked again in one fresh process.
+
+    Args:
+        subject: the implementation.
+        vectors: the cases.
+        deviations: those in force.
+        progress: called with the id that is judged now, the number judged before it, and the number of all.
+
+    Returns:
+        A verdict for each vector, in their order.
+    """
     verdicts: dict[str, Verdict] = {}
     failed: dict[str, list[Vector]] = {}
     for done, vector in enumerate(vectors):
@@ -140,7 +172,7 @@ def judge_vectors(
 
 
 def judge_vector(subject: Judged, vector: Vector, deviations: Deviations) -> Verdict:
-    """The verdict on one vector; a failure stands if it is one in a fresh process too."""
+    """Judge one vector; a failure stands if it is one in a fresh process too."""
     return judge_vectors(subject, [vector], deviations, lambda what, done, total: None)[0]
 
 
@@ -179,7 +211,7 @@ def _deviating(vector: Vector, verdict: Verdict, deviations: Deviations) -> Verd
 
 
 def by_operation(vectors: Sequence[Vector], verdicts: Sequence[Verdict]) -> Mapping[str, list[Verdict]]:
-    """The verdicts on the vectors of each operation."""
+    """Group the verdicts on vectors by their operations."""
     groups: dict[str, list[Verdict]] = {}
     for vector, verdict in zip(vectors, verdicts, strict=True):
         groups.setdefault(vector.operation, []).append(verdict)

@@ -22,7 +22,13 @@ class DeviationError(FlashrefError):
 
 
 class Deviation(NamedTuple):
-    """One entry. Of requirement and case, one is None; until: the last version that deviates, None = all."""
+    """One entry of a deviations file.
+
+    Attributes:
+        requirement, case: the id of a requirement, or of a vector; the other one is None.
+        reason: why the implementation deviates.
+        until: the last version of the implementation that deviates; None: every version.
+    """
 
     requirement: str | None
     case: str | None
@@ -42,13 +48,19 @@ class Deviations(NamedTuple):
     cases: Mapping[str, str]
 
 
-NONE = Deviations({}, {})
-
-
 def read_deviations(path: Path, checks: Container[str], cases: Container[str]) -> tuple[Deviation, ...]:
-    """The entries of a file, for these requirements and vector cases.
+    """Read a deviations file.
 
-    Raises DeviationError for what is no TOML, unknown, there twice, or without a reason.
+    Args:
+        path: of the file.
+        checks: the ids of the requirements that have a check.
+        cases: the ids of the vectors.
+
+    Returns:
+        Its entries, in their order.
+
+    Raises:
+        DeviationError: the file is no TOML, or an entry is unknown, stands twice, or has no reason.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +87,15 @@ def read_deviations(path: Path, checks: Container[str], cases: Container[str]) -
 
 
 def in_force(deviations: Sequence[Deviation], version: str) -> Deviations:
-    """Those that count for this version of the implementation. Raises DeviationError if it has no number."""
+    """Choose the deviations that count for a version of the implementation.
+
+    Args:
+        deviations: as `read_deviations` gives them.
+        version: as the adapter declares it.
+
+    Raises:
+        DeviationError: a deviation ends with a version, and the implementation's own has no number.
+    """
     requirements: dict[str, str] = {}
     cases: dict[str, str] = {}
     for deviation in deviations:

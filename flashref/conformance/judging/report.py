@@ -12,6 +12,7 @@ from flashref.conformance.judging.runner import calls_of
 from flashref.conformance.judging.verdict import DEVIATES, FAIL, GOOD, NOT_RUN, PASS, UNSUPPORTED, Verdict
 from flashref.conformance.requirements import requirements
 from flashref.conformance.transport.codec import case_from_text
+from flashref.conformance.vectors.published import shipped_vectors
 
 NOTHING_JUDGED = "nothing was judged: no operation ran a single case, so nothing is known of its results"
 _NAMES = {PASS: "pass", DEVIATES: "deviate", UNSUPPORTED: "unsupported", FAIL: "fail", NOT_RUN: "not run"}
@@ -29,10 +30,14 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The whole run.
+    """What came out of a run of the kit; a notebook shows it as a table.
 
-    target: the implementation as a command line names it; verdicts: on requirements, in the order of the
-    chapters; vectors: operation → the verdicts on its vectors.
+    Attributes:
+        name, version: the implementation's own.
+        profile: dev, ci or nightly.
+        target: the implementation as a command line names it.
+        verdicts: on requirements, in the order of the chapters.
+        vectors: operation → the verdicts on its vectors.
     """
 
     name: str
@@ -49,7 +54,7 @@ class Report(NamedTuple):
 
     @property
     def judged(self) -> bool:
-        """Whether the implementation ran a case, if anything that was asked for runs one."""
+        """Whether the implementation ran at least one case, or no requirement that was asked for runs any."""
         asked = [one for one in self.verdicts if CHECKS[one.requirement].runs] + self.every_vector
         return not asked or any(verdict.cases for verdict in asked)
 
@@ -60,13 +65,13 @@ class Report(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """`spec 1.1: 52 pass, 2 deviate, 3 unsupported, 1 fail; vectors: 380 pass, …`."""
+        """The counts in one line: `spec 1.3: 52 pass, 2 deviate, 3 unsupported, 1 fail; vectors: …`."""
         parts = [f"spec {SPEC_VERSION}: {_counted(self.verdicts)}"] if self.verdicts else []
         parts += [f"vectors: {_counted(self.every_vector)}"] if self.vectors else []
         return "; ".join(parts if self.judged else [*parts, NOTHING_JUDGED])
 
     def as_json(self) -> dict[str, Any]:
-        """The run as what `json` writes; two runs of the same implementation can be compared."""
+        """Give the run as what `json` writes, equal in two runs of dev or ci."""
         return {
             "name": self.name,
             "version": self.version,
@@ -79,7 +84,7 @@ class Report(NamedTuple):
         }
 
     def rows(self) -> Iterator[Row]:
-        """The table: a row for each requirement, then one for the vectors of each operation."""
+        """Give the table: a row for each requirement, then one for the vectors of each operation."""
         known = requirements()
         for verdict in self.verdicts:
             of = known[verdict.requirement]
@@ -89,11 +94,15 @@ class Report(NamedTuple):
             kind = group_kind(group)
             other = next((verdict for verdict in group if verdict.kind == kind != PASS), None)
             cases = f"{sum(verdict.kind == PASS for verdict in group)} of {len(group)}"
-            why = "" if other is None else _first_line(other.text)
+            why = "" if other is None else _first_line(_without_id(other))
             yield Row("vectors", operation, "vectors", kind, cases, why)
 
     def failures(self, vectors_of_one: int = 3) -> Iterator[str]:
-        """Every failure in full; of an operation's failed vectors so many, and the names of the others."""
+        """Give the text of every failure.
+
+        Args:
+            vectors_of_one: how many failed vectors of an operation are given in full; the others are named.
+        """
         for verdict in _failed(self.verdicts):
             yield failure_text(verdict, self.target)
         for operation, group in self.vectors.items():
@@ -101,7 +110,7 @@ class Report(NamedTuple):
             for verdict in failed[:vectors_of_one]:
                 yield failure_text(verdict, self.target)
             if others := [verdict.requirement for verdict in failed[vectors_of_one:]]:
-                yield "\n  ".join([f"{len(others)} more vectors of {operation}:", *others])
+                yield "\n  ".join([f"{len(others)} more vectors of {operation} failed:", *others])
 
     def __repr__(self) -> str:
         return "\n\n".join([f"{self.name} {self.version}", *self.failures(), self.summary])
@@ -116,7 +125,7 @@ class Report(NamedTuple):
 
 
 def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """How many there are of each: every misbehaviour is a fail, and what was not run is counted by itself."""
+    """Count the verdicts: every misbehaviour is a fail, and what was not run is counted by itself."""
     numbers = dict.fromkeys(_NAMES.values(), 0)
     for verdict in verdicts:
         numbers[_NAMES.get(verdict.kind, _NAMES[FAIL])] += 1
@@ -136,22 +145,31 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def failure_text(verdict: Verdict, target: str) -> str:
-    """A failure for a reader: the requirement's sentence, the numbers, the case, and how to repeat it.
+    """Put a failure into words: the requirement's sentence, the numbers, the call, and how to repeat it.
 
     Args:
         verdict: on a requirement, or on a vector.
         target: the implementation as a command line names it.
+
+    Returns:
+        A text of several lines.
     """
-    name, texts = verdict.requirement, [f"  {verdict.kind}: {verdict.text}"]
+    name, texts = verdict.requirement, [f"  {verdict.kind}: {_without_id(verdict)}"]
     again = f"  repeat: flashref conformance {target} --repro {name}"
-    if "/" in name:
-        return "\n".join([f"{name} [vector]", *texts, again])
+    if (vector := shipped_vectors().get(name)) is not None:
+        call = _call_text(Call(vector.operation, vector.arguments))
+        return "\n".join([f"{name} [vector of {', '.join(vector.requirements)}]", *texts, call, again])
     of = requirements().get(name)
     heading = name if of is None else f"{of.id} [{of.kind}]: {of.sentence} (specs/{of.page})"
     if verdict.repeat is not None:
         calls = [call for call in calls_of(case_from_text(verdict.repeat)) if isinstance(call, Call)]
         texts += [*map(_call_text, calls), f"{again} '{verdict.repeat}'"]
     return "\n".join([heading, *texts])
+
+
+def _without_id(verdict: Verdict) -> str:
+    """The text without the vector's id, where that stands beside it."""
+    return verdict.text.removeprefix(f"{verdict.requirement}: ")
 
 
 def _call_text(call: Call) -> str:

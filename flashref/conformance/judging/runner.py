@@ -33,9 +33,11 @@ STEPS = 8  # tokens of a text of the state machine
 
 
 def profile_settings(profile: str, examples: int | None = None) -> settings:
-    """Hypothesis' settings of a profile, with so many cases instead of its own if a number is given.
+    """Give Hypothesis' settings of a profile: no clock decides, and dev and ci draw the same every time.
 
-    No clock decides, and ci and dev draw the same every time.
+    Args:
+        profile: dev, ci or nightly.
+        examples: the number of cases; None: the profile's own.
     """
     random = profile == "nightly"  # and keeps what it finds in the database of the user's own profile
     # How fast an implementation is, is not judged; and no check uses a fixture, whatever a project has.
@@ -55,7 +57,7 @@ def profile_settings(profile: str, examples: int | None = None) -> settings:
 
 @contextmanager
 def files_of(profile: str) -> Iterator[None]:
-    """Meanwhile Hypothesis leaves files in the current folder only if the profile keeps what it finds."""
+    """Keep Hypothesis from leaving files in the current folder, unless the profile keeps what it finds."""
     if profile == "nightly":
         yield
         return
@@ -68,14 +70,14 @@ def files_of(profile: str) -> Iterator[None]:
 
 
 class Attempts:
-    """The record of one check's run: how many cases were judged, and the last that failed."""
+    """The record of one run of a check: how many cases were judged, and the last that failed."""
 
     def __init__(self, check: Check, subject: Subject) -> None:
         self.check, self.subject = check, subject
         self.begin()
 
     def begin(self) -> None:
-        """Forgets what was judged before."""
+        """Forget what was judged before."""
         self.judged, self.skipped, self.reason = 0, 0, ""
         self.failing: Any = None
         self.before: Any = None  # the case before this one
@@ -84,7 +86,7 @@ class Attempts:
         self._start = time.perf_counter()
 
     def attempt(self, case: Any) -> None:
-        """Judges one case; a case that the adapter does not run is counted as skipped."""
+        """Judge one case; a case that the adapter does not run is counted as skipped."""
         try:
             self.check.judge(self.subject, case)
         except Unsupported as reason:
@@ -102,7 +104,11 @@ class Attempts:
             self.before = case
 
     def verdict_of(self, error: BaseException | None) -> Verdict:
-        """The verdict on a run of all cases that ended like this; None: by itself."""
+        """Give the verdict on a run of all cases.
+
+        Args:
+            error: what ended the run; None: all cases were judged.
+        """
         if isinstance(error, Breach | Died):
             return self.verdict(error.kind, str(error))
         if isinstance(error, Flaky) and self.first_breach == OVERWRITES:  # what it takes two calls to see
@@ -117,7 +123,7 @@ class Attempts:
         return self.verdict(PASS, "")
 
     def verdict(self, kind: str, text: str) -> Verdict:
-        """The verdict on the check's requirement, with the case that failed last: the smallest."""
+        """Give a verdict on the requirement, with the case that failed last, which is the smallest."""
         cases, seconds = self.first_failure or (self.judged, time.perf_counter() - self._start)
         repeat = None if self.failing is None else case_text(self.failing)
         return Verdict(self.check.requirement, kind, text, cases, seconds, repeat)
@@ -126,7 +132,17 @@ class Attempts:
 def property_of(
     check: Check, facts: Facts, attempt: Callable[[Any], None], how: settings
 ) -> Callable[[], None]:
-    """The check as a function without arguments that runs all of it, named after its requirement."""
+    """Make the check a function without arguments that runs all of it, named after its requirement.
+
+    Args:
+        check: of a requirement.
+        facts: of the implementation.
+        attempt: called with each case; raises if the implementation fails.
+        how: Hypothesis' settings.
+
+    Returns:
+        A Hypothesis test if the check draws its cases, else a plain function.
+    """
     name = "test_" + check.requirement.replace("-", "_")
     if check.machine is not None:
         machine = check.machine(facts, attempt)
@@ -156,13 +172,13 @@ def property_of(
 
 
 def lacking(check: Check, facts: Facts) -> str | None:
-    """Why nothing of the check can be asked of this implementation, or None if something can."""
+    """Say why nothing of the check can be asked of this implementation; None if something can."""
     missing = [operation for operation in check.operations if operation not in facts.operations]
     return facts.unsupported[missing[0]] if len(missing) == len(check.operations) else None
 
 
 def examine(check: Check, subject: Subject, how: settings) -> Verdict:
-    """The verdict on one requirement. Whatever an implementation does, this returns."""
+    """Run a check, and give the verdict. Whatever an implementation does, this returns."""
     attempts = Attempts(check, subject)
     reason = lacking(check, subject.facts)
     if reason is not None:
@@ -175,7 +191,7 @@ def examine(check: Check, subject: Subject, how: settings) -> Verdict:
 
 
 def examine_again(check: Check, subject: Subject, case: Any) -> Verdict:
-    """The verdict on one case that failed before; on the last of two if it takes two to see the failure."""
+    """Judge a case that failed before; where it takes two cases to see the failure, both in turn."""
     attempts = Attempts(check, subject)
     try:
         for part in case.values() if isinstance(case, Mapping) else [case]:
@@ -186,7 +202,7 @@ def examine_again(check: Check, subject: Subject, case: Any) -> Verdict:
 
 
 def is_case_of(check: Check, case: Any) -> bool:
-    """Whether a value has the form of one of the check's cases: a call of its operations, or several."""
+    """Say whether a value has the form of one of the check's cases: a call of its operations, or several."""
     calls = calls_of(case)
     return bool(calls) and all(
         isinstance(call, Call)
@@ -198,7 +214,7 @@ def is_case_of(check: Check, case: Any) -> bool:
 
 
 def vector_verdict(subject: Subject, vector: Vector) -> Verdict:
-    """The verdict on one vector, under its id."""
+    """Ask for one vector, and give the verdict under its id."""
     start = time.perf_counter()
     kind, text = PASS, ""
     try:
@@ -213,7 +229,7 @@ def vector_verdict(subject: Subject, vector: Vector) -> Verdict:
 
 
 def calls_of(case: Any) -> list[Any]:
-    """The calls of a case, or of two cases one after the other."""
+    """List the calls of a case, or of two cases one after the other."""
     if isinstance(case, Mapping):
         return [call for part in case.values() for call in calls_of(part)]
     return list(case) if isinstance(case, list) else [case]

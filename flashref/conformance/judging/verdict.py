@@ -11,9 +11,13 @@ GOOD = (PASS, UNSUPPORTED, DEVIATES)  # every other kind of verdict is a failure
 class Verdict(NamedTuple):
     """What became of one requirement, or of one vector.
 
-    requirement: its id, or the vector's; kind: pass, unsupported, deviates, fail, or the word of a
-    misbehaviour; text: why; cases: judged, up to the first failure if there was one; seconds: until then;
-    repeat: the text of the case that failed, which `repeat` and `--repro` take, or None.
+    Attributes:
+        requirement: its id, or the vector's.
+        kind: pass, unsupported, deviates, not run, fail, or the word of a misbehaviour.
+        text: why.
+        cases: how many cases were judged, up to the first failure if there was one.
+        seconds: how long that took.
+        repeat: the case that failed, as a text that `repeat` and `--repro` take; None if there is none.
     """
 
     requirement: str

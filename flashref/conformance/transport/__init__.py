@@ -1,1 +1,1 @@
-"""How an implementation is reached: calls that are watched, processes, and values as JSON."""
+"""How the kit reaches an implementation: calls that are watched, processes, and values as JSON."""

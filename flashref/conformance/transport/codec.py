@@ -38,7 +38,19 @@ def registered(kind: type[Any]) -> type[Any]:
 
 
 def to_json(value: Any) -> Any:
-    """The value as what `json` writes. Raises CodecError for what has no encoding."""
+    """Encode a value.
+
+    Args:
+        value: an array, number, text, None, list, mapping with text keys, FFN, Predictor or case of the kit.
+
+    Returns:
+        What `json` writes.
+
+    Raises:
+        CodecError: the value, or a part of it, has no encoding.
+
+    Requirement: IOP-10.
+    """
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, np.ndarray):
@@ -59,7 +71,19 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(encoded: Any) -> Any:
-    """The value that `to_json` encoded; sequences come back as lists, arrays as new ones. CodecError."""
+    """Decode a value.
+
+    Args:
+        encoded: what `to_json` gives.
+
+    Returns:
+        The value; tuples come back as lists, and arrays are new ones.
+
+    Raises:
+        CodecError: the text encodes no value.
+
+    Requirement: IOP-10.
+    """
     if isinstance(encoded, list):
         return [from_json(part) for part in encoded]
     if not isinstance(encoded, dict):
@@ -83,16 +107,18 @@ def from_json(encoded: Any) -> Any:
 
 
 def case_text(case: Any) -> str:
-    """A case as a word for a command line: base64 of its compressed JSON."""
+    """Write a case as a word for a command line: base64 of its compressed JSON."""
     return base64.b64encode(zlib.compress(json.dumps(to_json(case)).encode(), 9)).decode()
 
 
 def case_from_text(text: str) -> Any:
-    """The case that `case_text` wrote. Raises CodecError for any other text."""
+    """Read the case that `case_text` wrote. Raises CodecError for any other text."""
     try:
         return from_json(json.loads(zlib.decompress(base64.b64decode(text, validate=True))))
     except (ValueError, zlib.error) as error:
-        raise CodecError(f"this is no case of the kit, or only a part of one: {error}") from error
+        raise CodecError(
+            f"the text is no case of the kit, or only a part of one ({error}); copy it whole"
+        ) from error
 
 
 def _array_to_json(array: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from flashref.conformance.adapter import AdapterError
 from flashref.conformance.transport.subject import Died
 
 GRACE = 2.0  # seconds that a process gets to end by itself
+REFUSED = "flashref.conformance: "  # begins what `python -m flashref.conformance` says before it gives up
 TAIL = 8000  # bytes of stderr that are kept
 SHOWN = 200  # characters of a line that is no answer
 
@@ -22,6 +23,8 @@ class EngineProcess:
     """A running command, its pipes, and the file of its stderr."""
 
     def __init__(self, words: Sequence[str]) -> None:
+        if not words:
+            raise AdapterError("the command is empty; name the program that speaks chapter 96's messages")
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (`end` closes it)
         try:
             self._popen = subprocess.Popen(
@@ -32,18 +35,29 @@ class EngineProcess:
                 stderr=self._stderr,
                 start_new_session=True,  # a group of its own, killed with all that it started
             )
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError) as error:
             self._stderr.close()
-            raise AdapterError(f"the command {shlex.join(words)!r} cannot be started: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise AdapterError(f"the command {shlex.join(words)!r} cannot be started: {why}") from error
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._stdin, self._stdout = self._popen.stdin.fileno(), self._popen.stdout.fileno()
         os.set_blocking(self._stdin, False)
         os.set_blocking(self._stdout, False)
 
     def ask(self, request: bytes, timeout: float) -> bytes:
-        """The line that answers a request; raises Died if none comes.
+        """Send a request, and wait for the line that answers it.
 
-        Writes and reads in turns, as each is possible: neither side can wait for the other for ever.
+        Writes and reads in turns, as each is possible, so that neither side waits for the other for ever.
+
+        Args:
+            request: with the line break at its end.
+            timeout: seconds from the first byte sent to the last byte of the answer.
+
+        Returns:
+            The line, without the line break.
+
+        Raises:
+            Died: no whole line came in time, more than one line came, or the process ended.
         """
         deadline = time.monotonic() + timeout
         unsent, parts = memoryview(request), list[bytes]()
@@ -69,7 +83,7 @@ class EngineProcess:
         return line
 
     def _write(self, unsent: memoryview, poll: select.poll) -> memoryview:
-        """Writes what the pipe takes; what is left. A process that closed its stdin may still answer."""
+        """Write what the pipe takes, return the rest. A process that closed its stdin may still answer."""
         if unsent:
             try:
                 unsent = unsent[os.write(self._stdin, unsent) :]
@@ -92,13 +106,13 @@ class EngineProcess:
         return f"it exited with status {status} instead of answering{after}"
 
     def status(self) -> int | None:
-        """Its exit status if it ends by itself soon, else None."""
+        """Give its exit status if it ends by itself within GRACE seconds, else None."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._popen.wait(GRACE)
         return None
 
     def stop(self, request: bytes) -> None:
-        """Asks it to end by itself, and waits for that shortly."""
+        """Send a last request, and wait for the process to end by itself for at most GRACE seconds."""
         assert self._popen.stdin is not None
         with contextlib.suppress(OSError):  # a full pipe, or nobody there: it is killed anyway
             os.write(self._stdin, request)
@@ -107,7 +121,7 @@ class EngineProcess:
             self._popen.wait(GRACE)
 
     def end(self) -> str:
-        """Kills the process and what it started, and frees all that was held: the end of its stderr."""
+        """Kill the process and what it started, and close its pipes; return the end of its stderr."""
         assert self._popen.stdin is not None and self._popen.stdout is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
@@ -126,8 +140,10 @@ def shortened(line: bytes) -> str:
 
 
 def split_command(line: str) -> list[str]:
-    """The words of a command line, as a shell splits it. Raises AdapterError for an open quotation."""
+    """Split a command line into words, as a shell does. Raises AdapterError for an open quotation."""
     try:
         return shlex.split(line)
     except ValueError as error:
-        raise AdapterError(f"the command {line!r} cannot be split into words: {error}") from error
+        raise AdapterError(
+            f"the command {line!r} cannot be split into words: {str(error).lower()}"
+        ) from error

@@ -14,7 +14,19 @@ class WrongType(Exception):
 
 
 def checked_result(operation: str, arguments: tuple[Any, ...], result: Any) -> Any:
-    """The result with every array as NumPy's, ids and counters as int64; WrongType if it is not as due."""
+    """Check the structure, shapes and dtypes of a result (IOP-2).
+
+    Args:
+        operation: which one was called.
+        arguments: of the call, in chapter 96's order; they say which shapes are due.
+        result: as the implementation gave it.
+
+    Returns:
+        The result with NumPy arrays; ids and counters are int64.
+
+    Raises:
+        WrongType: the result is not as chapter 96's table says.
+    """
     named = dict(zip(OPERATIONS[operation], arguments, strict=True))
     try:
         return _RESULTS[operation](named, result)

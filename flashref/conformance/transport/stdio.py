@@ -19,6 +19,7 @@ from flashref.conformance.transport.subject import Breach, Died, InProcess, Refu
 PROTOCOL = 1
 TIMEOUT = 60.0  # seconds for an answer
 TAIL = 2000  # characters of stderr in a message
+JSON_WORDS: Mapping[type, str] = {str: "a text", list: "a list", dict: "an object"}
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _FIELDS = {"start": ("cmd", "protocol", "spec"), "run": ("cmd", "seq", "operation", "args"), "stop": ("cmd",)}
 _CONTENT = {  # a skip, or the code of an error → the fields of its content
@@ -34,9 +35,19 @@ class _Misunderstood(Exception):
 
 
 def serve(adapter: object, requests: Iterable[bytes], answers: BinaryIO) -> int:
-    """Answers the messages of `requests`, a line each, until stop or their end: the exit status, 0 or 1.
+    """Run a Python adapter behind the protocol, and watch its calls as `InProcess` does.
 
-    Calls are watched as in-process ones are. Raises AdapterError for facts that contradict each other.
+    Args:
+        adapter: a module or an object.
+        requests: the messages, a line each; it is read until the message stop, or to the end.
+        answers: a binary file for the answers.
+
+    Returns:
+        The exit status: 0, or 1 after a message that cannot be understood.
+
+    Raises:
+        AdapterError: the adapter's facts contradict each other.
+
     Requirements: IOP-1 to IOP-11.
     """
     subject, started = InProcess(adapter), False
@@ -71,7 +82,7 @@ def _json_object(line: bytes) -> dict[str, Any]:
         message = json.loads(line.decode())  # UTF-8: json's own guess would take UTF-16 too
     except (ValueError, RecursionError) as error:
         raise _Misunderstood(
-            f"a line must be one JSON object in UTF-8, not {shortened(line)}: {error}"
+            f"a line must be one JSON object in UTF-8, and {shortened(line)} is none: {error}"
         ) from error
     if not isinstance(message, dict):
         raise _Misunderstood(f"a line must be one JSON object, not {shortened(line)}")
@@ -132,11 +143,17 @@ def _outcome(subject: InProcess, operation: str, values: Sequence[Any]) -> dict[
 
 
 class Command:
-    """An implementation that a command line starts: a Subject, and a process that is held until closed.
+    """An implementation that a command starts: a Subject whose process runs until it is closed.
 
-    command: a line for no shell, or its words. timeout, start_timeout: seconds for an answer.
-    Raises AdapterError if it cannot be started or its first answer is wrong; `call` raises Died once its
-    process hangs, crashes or sends garbage, and the next call starts another. Requirements: IOP-1 to IOP-9.
+    Args:
+        command: a command line, which no shell sees, or its words.
+        timeout: seconds for each answer.
+        start_timeout: seconds for the first answer.
+
+    Raises:
+        AdapterError: the command cannot be started, or its first answer is wrong.
+
+    Requirements: IOP-1 to IOP-9.
     """
 
     facts: Facts
@@ -157,7 +174,7 @@ class Command:
         self.close()
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """The operation's result, checked; raises Refusal, Unsupported, Breach or Died."""
+        """Call an operation, as `Subject.call`; after a Died the next call starts another process."""
         if operation not in self.facts.operations:
             raise Unsupported(self.facts.unsupported[operation])
         named = dict(zip(OPERATIONS[operation], arguments, strict=True))
@@ -190,9 +207,18 @@ class Command:
         raise Died("crashes", self._end(f"{operation}: it did not understand: {content['message']}"))
 
     def last_words(self, lines: Sequence[bytes]) -> tuple[bytes, int | None]:
-        """What a process of its own answers to the last of these lines, and its exit status, or None.
+        """Send lines to a process of their own.
 
-        Raises Died if a line is not answered. Requirement: IOP-11.
+        Args:
+            lines: without line breaks.
+
+        Returns:
+            The answer to the last line, and the exit status; None if the process does not end by itself.
+
+        Raises:
+            Died: a line is not answered.
+
+        Requirement: IOP-11.
         """
         process, answer = EngineProcess(self._words), b""
         try:
@@ -203,12 +229,12 @@ class Command:
             process.end()
 
     def restart(self) -> None:
-        """Another process in place of this one, with nothing of its state."""
+        """Start another process in the place of this one, with nothing of its state."""
         self.close()
         self._start()
 
     def close(self) -> None:
-        """Stop, and kill whatever does not."""
+        """Ask the process to stop, and kill whatever does not."""
         if self._process is not None:
             self._process.stop(_line({"cmd": "stop"}))
         self._end()
@@ -227,14 +253,14 @@ class Command:
         return facts
 
     def _end(self, text: str = "") -> str:
-        """Ends the process; the text with the end of its stderr."""
+        """End the process, and return the text with the end of its stderr."""
         process, self._process = self._process, None
         tail = process.end().strip()[-TAIL:] if process is not None else ""
         return f"{text}; its stderr ends: {tail}" if tail else text
 
 
 def _outcome_of(line: bytes, seq: int) -> tuple[str, Any]:
-    """What the answer to message seq holds: its kind and content."""
+    """Read the answer to message seq: its kind (result, skip or error) and content."""
     answer = _json_object(line)
     [kind, *more] = sorted(set(answer) - {"seq"}) or [""]
     content, echoed = answer.get(kind), answer.get("seq")
@@ -259,7 +285,7 @@ def _has_texts(content: Any, names: set[str] | None) -> bool:
 
 
 def _facts_of(line: bytes) -> Facts:
-    """The facts of a start answer. Raises _Misunderstood or AdapterError."""
+    """Read the facts of a start answer. Raises _Misunderstood or AdapterError."""
     answer = _json_object(line)
     if isinstance(answer.get("error"), dict):
         raise _Misunderstood(f"it answered the error {answer['error'].get('message')!r}")
@@ -273,7 +299,7 @@ def _facts_of(line: bytes) -> Facts:
         raise _Misunderstood(f"it speaks protocol {answer['protocol']!r}, not {PROTOCOL}")
     for name, kind in kinds.items():
         if not isinstance(answer[name], kind):
-            raise _Misunderstood(f"{name} in the first answer must be a {kind.__name__}")
+            raise _Misunderstood(f"{name} in the first answer must be {JSON_WORDS[kind]}")
     if not all(isinstance(text, str) for name in ("operations", "dtypes") for text in answer[name]):
         raise _Misunderstood("operations and dtypes in the first answer must be lists of names")
     if not all(isinstance(text, str) for text in answer["unsupported"].values()):

@@ -19,7 +19,11 @@ class Refusal(Exception):
 
 
 class Breach(Exception):
-    """What an implementation did wrong. kind: the verdict's word; the text has the numbers."""
+    """An implementation did something wrong.
+
+    Attributes:
+        kind: the word of the verdict.
+    """
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -27,9 +31,12 @@ class Breach(Exception):
 
 
 class Died(BaseException):
-    """The implementation's process crashed or hung: no example after this one can be asked.
+    """The implementation's process crashed, hung or sent garbage, so that it cannot be asked any more.
 
-    Not an Exception, so that Hypothesis does not ask it again and again while shrinking.
+    It is not an Exception, so that Hypothesis does not ask again and again to make the case smaller.
+
+    Attributes:
+        kind: the word of the verdict.
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -43,11 +50,28 @@ class Subject(Protocol):
     facts: Facts
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """The operation's result, checked; raises Refusal, Unsupported, Breach or Died."""
+        """Call an operation.
+
+        Args:
+            operation: one of `adapter.OPERATIONS`.
+            arguments: in chapter 96's order.
+
+        Returns:
+            The result, with the shapes and dtypes of chapter 96.
+
+        Raises:
+            Refusal: the implementation refused the arguments.
+            Unsupported: it does not claim to run the operation, or this case.
+            Breach: it did something wrong.
+            Died: its process hung, crashed or sent garbage.
+        """
 
 
 class InProcess:
-    """A Python adapter in this process. It gets copies, and its last result is looked at again later."""
+    """A Python adapter in this process.
+
+    It gets copies of the arguments, and its last result is compared again after the next call (IOP-3, IOP-4).
+    """
 
     def __init__(self, adapter: object) -> None:
         self.facts = declared_facts(adapter)
@@ -55,7 +79,7 @@ class InProcess:
         self._last: tuple[str, Any, Any] | None = None  # operation, what it gave, a copy of that
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """The result with the shapes and dtypes of chapter 96; raises Refusal, Unsupported or Breach."""
+        """Call an operation, as `Subject.call`; a hang or crash of the adapter is one of this process."""
         if operation not in self.facts.operations:
             raise Unsupported(self.facts.unsupported[operation])
         function: Callable[..., Any] = getattr(self._adapter, operation)

@@ -8,6 +8,7 @@ import numpy as np
 from flashref.conformance.adapter import OPERATIONS, Facts
 from flashref.conformance.transport.subject import unchanged
 from flashref.conformance.vectors.files import Expectation, Vector
+from flashref.conformance.words import excess, number
 from flashref.types import Array, Ids
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
@@ -18,7 +19,11 @@ _DTYPE_NAMES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dty
 
 
 def beyond_facts(facts: Facts, vector: Vector) -> str | None:
-    """Why an implementation need not run this case: a dtype, a size or subnormals that it does not take."""
+    """Say why an implementation need not run this case: a dtype, a size or subnormals that it does not take.
+
+    Returns:
+        The reason; None if it must run the case.
+    """
     names = OPERATIONS[vector.operation]
     # x is float32 whatever the weights are stored as.
     weights = [
@@ -44,7 +49,15 @@ def beyond_facts(facts: Facts, vector: Vector) -> str | None:
 
 
 def difference_of(vector: Vector, result: Any) -> str | None:
-    """What is wrong with a result that `adapter.OPERATIONS` promises, or None. Not for refusals."""
+    """Compare a result with what a vector expects; not for vectors that expect a refusal.
+
+    Args:
+        vector: the case.
+        result: the operation's answer, as `checked_result` gives it.
+
+    Returns:
+        What is wrong, with the worst or first element; None if nothing is.
+    """
     expectation, due = vector.expectation, vector.expectation.result
     if expectation.kind == "either":
         return _outside_band(result, expectation)
@@ -80,7 +93,16 @@ def _has_subnormals(array: Array) -> bool:
 
 
 def moves_due(placement: str, before: Sequence[int], evict: Collection[int], loads: int) -> int:
-    """The rows that a placement moves from this order of slots: SLT-4, or SLT-6."""
+    """Count the rows that a placement must move.
+
+    Args:
+        placement: swap_with_last or fill_holes.
+        before: the ids in the order of their slots.
+        evict: the ids that leave.
+        loads: how many ids come.
+
+    Requirements: SLT-4, SLT-6.
+    """
     holes = [j for j, neuron in enumerate(before) if neuron in evict]
     count = len(before) - len(evict)
     if placement == "fill_holes":
@@ -88,25 +110,29 @@ def moves_due(placement: str, before: Sequence[int], evict: Collection[int], loa
     return sum(hole < count for hole in holes)
 
 
+def most_moves(placement: str, evicted: Any, loaded: Any) -> Any:
+    """The most rows that a placement may move, in any order of slots: one for each hole it must fill."""
+    return np.maximum(evicted - (loaded if placement == "fill_holes" else 0), 0)
+
+
 def _wrong_moves(vector: Vector, result: Any) -> str | None:
     """The order of slots is free (chapter 70), so moves follow from the one that the answer itself shows."""
     _, placement, deltas, _ = vector.arguments
     before: list[int] = []
-    for number, ((load, evict, _), (ids, _, moved)) in enumerate(zip(deltas, result, strict=True)):
+    for step, ((load, evict, _), (ids, _, moved)) in enumerate(zip(deltas, result, strict=True)):
         due = moves_due(placement, before, set(evict.tolist()), len(load))
         if moved != due:
-            return f"step[{number}] moved {moved} rows, but the slots before it, {before}, have {due} to move"
+            return f"step[{step}] moved {moved} rows, but the slots before it, {before}, have {due} to move"
         before = ids.tolist()
     return None
 
 
 def _too_many_moves(vector: Vector, counters: Mapping[str, Array]) -> str | None:
-    """Here the order of slots does not show, so moves have a most: a row for each hole."""
+    """In run_decode the order of slots does not show, so only the largest number of moves is known."""
     if "moved_rows" not in counters:
         return None
     moved, due = counters["moved_rows"], vector.expectation.result[1]
-    refilled = due["loaded"] if vector.arguments[_PLACEMENT] == "fill_holes" else 0
-    most = np.maximum(due["evicted"] - refilled, 0)
+    most = most_moves(vector.arguments[_PLACEMENT], due["evicted"], due["loaded"])
     if np.all((moved >= 0) & (moved <= most)):
         return None
     return f"counter moved_rows is {moved.tolist()}, but there are at most {most.tolist()} rows to move"
@@ -126,17 +152,18 @@ def _outside_band(got: Ids, expectation: Expectation) -> str | None:
 
 
 def _beyond_bound(got: Array, exact: Array, bound: Array | None) -> str | None:
-    """The worst element, if one is further from the exact value than its bound."""
+    """The worst element, if one is further from the exact value than its bound allows."""
     assert bound is not None
     errors = np.abs(got.astype(np.float64) - exact)
     if np.all(errors <= bound):  # false for NaN
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.nan_to_num(errors / bound, nan=np.inf, posinf=np.inf)
+        ratios = np.where(errors <= bound, 0, np.nan_to_num(errors / bound, nan=np.inf, posinf=np.inf))
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
+    error = float(errors[worst]) if np.isfinite(got[worst]) else None
     return (
-        f"element {_index(worst)} is {_hex(got[worst])}, exactly it is {_hex(exact[worst])}: "
-        f"the error {errors[worst]:.3g} is {ratios[worst]:.3g} times the bound {bound[worst]:.3g}"
+        f"element {_index(worst)} is {_shown(got[worst])}, exactly it is {_shown(exact[worst])}; "
+        f"{excess(error, bound[worst])}"
     )
 
 
@@ -171,7 +198,7 @@ def _array_difference(got: Array, due: Array, where: str, free_zeros: bool) -> s
     first = np.unravel_index(int(np.argmax(differ)), differ.shape)
     return (
         f"{where} differs in {int(differ.sum())} of {differ.size} elements: "
-        f"element {_index(first)} is {_hex(got[first])}, {_hex(due[first])} was due"
+        f"element {_index(first)} is {_shown(got[first])}, {_shown(due[first])} was due"
     )
 
 
@@ -179,6 +206,6 @@ def _index(position: tuple[Any, ...]) -> str:
     return ", ".join(str(int(part)) for part in position)
 
 
-def _hex(value: Any) -> str:
-    """A float as C's %a writes it, an integer as itself."""
-    return float(value).hex() if isinstance(value, np.floating) else str(int(value))
+def _shown(value: Any) -> str:
+    """A float in hexadecimal and decimal, an integer as itself."""
+    return number(value) if isinstance(value, np.floating) else str(int(value))

@@ -41,17 +41,35 @@ class VectorError(FlashrefError, ValueError):
 
 
 class Expectation(NamedTuple):
-    """What a result must be. kind: one of KINDS, which says which of the others are there."""
+    """What a result must be.
+
+    Attributes:
+        kind: one of KINDS, which says which of the other fields are there.
+        result: the result, as `adapter.OPERATIONS` promises it.
+        bound: float64, of the shape of y: how far y may be from `result`.
+        must, may: the ids that must be in the result, and those that may.
+    """
 
     kind: str
     result: Any = None
-    bound: Array | None = None  # float64, of the outputs' shape
+    bound: Array | None = None
     must: Ids | None = None
     may: Ids | None = None
 
 
 class Vector(NamedTuple):
-    """One case. arguments: in the order of `adapter.OPERATIONS`; withdrawn: why it is judged no more."""
+    """One case.
+
+    Attributes:
+        id: OPERATION/GROUP/NAME.
+        operation: which one is called.
+        requirements: the ids of those that the case judges.
+        flags: names among the notes of its group.
+        arguments: in the order of `adapter.OPERATIONS`.
+        expectation: what the result must be.
+        comment: "fails if …", the bug that the case was made for.
+        withdrawn: why it is not judged any more; None: it is.
+    """
 
     id: str
     operation: str
@@ -64,17 +82,29 @@ class Vector(NamedTuple):
 
 
 class VectorGroup(NamedTuple):
-    """The cases of one pair of files. notes: flag → what its cases catch, and the bug's effect."""
+    """The cases of one pair of files.
+
+    Attributes:
+        operation: which one every case calls.
+        name: of the files.
+        spec: the version of the spec for which the newest case was made.
+        notes: flag → {"catches", "effect"}: which bugs its cases catch, and what such a bug does.
+        vectors: the cases.
+    """
 
     operation: str
     name: str
-    spec: str  # the version of the spec that its newest case was made for
+    spec: str
     notes: Mapping[str, Mapping[str, str]]
     vectors: Sequence[Vector]
 
 
 def group_files(group: VectorGroup) -> dict[str, bytes]:
-    """The group's files: path below the folder → bytes, the same in every run."""
+    """Write a group as bytes, the same in every run (VEC-1).
+
+    Returns:
+        Path below the folder of vectors → bytes.
+    """
     tensors: dict[str, Array] = {}
     cases = [_case_json(vector, tensors) for vector in group.vectors]
     path = f"{group.operation}/{group.name}"
@@ -97,7 +127,7 @@ def group_files(group: VectorGroup) -> dict[str, bytes]:
 
 
 def tensor_file(tensors: Mapping[str, Array]) -> bytes:
-    """A safetensors file without metadata: widest items first, so that each is aligned, then by name."""
+    """Write a safetensors file without metadata: widest items first, which aligns each, then by name."""
     header, data = {}, b""
     for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
         array = tensors[name]

@@ -1,6 +1,6 @@
 """Conformance vectors: cases with expected values, in files for any language. Chapter: specs/94-vectors.md.
 
-How their values are computed stands in tests/tools/vector_cases: a published case is frozen.
+The functions in tests/tools/vector_cases compute the expected values; a published case never changes.
 
 Satisfies: VEC-1 to VEC-13.
 """
@@ -8,7 +8,8 @@ Satisfies: VEC-1 to VEC-13.
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,9 +23,17 @@ SHIPPED = Path(str(files("flashref"))) / "data" / "vectors" / "v1"
 
 
 def read_vectors(folder: Path) -> list[Vector]:
-    """Every case below the folder, in the order of the files' names, withdrawn ones included.
+    """Read every case below a folder.
 
-    Raises VectorError for files that are damaged, incomplete or foreign, and if there is no case.
+    Args:
+        folder: of vectors, such as `export_vectors` writes.
+
+    Returns:
+        The cases in the order of the files' names, withdrawn ones included.
+
+    Raises:
+        VectorError: a file is damaged, incomplete or foreign, or there is no case.
+
     Requirements: VEC-5, VEC-6.
     """
     pages = sorted(folder.glob("*/*.json"))
@@ -37,11 +46,25 @@ def read_vectors(folder: Path) -> list[Vector]:
     return vectors
 
 
-def judge_vector(subject: Subject, vector: Vector) -> None:
-    """Ask an implementation for the case's result, and compare. Requirements: VEC-7 to VEC-10.
+@cache
+def shipped_vectors() -> Mapping[str, Vector]:
+    """Read the shipped vectors once: id → vector, in the order of the files' names."""
+    return {vector.id: vector for vector in read_vectors(SHIPPED)}
 
-    Raises Breach with the numbers if it is wrong, Unsupported for what the implementation does not claim
-    to take and for withdrawn cases, and whatever else `subject.call` raises.
+
+def judge_vector(subject: Subject, vector: Vector) -> None:
+    """Ask an implementation for the result of a vector, and compare it with the expected one.
+
+    Args:
+        subject: the implementation.
+        vector: the case.
+
+    Raises:
+        Breach: the result is wrong; the text has the numbers.
+        Unsupported: the case is withdrawn, or the implementation does not claim to take it.
+        Died: the implementation's process hung or crashed.
+
+    Requirements: VEC-7 to VEC-10.
     """
     reason = f"withdrawn: {vector.withdrawn}" if vector.withdrawn else beyond_facts(subject.facts, vector)
     if reason:
@@ -53,7 +76,7 @@ def judge_vector(subject: Subject, vector: Vector) -> None:
             return
         wrong: str | None = f"refused arguments that are valid ({refusal})"
     except Breach as breach:
-        raise Breach(breach.kind, f"{vector.id}: {breach}. The case {vector.comment}") from breach
+        raise Breach(breach.kind, f"{vector.id}: {breach}. {_purpose(vector)}") from breach
     else:
         wrong = (
             "accepted what must be refused"
@@ -61,15 +84,23 @@ def judge_vector(subject: Subject, vector: Vector) -> None:
             else difference_of(vector, result)
         )
     if wrong:
-        raise Breach("fail", f"{vector.id}: {wrong}. The case {vector.comment}")
+        raise Breach("fail", f"{vector.id}: {wrong}. {_purpose(vector)}")
+
+
+def _purpose(vector: Vector) -> str:
+    """What the case was made for, which need not be what went wrong now."""
+    return f"The case was made for one bug: it {vector.comment}"
 
 
 def check_vectors(folder: Path, groups: Sequence[VectorGroup] | None = None) -> list[str]:
-    """How the files of a folder differ from what is due: a line for each file that does.
+    """Compare the files of a folder with what they must be, byte by byte.
 
     Args:
         folder: of vectors.
-        groups: what is due, such as the definitions give it again; None: the vectors that are shipped.
+        groups: what must be in the files, as the definitions give it; None: the vectors that are shipped.
+
+    Returns:
+        A line for each file that is missing, differs, or is none of the vectors' files.
 
     Requirements: VEC-1 to VEC-4, VEC-11.
     """
@@ -83,21 +114,35 @@ def check_vectors(folder: Path, groups: Sequence[VectorGroup] | None = None) -> 
 
 
 def export_vectors(folder: Path) -> int:
-    """Copy the shipped vectors into a new or empty folder, whole or not at all; the number of files.
+    """Copy the shipped vectors into a folder, all of them or none.
 
-    Raises VectorError if something is there already. Requirement: VEC-12.
+    Args:
+        folder: a new or empty one.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        VectorError: something is there already.
+
+    Requirement: VEC-12.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise VectorError(f"{folder}: is a file, and nothing is overwritten; name a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise VectorError(f"{folder}: is not empty, and nothing is overwritten; name a new folder")
     return _write_folder(folder, _file_bytes(SHIPPED))
 
 
 def append_vectors(folder: Path, groups: Sequence[VectorGroup]) -> int:
-    """Write these groups over older vectors, or into a new folder; the number of files.
+    """Write groups of vectors over older ones, or into a new folder.
 
     Args:
         folder: of vectors, or a new one.
         groups: every case that is there already, and more.
+
+    Returns:
+        The number of files.
 
     Raises:
         VectorError: the folder holds something else, or a case in it would change or vanish; nothing was

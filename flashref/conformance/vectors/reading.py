@@ -19,7 +19,16 @@ _CASE = {"id", "requirements", "flags", "comment", "arguments", "expect"}
 
 
 def read_group(path: Path) -> list[Vector]:
-    """The cases of a JSON file and its tensors, all of it checked. Raises VectorError."""
+    """Read the cases of a JSON file and of the tensors beside it, and check every field.
+
+    Args:
+        path: of the JSON file, in the folder of its operation.
+
+    Raises:
+        VectorError: the files are damaged, incomplete or of another format.
+
+    Requirements: VEC-5, VEC-6.
+    """
     try:
         return _checked_group(path)
     except VectorError as error:
