@@ -9,18 +9,19 @@ from typing import Any
 from rich.text import Text as Styled
 
 from flashref.cli import options
-from flashref.cli.findings import Findings, as_json, show
 from flashref.cli.report import Output, progress
+from flashref.cli.tables import Column, print_table, say
 from flashref.models.checkpoint import TINY
 from flashref.models.opened import OpenModel, open_model
-from flashref.models.perplexity import FlashPerplexity
 from flashref.models.predictors import FILE_NAME
 from flashref.models.prepared import PLACEMENTS, PREDICTORS, READERS, SEMANTICS
 from flashref.models.text import GeneratedText, TextRequest
 from flashref.models.tokens import read_text
-from flashref.simulate.runs import tables_of_text, trace_of_text
+from flashref.simulate.findings import Findings, find
+from flashref.simulate.run_report import findings_in_words, method_tables
+from flashref.simulate.runs import trace_of_text
 from flashref.simulate.trace_file import Description, save_trace
-from flashref.storage.progress import Progress, unseen
+from flashref.storage.progress import unseen
 from flashref.types import DomainError
 
 PROMPT = "And the king said unto David, "
@@ -67,17 +68,17 @@ def run(asked: argparse.Namespace) -> int:
         shown = not asked.json and Output().is_terminal
         text = _write(model, request, shown, asked.quiet)
         with progress(asked.quiet) as advance:
-            findings = _find(asked, model, text, held_out, advance)
+            findings = find(model, text, asked.device, held_out, advance)
     if asked.json:
-        print(json.dumps(as_json(findings), indent=2, allow_nan=False))
+        print(json.dumps(findings.as_json(), indent=2, allow_nan=False))
     else:
-        show(findings, text_too=not shown)
+        _show(findings, text_too=not shown)
     if asked.save_trace is not None:  # last: whatever becomes of the file, the result has been said
         sys.stdout.flush()
         source = f"flashref run --predictor {asked.predictor} --semantics {asked.semantics}"
-        description = Description(what=findings.name, source=source)
+        description = Description(what=findings.model, source=source)
         save_trace(asked.save_trace, trace_of_text(model, text), description)
-    return 1 if findings.verdict.failure is not None or findings.memory.held is False else 0
+    return 0 if findings.held else 1
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -249,11 +250,11 @@ def _held_out(asked: argparse.Namespace, model: OpenModel) -> list[int] | None:
 
 
 def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> GeneratedText:
-    """The text, shown while it is written if it is to be."""
+    """Let the model write the text; if `shown`, print its pieces as they come."""
     if not shown:
         with progress(quiet) as advance:
             return model.write(request, keep_steps=False, progress=advance).finish()
-    out = Output(highlight=False, emoji=False)
+    out = Output()
     stream = model.write(request, keep_steps=False, progress=unseen)
     out.print(Styled(stream.prompt, "bold"), end="", soft_wrap=True)
     for piece in stream:
@@ -262,28 +263,19 @@ def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> 
     return stream.finish()
 
 
-def _find(
-    asked: argparse.Namespace,
-    model: OpenModel,
-    text: GeneratedText,
-    held_out: list[int] | None,
-    advance: Progress,
-) -> Findings:
-    """Everything else that there is to say about the text."""
-    perplexity: FlashPerplexity | None = None
-    if held_out is not None:
-        perplexity = model.perplexity(held_out, advance)
-    dense_ids = model.dense_ids(text.request)
-    # Without a proof there is no table of another model: nothing but this one is to take memory.
-    tables = tables_of_text(model, text, scaled=not asked.no_proof)
-    return Findings(
-        name=model.name,
-        names=(asked.semantics, asked.device, asked.reader),
-        setup=model.open(),
-        text=text,
-        dense_ids=dense_ids,
-        perplexity=perplexity,
-        verdict=model.verify(),
-        memory=model.measure_memory(),  # last: what the tables take counts, too
-        tables=tables,
-    )
+def _show(found: Findings, text_too: bool) -> None:
+    """Print the findings on stdout; the text only if it was not shown while it was written."""
+    if text_too:
+        prompt, written = found.text.shown
+        Output().print(Styled.assemble((prompt, "bold"), written), soft_wrap=True)
+    print()
+    for finding in findings_in_words(found):
+        colour = "" if finding.held is None else "green" if finding.held else "red"
+        say(Styled.assemble((finding.about, colour), f": {finding.text}"))
+    for table in method_tables(found):
+        print()
+        say(table.title, "bold")
+        first, *others = table.headings
+        print_table([Column(first, words=True), *map(Column, others)], table.rows)
+        for note in table.notes:
+            say(note)

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from flashref.bundle import Layout
+from flashref.models.sizes import two_sizes
 from flashref.types import Array, DomainError
 
 LARGEST_WINDOW = 5  # the default, where memory allows; the paper's k
@@ -142,19 +143,19 @@ def _bytes_of(memory: float | Amount, total: int) -> int:
 
 def _too_small(demand: Demand, memory: float | Amount, available: int) -> str:
     """The sentence that names the smallest memory that works, in the unit that was asked in."""
+    given, fixed = two_sizes(available, demand.fixed)
     if isinstance(memory, Amount):
         size = UNITS[memory.unit]
         steps = min(size, 1000)  # thousandths of a unit, but whole bytes
         smallest = Fraction(-(-demand.fixed * steps // size), steps)
-        what = f"a memory of {float(memory.number):g}{memory.unit}"
         advice = f"the smallest that works is {float(smallest):.{0 if size == 1 else 3}f}{memory.unit}"
-    else:
-        smallest = Fraction(-(-demand.fixed * 1000 // demand.total), 1000)
-        what = f"a memory of {memory:g} of the model"
-        advice = f"the smallest that works is {float(smallest):.3f}"
-        if smallest > 1:
-            advice = "no share is enough: use smaller predictors, or none with --predictor exact"
-    return f"{what} is {available} bytes, but {demand.fixed} must always be resident; {advice}"
+        asked = f"{float(memory.number):.12g}{memory.unit}"
+        return f"{asked} is {given}, but {fixed} must always be in memory; {advice}"
+    smallest = Fraction(-(-demand.fixed * 1000 // demand.total), 1000)  # rounded up to thousandths
+    advice = f"the smallest that works is {float(smallest):.3f}"
+    if smallest > 1:
+        advice = "no share is enough: use smaller predictors, or none with --predictor exact"
+    return f"{memory:.12g} of the model is {given}, but {fixed} must always be in memory; {advice}"
 
 
 def _share(demand: Demand, rows: int, window: int, largest: Array | None) -> tuple[int, ...]:

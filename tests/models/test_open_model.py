@@ -201,7 +201,7 @@ def test_a_file_of_predictors_may_stand_for_the_predictor(model, packed):
     [
         ({"memory": 1.5}, "at most 1, not 1.5; bytes need a unit"),
         ({"memory": "6"}, "at most 1, not 6"),
-        ({"memory": "0.01"}, "must always be resident; the smallest that works is 0"),
+        ({"memory": "0.01"}, "must always be in memory; the smallest that works is 0"),
         ({"window": 65}, "longer than the context of 64"),
         ({"semantics": "all"}, "semantics 'all' is unknown; use one of resident, predicted"),
         ({"placement": "sorted"}, "placement 'sorted' is unknown; use one of swap_with_last, fill_holes"),
