@@ -33,6 +33,18 @@ def test_the_version_and_help(capsys):
         assert end.value.code == 0 and told in capsys.readouterr().out
 
 
+def test_help_ends_no_line_at_a_hyphen(capsys, monkeypatch):
+    """A word with a hyphen, such as an option's name, can be searched for and copied."""
+    for width in range(40, 81, 4):
+        monkeypatch.setenv("COLUMNS", str(width))
+        for words in ([], ["run"], ["conformance"], ["train"]):
+            with pytest.raises(SystemExit):
+                main([*words, "--help"])
+            assert [
+                line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("-")
+            ] == []
+
+
 def test_no_command_is_a_mistake(capsys):
     for words in ([], ["walk"]):
         with pytest.raises(SystemExit) as end:

@@ -256,8 +256,10 @@ def test_perplexity_is_null_where_there_is_no_text(run, report, tmp_path):
     assert report("--model", folder)["perplexity"] == none
     asked = run("--json", "--model", folder, "--perplexity-tokens", "100")
     assert asked.code == 0 and json.loads(asked.out)["perplexity"] == none
-    assert asked.err.endswith("held_out.txt: there is no held-out text, so no perplexity\n")
-    assert "--perplexity-tokens 1 foresees nothing" in sentence(run("--perplexity-tokens", "1"))
+    assert asked.err.endswith("held_out.txt: there is no held-out text, so the perplexity is not measured\n")
+    assert "--perplexity-tokens 1: perplexity needs at least two tokens" in sentence(
+        run("--perplexity-tokens", "1")
+    )
     assert (
         report("--perplexity-tokens", 10**30)["perplexity"]
         == report("--perplexity-tokens", "99")["perplexity"]
@@ -334,7 +336,7 @@ def test_two_outputs_of_one_name_are_refused_at_the_start(run, tmp_path):
         words = ("--image", image, "--save-trace")
         for name in ("x", "x.unbundled"):
             told = sentence(run(*words, tmp_path / name))
-            assert f"--save-trace {tmp_path}/{name}: is the name of an image, too; choose another" in told
+            assert f"--save-trace {tmp_path}/{name}: an image has this name, too; choose another" in told
     assert list(tmp_path.iterdir()) == []
 
 

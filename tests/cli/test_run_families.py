@@ -85,7 +85,9 @@ def test_the_held_out_text_has_tokens_of_the_vocabulary_only(run, tmp_path):
         write_family(tmp_path, "opt", vocab_size=120, held_out=b"wx"),
         ("--perplexity-tokens", "2"),
     )
-    assert "no text of two tokens or more in the model's vocabulary of 120" in sentence(run(folder, *words))
+    assert "is not a text of at least two tokens of the model's vocabulary of 120" in sentence(
+        run(folder, *words)
+    )
     (folder / "held_out.txt").write_bytes(b"vw")  # token 119 is the last
     assert run(folder, *words).code == 0
 

@@ -207,7 +207,10 @@ def test_a_file_of_predictors_may_stand_for_the_predictor(model, packed):
         ({"placement": "sorted"}, "placement 'sorted' is unknown; use one of swap_with_last, fill_holes"),
         ({"reader": "tape"}, "reader 'tape' is unknown; use one of memory, direct"),
         ({"device": "floppy"}, "neither a file nor a preset"),
-        ({"activation": "gelu"}, "is not relu, nor fatrelu with its tau"),
+        (
+            {"activation": "gelu"},
+            "cannot replace the model's activation; give relu, or fatrelu with its tau, such as",
+        ),
         ({"predictor": "nowhere"}, "nowhere: cannot be read"),
         ({"predictor": "exact", "proof": False}, "needs every weight in memory"),
     ],
