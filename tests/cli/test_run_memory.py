@@ -13,7 +13,7 @@ from random_models import LAYERS, NEURONS, WIDTH, write_family
 from safetensors.numpy import load_file, save_file
 
 from flashref.cli.report import size
-from flashref.models import decoding, memory, open_model, prepared, setup, storage
+from flashref.models import decoding, image_readers, memory, open_model, prepared, setup
 from flashref.models.checkpoint import open_checkpoint
 from flashref.models.memory import ALLOWANCE, ALLOWED_COPIES
 from flashref.models.model import load_model
@@ -74,7 +74,7 @@ def test_weights_kept_as_stored_give_the_same_text(report, tmp_path, monkeypatch
 
 
 def test_without_a_proof_no_file_is_mapped(report, llama, monkeypatch):
-    monkeypatch.setattr(storage, "memory_reader", None)  # pages of a mapped file would count as memory
+    monkeypatch.setattr(image_readers, "memory_reader", None)  # pages of a mapped file would count as memory
     assert report(llama, "--predictor", "gate", "--no-proof")["reader"] == "memory"
 
 
@@ -262,7 +262,10 @@ def test_a_proof_that_does_not_fit_memory_names_the_way_out(run, llama, monkeypa
     assert run(llama).code == 0
     monkeypatch.setattr(prepared, "available_bytes", lambda: needed - 1)
     text = sentence(run(llama))
-    assert f"the proof takes {needed} bytes of memory" in text and text.endswith("with --no-proof")
+    assert (
+        f"the proof takes {needed:,} bytes of memory for the weights of the FFNs, but {needed - 1:,} " in text
+        and text.endswith("with --no-proof")
+    )
     assert run(llama, "--predictor", "gate", "--no-proof").code == 0
 
 
@@ -292,7 +295,7 @@ def test_a_memory_that_is_too_small_names_the_smallest_in_its_unit(run, llama, u
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("6G", "'6G' has none of the units B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
+        ("6G", "'6G' has an unknown unit; use one of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
         ("6", "at most 1, not 6; bytes need a unit, such as 6GB"),
         ("GB", "is not a share such as 0.5, nor bytes with a unit"),
         ("-1GB", "--memory"),

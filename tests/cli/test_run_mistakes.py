@@ -252,7 +252,7 @@ def test_a_tokenizer_gives_the_ids_and_the_text(run, report, tmp_path):
     assert report("--model", folder, "--prompt-ids", ",".join(map(str, prompt)))["text"] == told["text"]
     (folder / "tokenizer.json").write_text("{")
     for words in ((), ("--prompt-ids", "1,2")):
-        assert f"{folder}/tokenizer.json: is no tokenizer" in sentence(run("--model", folder, *words))
+        assert f"{folder}/tokenizer.json: is not a tokenizer" in sentence(run("--model", folder, *words))
 
 
 def test_held_out_text_needs_a_tokenizer(run, tmp_path):

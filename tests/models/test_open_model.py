@@ -216,13 +216,13 @@ def test_a_file_of_predictors_may_stand_for_the_predictor(model, packed):
     ],
 )
 def test_what_cannot_be_met_is_said_before_anything_is_packed(model, choice, told, monkeypatch):
-    monkeypatch.setattr("flashref.models.storage.pack_image", None)
+    monkeypatch.setattr("flashref.models.image_readers.pack_image", None)
     with pytest.raises(FlashrefError, match=told):
         open_model(model, **choice)
 
 
 def test_a_text_that_cannot_be_written_is_refused_before_anything_is_packed(model, monkeypatch):
-    monkeypatch.setattr("flashref.models.storage.pack_image", None)
+    monkeypatch.setattr("flashref.models.image_readers.pack_image", None)
     opened = open_model(model, memory=0.95)
     assert opened.request(PROMPT, CONTEXT - 6).tokens == CONTEXT - 6
     for words, told in (
