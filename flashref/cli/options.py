@@ -1,4 +1,7 @@
-"""The words of the command line, turned into values; a bad word gets one sentence."""
+"""Options of several commands, and the functions that turn their arguments into values.
+
+An argument that cannot be used is refused with one sentence.
+"""
 
 import argparse
 import os
@@ -18,18 +21,19 @@ Parsed = TypeVar("Parsed")
 HELD_OUT = "held_out.txt"
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """The option of every command that needs a device."""
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """Add --device, which every command that needs a device has."""
     parser.add_argument(
         "--device",
         metavar="PRESET|FILE",
         default="paper_m1max_fig2b",
-        help=f"JSON file (its fields: flashref spec 50), or {', '.join(PRESETS)}",
+        help="the storage device: a JSON file (`flashref spec 50` has its fields, `flashref calibrate` "
+        f"writes one), or one of {', '.join(PRESETS)} (default: %(default)s)",
     )
 
 
 def fraction(word: str) -> float:
-    """A share: more than 0, at most 1."""
+    """A share, which must be more than 0 and at most 1."""
     value = _number(word, float, "a number such as 0.5")
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"a share must be more than 0 and at most 1, not {word}")
@@ -37,7 +41,7 @@ def fraction(word: str) -> float:
 
 
 def memory(word: str) -> float | Amount:
-    """A share of the model's bytes, or bytes with their unit; units of 1000 (GB) and of 1024 (GiB)."""
+    """A share of the model's bytes, or bytes with a unit of 1000 (GB) or of 1024 (GiB)."""
     return _parsed(parse_memory, word)
 
 
@@ -47,14 +51,14 @@ def at_least(smallest: int) -> Callable[[str], int]:
     def whole(word: str) -> int:
         value = _number(word, int, "a whole number")
         if value < smallest:
-            raise argparse.ArgumentTypeError(f"must be at least {smallest}, not {word}")
+            raise argparse.ArgumentTypeError(f"the number must be at least {smallest}, not {word}")
         return value
 
     return whole
 
 
 def temperature(word: str) -> float:
-    """Of sampling: finite, 0 or more."""
+    """The temperature of sampling, which must be finite and not negative."""
     value = _number(word, float, "a number such as 0.8")
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"a temperature must be finite and at least 0, not {word}")
@@ -62,16 +66,16 @@ def temperature(word: str) -> float:
 
 
 def activation(word: str) -> tuple[str, float]:
-    """An activation to run instead of the model's own: relu, or fatrelu:T with its tau."""
+    """An activation that replaces the model's own: relu, or fatrelu:T with its tau T."""
     return _parsed(parse_activation, word)
 
 
 def ids(word: str) -> list[int]:
-    """Token ids with commas between."""
+    """Token ids that are separated by commas."""
     try:
         return [int(part) for part in word.split(",")]
     except ValueError:
-        wanted = "whole numbers with commas between, such as 3,17,96"
+        wanted = "token ids separated by commas, such as 3,17,96"
         raise argparse.ArgumentTypeError(f"{word!r} is not {wanted}") from None
 
 
@@ -81,7 +85,15 @@ def device(word: str) -> Device:
 
 
 def check_new_file(option: str, path: Path | None) -> None:
-    """What would keep a file from being written at the end, said at the start: DomainError."""
+    """Find at the start what would keep a file from being written at the end.
+
+    Args:
+        option: the option that names the file, for the message.
+        path: the file; None: the option was not given.
+
+    Raises:
+        DomainError: the file exists, or its folder cannot be written.
+    """
     if path is None:
         return
     if os.path.lexists(path):
@@ -98,7 +110,7 @@ def _number(word: str, kind: Callable[[str], Number], wanted: str) -> Number:
 
 
 def _parsed(parse: Callable[[str], Parsed], word: str) -> Parsed:
-    """What a function of the library makes of a word; its sentence is argparse's."""
+    """What a function of the library makes of a word; argparse shows the sentence of its error."""
     try:
         return parse(word)
     except DomainError as error:

@@ -1,4 +1,4 @@
-"""What every command has in common: its words are parsed, errors are one sentence, and signals clean up."""
+"""What all commands have in common: arguments are parsed, errors are one sentence, signals clean up."""
 
 import argparse
 import difflib
@@ -8,18 +8,24 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flashref import SPEC_VERSION, __version__
 from flashref.cli import calibrate, conformance, pack, paper, simulate, spec, train, vectors
 from flashref.cli import run as run_command
 from flashref.types import FlashrefError
 
+DESCRIPTION = """
+The executable reference of "LLM in a flash": runs language models whose feed-forward weights lie on flash,
+judges other implementations, and simulates what a model would cost on a device. `flashref run` alone runs a
+small model that is shipped; each command has its own --help.
+"""
 COMMANDS = (run_command, pack, train, vectors, conformance, calibrate, simulate, paper, spec)
 
 
@@ -31,30 +37,53 @@ class Ended(KeyboardInterrupt):
         self.code = 128 + number  # as a shell has it
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's own, but lines end between words only, never at a hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = textwrap.wrap(" ".join(text.split()), width - len(indent), break_on_hyphens=False)
+        return "\n".join(indent + line for line in lines)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with a mistake answered in one sentence and exit code 2."""
 
+    def __init__(self, **options: Any) -> None:
+        """Argparse's options."""
+        super().__init__(**{"formatter_class": HelpFormatter, **options})
+
     def error(self, message: str) -> NoReturn:
-        """One sentence on stderr, where to find more, and the end."""
+        """Say the mistake in one sentence on stderr, point to the help, and end with exit code 2."""
         if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
-    def unknown(self, words: Sequence[str]) -> NoReturn:
-        """`error`, with the option that is nearest to the first unknown word."""
-        word = words[0].partition("=")[0]
-        near = did_you_mean(word, self._option_string_actions) if word.startswith("-") else ""
-        self.error(f"unknown words: {' '.join(words)}{near}")
+    def unknown(self, arguments: Sequence[str]) -> NoReturn:
+        """Name the arguments that no option takes, and the option that is nearest to the first of them."""
+        name = arguments[0].partition("=")[0]
+        near = did_you_mean(name, self._option_string_actions) if name.startswith("-") else ""
+        plural = "s" if len(arguments) > 1 else ""
+        self.error(f"unknown argument{plural}: {' '.join(arguments)}{near}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known word that is nearest, in brackets after a blank; nothing if none is near."""
+    """ " (did you mean …?)" with the known word that is nearest; an empty text if none is near."""
     near = difflib.get_close_matches(word, list(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """Parse the words, run the command, and turn what went wrong into one sentence: the exit code."""
+    """Run a command line.
+
+    Args:
+        arguments: the words after `flashref`; None: those that the process was started with.
+
+    Returns:
+        The exit code. What went wrong was said in one sentence on stderr.
+    """
     prog = "flashref"
     if sys.stdout is None:
         return _mistake(prog, "stdout is closed, so no result could be shown; send it to a file or a pipe")
@@ -89,7 +118,7 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 def _parsed(prog: str, arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=prog, description='The executable reference of "LLM in a flash".')
+    parser = Parser(prog=prog, description=DESCRIPTION)
     version = f"{prog} {__version__}, spec {SPEC_VERSION}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

@@ -1,15 +1,17 @@
-"""What the reports of several commands share: a console, tables, progress bars, and figures in words."""
+"""What the reports of several commands share: the console, progress bars, and sizes in words."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from flashref.models.sizes import size as size  # the other commands take it from here
 from flashref.storage.progress import Progress, unseen
 
 LINE_SECONDS = 20  # between two lines of progress, where there is no terminal
@@ -17,7 +19,11 @@ MOST_BARS = 5  # of work that is shown at a time
 
 
 class Output(Console):
-    """Rich's own, but a reader that has gone away is the caller's affair, as with `print`."""
+    """A console of rich on stdout that changes no text, and leaves a closed pipe to its caller."""
+
+    def __init__(self, **options: Any) -> None:
+        """Rich's options; neither numbers nor emoji codes in a text are changed unless these say so."""
+        super().__init__(**{"highlight": False, "emoji": False, **options})
 
     def on_broken_pipe(self) -> None:
         """Raises BrokenPipeError."""
@@ -87,20 +93,3 @@ def _lines(clock: Callable[[], float] = time.monotonic) -> Progress:
         print(f"flashref: {what}: {done / max(total, 1):.0%} done{left}", file=sys.stderr, flush=True)
 
     return advance
-
-
-def size(amount: float) -> str:
-    """Bytes in units of 1000, three digits: GB = 10^9."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if amount >= size:
-            return f"{_three_digits(amount / size)} {unit}"
-    return f"{amount:.0f} B"
-
-
-def milliseconds(amount: float) -> str:
-    """Milliseconds, three digits."""
-    return f"{_three_digits(amount)} ms"
-
-
-def _three_digits(amount: float) -> str:
-    return f"{amount:,.{0 if amount >= 100 else 1 if amount >= 10 else 2}f}"

@@ -1,4 +1,4 @@
-"""`flashref run`: a model writes text with half of its weights in memory, and every byte is accounted for."""
+"""`flashref run`: let a model write text from flash, and report what was checked and what it cost."""
 
 import argparse
 import json
@@ -9,18 +9,19 @@ from typing import Any
 from rich.text import Text as Styled
 
 from flashref.cli import options
-from flashref.cli.findings import Findings, as_json, show
 from flashref.cli.report import Output, progress
+from flashref.cli.tables import Column, print_table, say
 from flashref.models.checkpoint import TINY
 from flashref.models.opened import OpenModel, open_model
-from flashref.models.perplexity import FlashPerplexity
 from flashref.models.predictors import FILE_NAME
 from flashref.models.prepared import PLACEMENTS, PREDICTORS, READERS, SEMANTICS
 from flashref.models.text import GeneratedText, TextRequest
 from flashref.models.tokens import read_text
-from flashref.simulate.runs import tables_of_text, trace_of_text
+from flashref.simulate.findings import Findings, find
+from flashref.simulate.run_report import findings_in_words, method_tables
+from flashref.simulate.runs import trace_of_text
 from flashref.simulate.trace_file import Description, save_trace
-from flashref.storage.progress import Progress, unseen
+from flashref.storage.progress import unseen
 from flashref.types import DomainError
 
 PROMPT = "And the king said unto David, "
@@ -28,14 +29,16 @@ PERPLEXITY_TOKENS = 1024
 
 
 def add_parser(commands: Any) -> None:
-    """`run` among the commands."""
+    """Add the command `run`."""
     parser = commands.add_parser(
         "run",
-        help="write text with a model read from flash, and account for it",
-        description="Writes text with a model whose feed-forward weights are read from flash as they are "
-        "needed, checks every step against the definition, and says what each token cost.",
+        help="let a model write text while its weights are read from flash",
+        description="Lets a model write text while its feed-forward weights are read from flash as they are "
+        "needed. Every step is checked against the definition, and the report says what each token cost. "
+        "Without options it runs a tiny model that is shipped.",
     )
     _add_model_options(parser)
+    _add_memory_options(parser)
     _add_text_options(parser)
     _add_output_options(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -67,21 +70,21 @@ def run(asked: argparse.Namespace) -> int:
         shown = not asked.json and Output().is_terminal
         text = _write(model, request, shown, asked.quiet)
         with progress(asked.quiet) as advance:
-            findings = _find(asked, model, text, held_out, advance)
+            findings = find(model, text, asked.device, held_out, advance)
     if asked.json:
-        print(json.dumps(as_json(findings), indent=2, allow_nan=False))
+        print(json.dumps(findings.as_json(), indent=2, allow_nan=False))
     else:
-        show(findings, text_too=not shown)
+        _show(findings, text_too=not shown)
     if asked.save_trace is not None:  # last: whatever becomes of the file, the result has been said
         sys.stdout.flush()
         source = f"flashref run --predictor {asked.predictor} --semantics {asked.semantics}"
-        description = Description(what=findings.name, source=source)
+        description = Description(what=findings.model, source=source)
         save_trace(asked.save_trace, trace_of_text(model, text), description)
-    return 1 if findings.verdict.failure is not None or findings.memory.held is False else 0
+    return 0 if findings.held else 1
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add = parser.add_argument_group("the model").add_argument
     add(
         "--model",
         metavar="DIR",
@@ -90,78 +93,85 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="the folder of a Hugging Face checkpoint (default: a tiny model that is shipped)",
     )
     add(
-        "--image",
-        metavar="FILE",
-        type=Path,
-        help="the model's flash image: it is used if it exists, else it is packed and kept "
-        "(with --reader direct also FILE.unbundled)",
-    )
-    add(
-        "--memory",
-        metavar="SHARE|BYTES",
-        type=options.memory,
-        default=0.5,
-        help="how much memory the model gets: a share of its bytes, such as 0.5 (the default), "
-        "or bytes, such as 6GB or 512MiB",
-    )
-    add(
-        "--window",
-        metavar="K",
-        type=options.at_least(1),
-        help="how many tokens the window remembers (default: the most, up to 5, whose mean need fits)",
-    )
-    add(
-        "--semantics",
-        choices=SEMANTICS,
-        default="resident",
-        help="which rows the FFN sums: all that are resident (the default), or those that are predicted",
+        "--activation",
+        metavar="NAME",
+        type=options.activation,
+        help="run the model with relu, or with fatrelu:T (FATReLU with tau T), instead of its own activation",
     )
     add(
         "--predictor",
         choices=PREDICTORS,
         default="trained",
-        help="what predicts the active neurons: trained predictors (the default); exact, an oracle that is "
-        "not counted as memory; or gate, a gate projection that stays in memory",
+        help="what predicts the active neurons: trained predictors (the default); exact, which computes them "
+        "from weights in memory that are not counted; or gate, which computes them from a gate projection "
+        "that stays in memory and is counted",
     )
     add(
         "--predictors",
         metavar="FILE",
         type=Path,
-        help=f"the file of the trained predictors (default: DIR/{FILE_NAME})",
+        help=f"the file with the trained predictors (default: DIR/{FILE_NAME})",
     )
     add(
-        "--activation",
-        metavar="NAME",
-        type=options.activation,
-        help="run the model with relu or fatrelu:T instead of its own activation",
+        "--semantics",
+        choices=SEMANTICS,
+        default="resident",
+        help="which neurons the FFN sums: all that are in memory (resident, the default), or only those that "
+        "are predicted",
+    )
+
+
+def _add_memory_options(parser: argparse.ArgumentParser) -> None:
+    add = (group := parser.add_argument_group("memory and flash")).add_argument
+    add(
+        "--memory",
+        metavar="SHARE|BYTES",
+        type=options.memory,
+        default=0.5,
+        help="how much memory the model gets: a share of its bytes, such as 0.5 (the default), or bytes with "
+        "a unit, such as 6GB or 512MiB",
+    )
+    add(
+        "--window",
+        metavar="K",
+        type=options.at_least(1),
+        help="the number of tokens whose predicted neurons stay in memory (default: the largest number up to "
+        "5 for which the memory is enough on average)",
     )
     add(
         "--placement",
         choices=PLACEMENTS,
         default="swap_with_last",
-        help="how rows are placed in the DRAM matrix (default: swap_with_last)",
+        help="how the rows of neurons are placed in the DRAM matrix (default: swap_with_last)",
     )
-    options.add_device_option(parser)
+    add(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        help="the flash image of the model: it is used if it exists, else it is packed and kept; with "
+        "--reader direct also FILE.unbundled (default: an image in a temporary folder)",
+    )
+    options.add_device_option(group)
     add(
         "--reader",
         choices=READERS,
         default="memory",
-        help="memory: the device's times are simulated (the default); direct: the image is really read, "
-        "past the page cache",
+        help="memory: the times of the reads are simulated (the default); direct: the image is really read, "
+        "past the page cache, and the times are measured too",
     )
     add(
         "--no-proof",
         action="store_true",
-        help="keep no weights in memory to judge by: there is no measured column and no table of another "
-        "model, and the peak of memory is held to --memory",
+        help="do not keep all weights in memory to check every step with. The peak of memory is held to "
+        "--memory instead, and there is no measured column and no table for OPT 6.7B",
     )
 
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    prompts = parser.add_mutually_exclusive_group()
+    group = parser.add_argument_group("the text")
+    add, prompts = group.add_argument, group.add_mutually_exclusive_group()
     prompts.add_argument(
-        "--prompt", metavar="TEXT", default=PROMPT, help=f"what the text begins with (default: {PROMPT!r})"
+        "--prompt", metavar="TEXT", default=PROMPT, help=f"the beginning of the text (default: {PROMPT!r})"
     )
     prompts.add_argument(
         "--prompt-ids", metavar="IDS", type=options.ids, help="the prompt as token ids, such as 3,17,96"
@@ -171,14 +181,14 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=options.at_least(1),
         default=96,
-        help="how many new tokens are written (default: 96)",
+        help="the number of new tokens (default: 96)",
     )
     add(
         "--temperature",
         metavar="T",
         type=options.temperature,
         default=0.0,
-        help="the temperature that tokens are sampled with; 0, the default, takes the likeliest",
+        help="the temperature with which tokens are sampled; 0, the default, always takes the likeliest",
     )
     add(
         "--seed",
@@ -187,73 +197,78 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="the seed of sampling: equal seeds give equal texts (default: 0)",
     )
-    add("--cold", action="store_true", help="empty the windows after the prompt")
+    add("--cold", action="store_true", help="empty the windows after the prompt, before the first new token")
     add(
         "--held-out",
         metavar="FILE",
         type=Path,
-        help=f"a text in UTF-8 whose perplexity is measured (default: DIR/{options.HELD_OUT})",
+        help=f"a text in UTF-8 on which the perplexity is measured (default: DIR/{options.HELD_OUT})",
     )
     add(
         "--perplexity-tokens",
         metavar="N",
         type=options.at_least(0),
-        help="measure the perplexity of so many of its tokens at most, with two passes each "
+        help="measure the perplexity on the first N tokens of the held-out text "
         f"(default: {PERPLEXITY_TOKENS}; 0: do not measure it)",
     )
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add = parser.add_argument_group("output").add_argument
     add(
         "--save-trace",
         metavar="FILE",
         type=Path,
-        help="a new file for the neurons that were predicted, which `flashref simulate --trace` takes",
+        help="write the predicted neurons of each token to a new file, for `flashref simulate --trace`",
     )
-    add("--json", action="store_true", help="print one JSON object instead of text and tables")
+    add("--json", action="store_true", help="print one JSON object instead of the text and the tables")
     add("--quiet", action="store_true", help="show no progress on stderr")
 
 
 def _check_outputs(asked: argparse.Namespace) -> None:
-    """DomainError for a trace that could not be written at the end, or that has the name of an image."""
+    """DomainError if the trace could not be written at the end, or has the name of an image."""
     options.check_new_file("--save-trace", asked.save_trace)
     if asked.save_trace is None or asked.image is None:
         return
     trace, image = asked.save_trace.resolve(), asked.image.resolve()
     if trace in (image, image.with_name(image.name + ".unbundled")):
-        raise DomainError(f"--save-trace {asked.save_trace}: is the name of an image, too; choose another")
+        raise DomainError(f"--save-trace {asked.save_trace}: an image has this name, too; choose another")
 
 
 def _held_out(asked: argparse.Namespace, model: OpenModel) -> list[int] | None:
-    """The first tokens of the held-out text; None if there is none and none were asked for."""
+    """The first tokens of the held-out text; None if no perplexity is to be measured."""
     prepared, count = model.prepared, asked.perplexity_tokens
     path = asked.held_out or prepared.checkpoint.directory / options.HELD_OUT
     if count == 0:
         return None
     if count == 1:
-        raise DomainError("--perplexity-tokens 1 foresees nothing; ask for two tokens or more, or for 0")
+        raise DomainError(
+            "--perplexity-tokens 1: perplexity needs at least two tokens; ask for two or more, or for 0"
+        )
     if asked.held_out is None and (prepared.tokenizer is None or not path.is_file()):
         if count is not None:
-            what = "there is no held-out text" if prepared.tokenizer else "there is no tokenizer"
-            print(f"flashref run: {path}: {what}, so no perplexity", file=sys.stderr)
+            missing = "held-out text" if prepared.tokenizer else "tokenizer"
+            print(
+                f"flashref run: {path}: there is no {missing}, so the perplexity is not measured",
+                file=sys.stderr,
+            )
         return None
     ids = model.encode(read_text(path))
     vocabulary = prepared.checkpoint.config.vocabulary
     if len(ids) < 2 or max(ids) >= vocabulary:
         raise DomainError(
-            f"{path}: is no text of two tokens or more in the model's vocabulary of {vocabulary}; "
+            f"{path}: is not a text of at least two tokens of the model's vocabulary of {vocabulary}; "
             "give another with --held-out, or --perplexity-tokens 0"
         )
     return ids[: PERPLEXITY_TOKENS if count is None else count]
 
 
 def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> GeneratedText:
-    """The text, shown while it is written if it is to be."""
+    """Let the model write the text; if `shown`, print its pieces as they come."""
     if not shown:
         with progress(quiet) as advance:
             return model.write(request, keep_steps=False, progress=advance).finish()
-    out = Output(highlight=False, emoji=False)
+    out = Output()
     stream = model.write(request, keep_steps=False, progress=unseen)
     out.print(Styled(stream.prompt, "bold"), end="", soft_wrap=True)
     for piece in stream:
@@ -262,28 +277,19 @@ def _write(model: OpenModel, request: TextRequest, shown: bool, quiet: bool) -> 
     return stream.finish()
 
 
-def _find(
-    asked: argparse.Namespace,
-    model: OpenModel,
-    text: GeneratedText,
-    held_out: list[int] | None,
-    advance: Progress,
-) -> Findings:
-    """Everything else that there is to say about the text."""
-    perplexity: FlashPerplexity | None = None
-    if held_out is not None:
-        perplexity = model.perplexity(held_out, advance)
-    dense_ids = model.dense_ids(text.request)
-    # Without a proof there is no table of another model: nothing but this one is to take memory.
-    tables = tables_of_text(model, text, scaled=not asked.no_proof)
-    return Findings(
-        name=model.name,
-        names=(asked.semantics, asked.device, asked.reader),
-        setup=model.open(),
-        text=text,
-        dense_ids=dense_ids,
-        perplexity=perplexity,
-        verdict=model.verify(),
-        memory=model.measure_memory(),  # last: what the tables take counts, too
-        tables=tables,
-    )
+def _show(found: Findings, text_too: bool) -> None:
+    """Print the findings on stdout; the text only if it was not shown while it was written."""
+    if text_too:
+        prompt, written = found.text.shown
+        Output().print(Styled.assemble((prompt, "bold"), written), soft_wrap=True)
+    print()
+    for finding in findings_in_words(found):
+        colour = "" if finding.held is None else "green" if finding.held else "red"
+        say(Styled.assemble((finding.about, colour), f": {finding.text}"))
+    for table in method_tables(found):
+        print()
+        say(table.title, "bold")
+        first, *others = table.headings
+        print_table([Column(first, words=True), *map(Column, others)], table.rows)
+        for note in table.notes:
+            say(note)

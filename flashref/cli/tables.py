@@ -24,10 +24,15 @@ class Column(NamedTuple):
     words: bool = False
 
 
-def say(text: str, style: str = "") -> None:
-    """Print a sentence, broken between words on a terminal and whole into a pipe; it is no markup."""
+def say(text: str | Text, style: str = "") -> None:
+    """Print a sentence: on a terminal its lines end between words, and a pipe gets one whole line.
+
+    Args:
+        text: the sentence, whose brackets are no markup; or a Text that has its styles already.
+        style: a style of rich for the whole sentence, such as "bold".
+    """
     out = _output()
-    out.print(Text(text, style), soft_wrap=not out.is_terminal)
+    out.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=not out.is_terminal)
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -45,7 +50,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
         limits = (limit for limit in LIMITS if table_width(columns, rows, limit) <= out.width)
         out.print(_table(columns, rows, next(limits, NARROWEST)))
         return
-    whole = Output(width=table_width(columns, rows, WHOLE), highlight=False, emoji=False)
+    whole = Output(width=table_width(columns, rows, WHOLE))
     with whole.capture() as captured:
         whole.print(_table(columns, rows, WHOLE))
     for line in captured.get().splitlines():
@@ -111,4 +116,4 @@ def _longest_line(text: str) -> int:
 
 
 def _output() -> Output:
-    return Output(highlight=False, emoji=False)
+    return Output()

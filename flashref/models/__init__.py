@@ -1,10 +1,15 @@
-"""Models of five families, read from flash by the reference: `open_model(...).generate(...)`.
+"""Language models of five families that read their FFN weights from flash; the package *uses* the reference.
 
-This package *uses* the reference and is no part of it. `opened` has the model that writes text; `request` and
-`prepared` what is asked of it, `storage` and `setup` how it is opened, `decoding` and `text` what it writes.
-`checkpoint` reads a Hugging Face directory; `families` says which tensors each family must have and computes
-its block; `model` passes one token at a time through any of them, with the FFN passed in as a function;
-`generate` turns logits into text and into perplexity.
+`open_model(...).generate(...)` is the entrance (module `opened`). Behind it, in the order of a run:
+
+- `prepared` holds the request and reads the model's small files, with `checkpoint`, `config`, `tokens`,
+  `predictors` and `budget`;
+- `setup` makes the model ready to decode, with `pack`, `image_readers` and `proof`;
+- `decoding` lets it write a text, with `model` (one token through any family), `families` (the tensors and
+  the arithmetic of each) and `generate` (from logits to the next token);
+- `text` is what was written and what it cost; `perplexity` and `memory` measure the model.
+
+`whole_text` computes whole texts in JAX, for the training of predictors.
 """
 
 from flashref.models.opened import OpenModel, open_model

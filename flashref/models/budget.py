@@ -1,4 +1,7 @@
-"""A memory budget, solved for rows per layer and a window (decision 8, paper §3.3 and appendix C)."""
+"""The memory budget: how many rows each layer gets, and how long the window is.
+
+Decision 8 says what counts; paper §3.3 and appendix C.
+"""
 
 import re
 from collections.abc import Collection, Mapping
@@ -6,9 +9,10 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from flashref.bundle import Layout
+from flashref.models.sizes import two_sizes
 from flashref.types import Array, DomainError
 
-LARGEST_WINDOW = 5  # the default, where memory allows; the paper's k
+LARGEST_WINDOW = 5  # the default where memory allows it; the paper's k
 UNITS = {"B": 1} | {
     f"{prefix}{unit}": base**power
     for unit, base, prefixes in (("B", 1000, "kMGT"), ("iB", 1024, "KMGT"))
@@ -17,18 +21,18 @@ UNITS = {"B": 1} | {
 
 
 class Amount(NamedTuple):
-    """Bytes as they were asked for: a number of one of UNITS."""
+    """Bytes as they were asked for: a number, and one of UNITS."""
 
     number: Fraction
     unit: str
 
 
 def parse_memory(memory: float | str | Amount) -> float | Amount:
-    """A memory that is asked for, checked.
+    """Check the memory that is asked for.
 
     Args:
         memory: a share of the model's bytes, more than 0 and at most 1, as a number or as text; or bytes with
-            a unit, such as "6GB" (10^9) or "512MiB" (2^20).
+            a unit, such as "6GB" (6 · 10^9) or "512MiB" (512 · 2^20).
 
     Returns:
         The share, or the Amount.
@@ -43,7 +47,7 @@ def parse_memory(memory: float | str | Amount) -> float | Amount:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]+)", word.lower())
     if found:
         if found[2] not in units:
-            raise DomainError(f"{word!r} has none of the units {', '.join(UNITS)}")
+            raise DomainError(f"{word!r} has an unknown unit; use one of {', '.join(UNITS)}")
         return Amount(Fraction(found[1]), units[found[2]])
     try:
         share = float(word)
@@ -60,11 +64,18 @@ def parse_memory(memory: float | str | Amount) -> float | Amount:
 
 
 class Demand(NamedTuple):
-    """What a model asks of memory, in bytes, but for the rows of its FFN neurons.
+    """What a model asks of memory, beside the rows of its FFN neurons; sizes in bytes.
 
-    total: the checkpoint's tensors; resident: embeddings, attention, norms, output head, a resident gate,
-    dense layers; predictors: both maps; layers, neurons, stride: of the bundles; dense: the layers that are
-    resident whole (decision 15). Biases, id tables and the KV cache are not counted.
+    Biases, id tables and the KV cache are not counted (decision 8).
+
+    Attributes:
+        total: all tensors of the checkpoint.
+        resident: embeddings, attention, norms, output head, a resident gate, and dense layers.
+        predictors: both maps of every predictor.
+        layers: the number of layers.
+        neurons: the number of neurons of each layer.
+        stride: the bytes of a bundle on flash, with its padding.
+        dense: the layers that are resident whole (decision 15).
     """
 
     total: int
@@ -77,12 +88,12 @@ class Demand(NamedTuple):
 
     @property
     def bypass_rows(self) -> int:
-        """Rows of the one bypass buffer: a sixteenth of the largest layer."""
+        """The rows of the one bypass buffer: a sixteenth of a layer."""
         return -(-self.neurons // 16)
 
     @property
     def fixed(self) -> int:
-        """Bytes that every budget must hold: the above, a checksum a bundle, and the bypass buffer."""
+        """The bytes that must always be in memory, with the checksums of bundles and the bypass buffer."""
         checksums = 4 * self.neurons * self.layers
         return self.resident + self.predictors + checksums + self.bypass_rows * self.stride
 
@@ -95,7 +106,16 @@ def demand_of(
     layout: Layout,
     dense: tuple[int, ...] = (),
 ) -> Demand:
-    """The demand of a checkpoint: bytes of each tensor, which are read from flash, a layer's layout."""
+    """Sum up what a checkpoint asks of memory.
+
+    Args:
+        tensor_bytes: the bytes of each tensor by name.
+        flash_names: the names of the tensors that are read from flash.
+        predictors: the bytes of the predictors.
+        layers: the number of layers.
+        layout: the layout of the bundles of any layer.
+        dense: the layers that are resident whole.
+    """
     resident = sum(
         size for name, size in tensor_bytes.items() if name not in flash_names and not name.endswith(".bias")
     )
@@ -104,7 +124,14 @@ def demand_of(
 
 
 class Budget(NamedTuple):
-    """A budget that was solved: its bytes, the window, the rows of each layer, and the bytes they take."""
+    """A solved budget.
+
+    Attributes:
+        memory: the bytes that were asked for.
+        window: k, in tokens.
+        capacities: the rows of each layer.
+        dram_bytes: the bytes that are used: what must always be in memory, and the rows.
+    """
 
     memory: int
     window: int
@@ -115,12 +142,22 @@ class Budget(NamedTuple):
 def solve_budget(
     demand: Demand, memory: float | Amount, window: int | None, mean: Array | None, largest: Array | None
 ) -> Budget:
-    """Rows and window for a memory: a share of the checkpoint's tensor bytes, or an amount of bytes.
+    """Solve a memory budget for the window and the rows of each layer.
 
-    What the fixed part leaves is shared in proportion to each layer's largest |C_t| for the window, floored,
-    at most n; none goes to a dense layer. window: k, or None for the largest up to 5 whose mean |C_t| fits
-    every layer's rows. mean, largest: (layers, windows), or None where nothing is known. DomainError names
-    the smallest memory that works.
+    What must always be in memory comes first. Layers share the rest in proportion to their largest |C_t| for
+    the window; a layer gets whole rows, at most n, and a dense layer gets none.
+
+    Args:
+        demand: what the model asks of memory.
+        memory: a share of the checkpoint's tensor bytes, or an Amount.
+        window: k, in tokens; None: the largest up to 5 whose mean |C_t| fits into every layer's rows.
+        mean, largest: |C_t| of each layer and window, (layers, windows), in neurons; None: not known, so that
+            layers share alike and every window fits.
+
+    Raises:
+        DomainError: the memory is too small; the message names the smallest that works.
+
+    Decision 8; paper §3.3 and appendix C.
     """
     available = _bytes_of(memory, demand.total)
     if available < demand.fixed:
@@ -141,20 +178,20 @@ def _bytes_of(memory: float | Amount, total: int) -> int:
 
 
 def _too_small(demand: Demand, memory: float | Amount, available: int) -> str:
-    """The sentence that names the smallest memory that works, in the unit that was asked in."""
+    """Say that a memory is too small, and name the smallest that works, in the unit that was asked for."""
+    given, fixed = two_sizes(available, demand.fixed)
     if isinstance(memory, Amount):
         size = UNITS[memory.unit]
         steps = min(size, 1000)  # thousandths of a unit, but whole bytes
         smallest = Fraction(-(-demand.fixed * steps // size), steps)
-        what = f"a memory of {float(memory.number):g}{memory.unit}"
         advice = f"the smallest that works is {float(smallest):.{0 if size == 1 else 3}f}{memory.unit}"
-    else:
-        smallest = Fraction(-(-demand.fixed * 1000 // demand.total), 1000)
-        what = f"a memory of {memory:g} of the model"
-        advice = f"the smallest that works is {float(smallest):.3f}"
-        if smallest > 1:
-            advice = "no share is enough: use smaller predictors, or none with --predictor exact"
-    return f"{what} is {available} bytes, but {demand.fixed} must always be resident; {advice}"
+        asked = f"{float(memory.number):.12g}{memory.unit}"
+        return f"{asked} is {given}, but {fixed} must always be in memory; {advice}"
+    smallest = Fraction(-(-demand.fixed * 1000 // demand.total), 1000)  # rounded up to thousandths
+    advice = f"the smallest that works is {float(smallest):.3f}"
+    if smallest > 1:
+        advice = "no share is enough: use smaller predictors, or none with --predictor exact"
+    return f"{memory:.12g} of the model is {given}, but {fixed} must always be in memory; {advice}"
 
 
 def _share(demand: Demand, rows: int, window: int, largest: Array | None) -> tuple[int, ...]:
@@ -176,6 +213,6 @@ def _fits(demand: Demand, rows: int, window: int, mean: Array | None, largest: A
 
 
 def _at(statistic: Array, window: int) -> Array:
-    """A layer's figure for a window of k tokens; beyond what was measured, for the longest that was."""
+    """Look up the figures of a window of k tokens; of the longest that was measured, if k is longer."""
     column: Array = statistic[:, min(window, statistic.shape[1]) - 1]
     return column

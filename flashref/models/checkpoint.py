@@ -23,7 +23,7 @@ from flashref.types import FFN, STORED_DTYPES, Array, DomainError, FlashrefError
 TINY = Path(str(files("flashref"))) / "data" / "tiny"  # the model that is shipped
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-CONVERSION = (  # what to type before the old directory and the new one
+CONVERSION = (  # what to type before the old folder and the new one
     "python -c 'import sys; from transformers import AutoModelForCausalLM as M; "
     'M.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])\''
 )
@@ -53,14 +53,14 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
     folder = Path(directory)
     if not folder.is_dir():
         if folder.is_file():
-            raise ImageError(f"{folder}: is a file; give the directory that holds config.json")
+            raise ImageError(f"{folder}: is a file; give the folder that holds config.json")
         raise ImageError(
-            f"{folder}: there is no such directory; give the one that holds config.json (a model of the hub "
-            "is not downloaded here: hf download NAME --local-dir DIR)"
+            f"{folder}: there is no such folder; give the one that holds config.json (flashref downloads no "
+            "model; `hf download NAME --local-dir DIR` does)"
         )
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise ImageError(f"{folder}: has no config.json; give the directory of a Hugging Face checkpoint")
+        raise ImageError(f"{folder}: has no config.json; give the folder of a Hugging Face checkpoint")
     config_text = json.dumps(_read_object(config_file), sort_keys=True, separators=(",", ":"))
     try:
         config = parse_config(config_text)
@@ -98,11 +98,14 @@ def parse_activation(word: str) -> tuple[str, float]:
     if word == "relu":
         return "relu", 0.0
     if name != "fatrelu" or not threshold:
-        raise DomainError(f"{word!r} is not relu, nor fatrelu with its tau, such as fatrelu:0.05")
+        raise DomainError(
+            f"{word!r} cannot replace the model's activation; give relu, or fatrelu with its tau, "
+            "such as fatrelu:0.05"
+        )
     try:
         tau = float(threshold)
     except ValueError:
-        raise DomainError(f"{threshold!r} is not a number such as 0.05") from None
+        raise DomainError(f"FATReLU's tau must be a number such as 0.05, not {threshold!r}") from None
     if not 0 <= tau < float("inf"):
         raise DomainError(f"FATReLU's tau must be finite and at least 0, not {threshold}")
     return name, tau

@@ -1,4 +1,4 @@
-"""Texts decoded from flash, step by step proven and counted, and the same texts by the dense model."""
+"""Decoding: a text from flash, every step checked and counted, and the same text by the dense model."""
 
 from collections.abc import Generator, Sequence
 from time import perf_counter
@@ -22,8 +22,12 @@ from flashref.types import FFN, IO, Array, Ids, Reader, Vector
 class Decoder(NamedTuple):
     """Everything that decoding from flash needs.
 
-    layers: the states before the first token, or the FFN of a layer that has no predictor and is resident
-    whole (decision 15); predict: None for such a layer.
+    Attributes:
+        model: the model without its FFN matrices.
+        layers: the state of each layer before the first token, or the FFN of a layer that has no predictor
+            and is resident whole (decision 15).
+        predict: what predicts the active neurons of each layer; None for a layer that is resident whole.
+        place, read, semantics: as in `decode_layer`.
     """
 
     model: Model
@@ -35,14 +39,14 @@ class Decoder(NamedTuple):
 
 
 def flash_ffn(decoder: Decoder, observe: Observe) -> FeedForward:
-    """The FFN that reads from flash, as `forward` takes it.
+    """Make the FFN that reads from flash, as `forward` takes it.
 
     Args:
         decoder: the model on flash.
-        observe: sees every step of every layer that is read from flash.
+        observe: is called with every step of every layer that is read from flash.
 
     Returns:
-        A function that holds the layers' states, so that it is for one text; its windows are empty at first.
+        A function for one text: it holds the states of the layers, whose windows are empty at first.
     """
     states = list(decoder.layers)
 
@@ -67,13 +71,13 @@ def decode_flash(
     keep_steps: bool = True,
     progress: Progress = unseen,
 ) -> Generator[int, None, Decoded]:
-    """Decode a text from flash, token by token; every step is proven, its predictions recorded and judged.
+    """Decode a text from flash, token by token.
 
     Args:
-        decoder: the model; its layers' states are those before the first token.
-        request: the prompt, whose tokens pass through the same windows, and what is to follow.
-        proof: observes every step.
-        keep_steps: whether every Step is kept; without them only what was predicted, and sums.
+        decoder: the model on flash.
+        request: the prompt and the number of new tokens.
+        proof: checks every step.
+        keep_steps: whether every Step is kept, not only the predicted neurons and the sums.
         progress: is told of every pass.
 
     Returns:
@@ -98,7 +102,7 @@ def decode_flash(
         ledger.seconds.append(perf_counter() - started)
         return logits
 
-    tokens = generate(  # which looks at what was asked for before there is a cache of that size
+    tokens = generate(  # checks the request before a cache of its size is made
         one_pass,
         request.prompt_ids,
         request.tokens,
@@ -116,7 +120,7 @@ def decode_flash(
 
 
 class _Ledger:
-    """What is noted about a text while it is decoded; passes before `first_new` are not in the account."""
+    """Notes what happens while a text is decoded; passes before `first_new` are not in the account."""
 
     def __init__(self, decoder: Decoder, proof: Proof, first_new: int, keep_steps: bool) -> None:
         self._decoder, self._proof, self._first_new, self._keep_steps = decoder, proof, first_new, keep_steps
@@ -125,7 +129,7 @@ class _Ledger:
         self._errors = ErrorCounts(0, 0, 0, 0)
 
     def observer(self) -> Observe:
-        """A function that notes every step from here on; what was recorded before is forgotten."""
+        """Return a function that notes every step from here on; what was recorded before is forgotten."""
         self._steps: list[list[Step]] = []
         self._predicted: list[list[RecordedIds]] = []
         neurons, check, ffns = self._decoder.model.config.neurons, self._proof.observer(), self._proof.ffns
@@ -152,7 +156,7 @@ class _Ledger:
         return observe
 
     def decoded(self, new_ids: tuple[int, ...], first_counted: int) -> Decoded:
-        """The whole text, its record and its account."""
+        """Return the whole text with its record and its account."""
         layers = (state for state in self._decoder.layers if isinstance(state, LayerState))
         bundle_bytes = next((state.layout.bundle_bytes for state in layers), 0)
         account = Account(
@@ -174,11 +178,11 @@ class _Ledger:
 
 
 def decode_dense(model: Model, request: TextRequest, ffns: Sequence[FFN]) -> tuple[int, ...]:
-    """The new tokens that the dense model gives for the same request, from weights in memory.
+    """Let the dense model write the text of a request, from weights in memory.
 
     Args:
-        model: everything but the FFNs.
-        request: the prompt, and what is to follow.
+        model: the model without its FFN matrices.
+        request: the prompt and the number of new tokens.
         ffns: the whole FFN of every layer.
 
     Returns:

@@ -1,7 +1,7 @@
 """From logits to new tokens, for any model that takes one token at a time.
 
-A model is a `ForwardOne`: a token id in, the logits of the next token out, its state (KV cache, windows)
-held inside. Texts are token ids here; `tokens` turns them into characters.
+A model is a `ForwardOne` here: a function from a token id to the logits of the next token, which holds its
+state (KV cache and windows). Texts are token ids; the module `tokens` turns them into characters.
 """
 
 import math
@@ -16,19 +16,29 @@ Sampler = Callable[[Array], int]  # logits to the id of the next token
 
 
 def greedy(logits: Array) -> int:
-    """The token with the highest logit, the lowest id among equals."""
+    """Return the token with the highest logit, and the lowest id among equals."""
     return int(np.argmax(logits))
 
 
 def sampler(temperature: float, seed: int) -> Sampler:
-    """A seeded draw from softmax(logits / temperature), in float64; temperature 0 is greedy.
+    """Make a function that draws the next token from softmax(logits / temperature), in float64.
 
-    Equal seeds give equal draws for equal logits. Raises DomainError for a negative temperature or seed.
+    Args:
+        temperature: 0 always takes the likeliest token (`greedy`).
+        seed: equal seeds give equal draws for equal logits.
+
+    Returns:
+        A function from logits to a token id; it holds the generator of random numbers.
+
+    Raises:
+        DomainError: the temperature or the seed is negative.
     """
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise DomainError(f"temperature must be a number from 0 up, not {temperature}; 0 takes the likeliest")
+        raise DomainError(
+            f"the temperature must be a number from 0 up, not {temperature}; 0 takes the likeliest token"
+        )
     if seed < 0:
-        raise DomainError(f"seed must be a whole number from 0 up, not {seed}")
+        raise DomainError(f"the seed must be a whole number from 0 up, not {seed}")
     if temperature == 0:
         return greedy
     generator = np.random.default_rng(seed)
@@ -45,7 +55,7 @@ def sampler(temperature: float, seed: int) -> Sampler:
 
 
 def check_ids(ids: Sequence[int], vocabulary: int) -> None:
-    """DomainError unless there is a token and every id is in 0 … vocabulary − 1."""
+    """Raise DomainError unless there is a token and every id is in 0 … vocabulary − 1."""
     if len(ids) == 0:
         raise DomainError("the prompt is empty; give at least one token")
     for token_id in ids:
@@ -62,17 +72,31 @@ def generate(
     context: int,
     vocabulary: int,
 ) -> Iterator[tuple[int, Array]]:
-    """Each of `count` new tokens with the logits that it was chosen from, as they come.
+    """Generate new tokens.
 
-    The prompt's tokens pass one by one (decision 21); the last new token is not passed on, so that there
-    are len(prompt) + count − 1 passes. Raises DomainError at once, before any pass.
+    The tokens of the prompt pass through the model one by one (decision 21). The last new token does not
+    pass, so there are len(prompt_ids) + count − 1 passes.
+
+    Args:
+        forward_one: the model; its state is that before the first token.
+        prompt_ids: the token ids of the prompt.
+        count: the number of new tokens.
+        choose: chooses a token from its logits.
+        context: the most tokens that the model takes.
+        vocabulary: the number of token ids.
+
+    Returns:
+        An iterator over the new token ids, each with the logits that it was chosen from.
+
+    Raises:
+        DomainError: the request does not fit the model; raised at once, before any pass.
     """
     check_request(prompt_ids, count, context, vocabulary)
     return _generate(forward_one, prompt_ids, count, choose)
 
 
 def check_request(prompt_ids: Sequence[int], count: int, context: int, vocabulary: int) -> None:
-    """DomainError unless prompt and new tokens fit context and vocabulary; names the largest count."""
+    """Raise DomainError, with the largest count, unless prompt and new tokens fit context and vocabulary."""
     check_ids(prompt_ids, vocabulary)
     largest = context - len(prompt_ids)
     if largest < 1:

@@ -1,6 +1,6 @@
-"""The memory of the process while a model runs: measured, and what it may be.
+"""The memory of the process while a model runs: measured, and compared with what is allowed.
 
-Memory is held to a budget where nothing but the model is in it: not with a proof, which needs every weight.
+The peak is held to the budget only without a proof, which needs all weights in memory.
 """
 
 import contextlib
@@ -16,22 +16,28 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")  #
 MEMORY = Path("/proc/meminfo")
 RESET_PEAK = "5"  # what clear_refs takes for it (proc(5))
 
-# What a run may take beside its budget, its KV cache and its record of what was predicted: biases, id tables,
+# What a run may take beside its budget, its KV cache and its record of predicted neurons: biases, id tables,
 # modules that are loaded on the way, and the workspace of one layer at a time, whose rows are copied when
-# they are gathered, moved, widened and summed. Measured by tests/bench/run_memory.py, not derived: with half
-# of the neurons active, the most that was seen of 14 shapes and budgets, and one layer's bundles, in MB:
-#     113 of layers of 17, 493 of 90, 656 of 123, 30 of 2: at most 33.5 and 5.1 times the layer.
+# they are gathered, moved, widened and summed. Measured by tests/bench/run_memory.py, not derived. With half
+# of the neurons active, the largest peaks of 14 shapes and budgets were 113 MB where the bundles of one layer
+# have 17 MB, 493 where they have 90, 656 for 123, and 30 for 2: at most 33.5 MB and 5.1 times the layer.
 ALLOWANCE = 32 << 20
 ALLOWED_COPIES = 6  # of the bundles of one layer
 
 
 class Memory(NamedTuple):
-    """Bytes of memory that a run was given, took and may take.
+    """The memory of a run, in bytes: what it was given, what it took, and what is allowed.
 
-    budget: what was asked for; counted: what of it is used (decision 8); before: what the process had before
-    the model, Python and its packages; peak: the most that it has had since, above that; allowed: the budget,
-    kv_cache (of the longest text), trace (the record of what was predicted) and allowance together; held:
-    whether the peak is within it, None with a proof, whose weights in memory are nobody's budget.
+    Attributes:
+        budget: the memory that was asked for.
+        counted: the part of the budget that is used (decision 8 says what counts).
+        before: what the process had in memory before the model: Python and its packages.
+        peak: the most that the process had in memory since then, above `before`.
+        allowed: the sum of budget, kv_cache, trace and allowance.
+        kv_cache: the KV cache of the longest text.
+        trace: the largest record of predicted neurons.
+        allowance: for biases, id tables and the work on one layer.
+        held: whether the peak is within `allowed`; None with a proof, whose weights no budget covers.
     """
 
     budget: int
@@ -46,21 +52,21 @@ class Memory(NamedTuple):
 
 
 def kv_cache_bytes(config: Config, tokens: int) -> int:
-    """Bytes of keys and values in float32 for so many tokens."""
+    """Return the bytes of the keys and values of so many tokens, in float32."""
     return 2 * 4 * config.layers * config.key_heads * tokens * config.head_size
 
 
 def measure_memory(
     budget: Budget, demand: Demand, before: int, beside: tuple[int, int], proof: bool
 ) -> Memory:
-    """The peak until now beside what it may be.
+    """Measure the peak of the process's memory until now, and compare it with what is allowed.
 
     Args:
-        budget: as solved.
+        budget: the solved budget.
         demand: what the model asks of memory.
-        before: bytes that the process had before the model.
-        beside: bytes of the KV cache and of the record of what was predicted.
-        proof: whether every weight is in memory.
+        before: bytes that the process had in memory before the model.
+        beside: bytes of the KV cache, and of the record of predicted neurons.
+        proof: whether all weights are in memory, so that the peak is not held to the budget.
     """
     peak = max(0, peak_bytes() - before)
     allowance = ALLOWANCE + ALLOWED_COPIES * demand.neurons * demand.stride
@@ -70,24 +76,24 @@ def measure_memory(
 
 
 def resident_bytes() -> int:
-    """What the process has in memory now; where the system does not say, its peak."""
+    """Return the bytes that the process has in memory now; where the system does not say, its peak."""
     return _status("VmRSS") or peak_bytes()
 
 
 def reset_peak() -> None:
-    """Forget the peak until now, where the system can; elsewhere it stays, rather too high than too low."""
+    """Let the peak begin anew; where the system cannot, the old peak stays, which may be too high."""
     with contextlib.suppress(OSError):
         CLEAR_REFS.write_text(RESET_PEAK)
 
 
 def peak_bytes() -> int:
-    """The most that the process had in memory, since `reset_peak` or since its start."""
+    """Return the most bytes that the process had in memory, since `reset_peak` or since its start."""
     unit = 1 if sys.platform == "darwin" else 1024
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available_bytes() -> int | None:
-    """What programs may still take, in bytes; None where the system does not say."""
+    """Return the bytes that programs may still take; None where the system does not say."""
     return _kibibytes(MEMORY, "MemAvailable")
 
 
@@ -96,7 +102,7 @@ def _status(key: str) -> int | None:
 
 
 def _kibibytes(path: Path, key: str) -> int | None:
-    """A line `key:  123 kB` of a file of the system, in bytes."""
+    """Find the line `key:  123 kB` in a file of the system, and return it in bytes."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""A model that is opened and writes text with part of its weights in memory: `open_model`."""
+"""`open_model`: a model that writes text while its FFN weights are read from flash."""
 
 import os
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from flashref.models.prepared import (
     PREDICTORS,
     READERS,
     SEMANTICS,
+    ModelRequest,
     PredictLayer,
     Prepared,
-    Request,
     chosen,
     encode,
     prepare,
@@ -53,38 +53,41 @@ def open_model(
     proof: bool = True,
     progress: Progress = unseen,
 ) -> "OpenModel":
-    """Open a model to write text with part of its weights in memory.
+    """Open a model that writes text while its FFN weights are read from flash.
 
-    What is wrong with the request or the model's files is found here. The image is packed or opened, and
-    checked, when the model is entered (`with`) or first used.
+    The request and the model's small files are checked here. The image is packed or opened, and checked, when
+    the model is entered (`with`) or first used.
 
     Args:
-        path: "tiny" for the shipped model, or a Hugging Face checkpoint's folder.
-        memory: a share of the model's bytes, such as 0.5, or bytes, such as "6GB".
-        window: tokens that the window remembers; None: the largest up to 5 whose mean need fits.
-        predictor: "trained"; "exact", an oracle; "gate", a gate projection that is resident; the path of a
-            file of trained predictors; or a function of a layer and x that gives the active neurons' ids.
-        predictors: the file of trained predictors; None: the one in the model's folder.
-        semantics: which rows the FFN sums: "resident", "predicted", or a function.
-        placement: where new rows go: "swap_with_last", "fill_holes", or a function.
-        device: a preset's name, a JSON file of a device or of a calibration, or a Device.
-        reader: "memory" simulates the times of the device, "direct" really reads.
-        image: the flash image, used if it exists, else packed and kept; None: packed into a temporary folder.
-        activation: "relu" or "fatrelu:T" instead of the model's own.
-        proof: whether every weight is kept in memory, to judge each step by.
+        path: "tiny" for the shipped model, or the folder of a Hugging Face checkpoint.
+        memory: the memory that the model gets: a share of its bytes, such as 0.5, or bytes, such as "6GB".
+        window: the number of tokens whose predicted neurons stay in memory; None: the largest number up to 5
+            for which the memory is enough on average.
+        predictor: "trained"; "exact", which computes the active neurons from weights in memory; "gate", which
+            computes them from a gate projection in memory; the path of a file with trained predictors; or a
+            function from a layer and what its up projection receives to the ids of the active neurons.
+        predictors: the file with the trained predictors; None: the one in the model's folder.
+        semantics: which neurons the FFN sums: "resident", "predicted", or a function.
+        placement: how rows are placed in the DRAM matrix: "swap_with_last", "fill_holes", or a function.
+        device: the name of a preset, a JSON file of a device or of a calibration, or a Device.
+        reader: "memory" simulates the times of the reads; "direct" really reads, past the page cache.
+        image: the flash image, used if it exists, else packed and kept; None: it is packed into a temporary
+            folder.
+        activation: "relu" or "fatrelu:T", which replaces the model's own; None: its own.
+        proof: whether all weights are kept in memory too, so that every step is checked with them.
         progress: is told how far packing, checking and decoding have come.
 
     Returns:
-        The model; it holds open files, and perhaps threads and a temporary folder, so use it with `with`.
+        The model. It holds open files, and perhaps threads and a temporary folder, so use it with `with`.
 
     Raises:
-        FlashrefError: its text says what is wrong and what to do.
+        FlashrefError: the request cannot be met, or a file cannot be used; the message says what to do.
     """
     if isinstance(predictor, os.PathLike) or (isinstance(predictor, str) and predictor not in PREDICTORS):
         predictor, predictors = "trained", predictor
     if reader not in READERS:
         raise DomainError(f"reader {reader!r} is unknown; use one of {', '.join(READERS)}")
-    request = Request(
+    request = ModelRequest(
         memory=parse_memory(memory),
         window=window,
         predictor=predictor,
@@ -102,10 +105,10 @@ def open_model(
 
 
 class OpenModel:
-    """A model that is read from flash, as `open_model` gives it.
+    """A model whose FFN weights are read from flash, as `open_model` gives it.
 
-    It holds resources: files, the threads of a reader, perhaps a temporary folder; `close` frees them. Every
-    text begins with empty windows, so that equal requests give equal texts.
+    It holds open files, the threads of a reader and perhaps a temporary folder; `close` frees them. Every
+    text begins with empty windows, so equal requests give equal texts.
     """
 
     def __init__(self, prepared: Prepared, progress: Progress = unseen) -> None:
@@ -128,10 +131,17 @@ class OpenModel:
         return f"<{self.name}: {config.family}, {config.layers} layers of {config.neurons} neurons>"
 
     def open(self, progress: Progress | None = None) -> Setup:
-        """Pack the image or open it, and check it; nothing if that was done.
+        """Pack or open the image, and check it, unless that was done before.
 
         Args:
-            progress: is told how far it has come; None: as the model was opened with.
+            progress: is told how far this has come; None: the one that was given to `open_model`.
+
+        Returns:
+            What the model decodes with.
+
+        Raises:
+            ImageError: the image or the predictors belong to another model, or a file is damaged.
+            DomainError: the memory is too small for the image's blocks, or a weight is not finite.
         """
         if self._setup is None:
             with ExitStack() as resources:
@@ -140,23 +150,33 @@ class OpenModel:
         return self._setup
 
     def close(self) -> None:
-        """Close files, end threads, remove the temporary folder."""
+        """Close the files, end the threads and remove the temporary folder."""
         self._setup = None
         self._resources.close()
 
     @property
     def prepared(self) -> Prepared:
-        """The request and the model's small files."""
+        """The request, and what was read from the model's small files."""
         return self._prepared if self._setup is None else self._setup.prepared
 
     @property
     def name(self) -> str:
-        """ "tiny", or the folder."""
+        """ "tiny" for the shipped model, else its folder."""
         folder = self._prepared.checkpoint.directory
         return "tiny" if folder == TINY else str(folder)
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text. Raises DomainError where the model has no tokenizer."""
+        """Turn a text into token ids.
+
+        Args:
+            text: the text.
+
+        Returns:
+            Its token ids, with those that the tokenizer adds to every text.
+
+        Raises:
+            DomainError: the model has no tokenizer, or the text cannot be written as UTF-8.
+        """
         return encode(self._prepared, text)
 
     def generate(
@@ -170,17 +190,18 @@ class OpenModel:
         """Write a text.
 
         Args:
-            prompt: a text, or token ids.
-            tokens: how many new ones.
-            temperature: of sampling; 0 takes the likeliest token.
-            seed: of sampling.
-            cold: whether the windows are emptied after the prompt (decision 21).
+            prompt: the beginning of the text, as text or as token ids.
+            tokens: the number of new tokens.
+            temperature: the temperature of sampling; 0 always takes the likeliest token.
+            seed: the seed of sampling.
+            cold: whether the windows are emptied after the prompt, instead of keeping what it warmed
+                (decision 21).
 
         Returns:
-            The text with everything that happened; `str()` of it is the prompt and what was written.
+            The text, with every step and its account; `str()` of it is the prompt and the new text.
 
         Raises:
-            DomainError: prompt and new tokens do not fit the model.
+            DomainError: the prompt and the new tokens do not fit the model.
         """
         return self.stream(prompt, tokens, temperature, seed, cold).finish()
 
@@ -192,7 +213,17 @@ class OpenModel:
         seed: int = 0,
         cold: bool = False,
     ) -> TextStream:
-        """Write a text piece by piece: iterate over what is returned. As `generate` otherwise."""
+        """Write a text piece by piece.
+
+        Args:
+            prompt, tokens, temperature, seed, cold: as in `generate`.
+
+        Returns:
+            A stream: iterate over it for the pieces, then `finish` it for the whole text.
+
+        Raises:
+            DomainError: the prompt and the new tokens do not fit the model.
+        """
         return self.write(self.request(prompt, tokens, temperature, seed, cold))
 
     def request(
@@ -203,42 +234,66 @@ class OpenModel:
         seed: int = 0,
         cold: bool = False,
     ) -> TextRequest:
-        """A text that is asked for, checked before anything is packed or decoded. As `generate` otherwise."""
+        """Check what is asked for before anything is packed or decoded.
+
+        Args:
+            prompt, tokens, temperature, seed, cold: as in `generate`.
+
+        Returns:
+            The request, for `write` and `dense_ids`.
+
+        Raises:
+            DomainError: the prompt and the new tokens do not fit the model.
+        """
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         config = self._prepared.checkpoint.config
         check_request(ids, tokens, config.context, config.vocabulary)
         request = TextRequest(tuple(ids), tokens, temperature, seed, cold)
-        request.sampler()  # which refuses a temperature or a seed below 0
+        request.sampler()  # raises for a temperature or a seed below 0
         return request
 
     def write(
         self, request: TextRequest, keep_steps: bool = True, progress: Progress | None = None
     ) -> TextStream:
-        """The text of a request, while it is written: iterate over its pieces, or `finish` it.
+        """Write the text of a request.
 
         Args:
-            request: as `request` gives it.
-            keep_steps: whether the text has every Step; without them it takes far less memory.
-            progress: is told of every pass; None: as the model was opened with.
+            request: what `request` returned.
+            keep_steps: whether the text keeps every Step; without them it takes far less memory.
+            progress: is told of every pass; None: the one that was given to `open_model`.
+
+        Returns:
+            A stream: iterate over it for the pieces, then `finish` it for the whole text.
         """
         setup = self.open()
         new_ids = decode_flash(setup.decoder, request, setup.proof, keep_steps, progress or self._progress)
         return TextStream(new_ids, request, self._prepared.tokenizer, self._text)
 
     def dense_ids(self, request: TextRequest) -> tuple[int, ...] | None:
-        """The new tokens of the same text by the dense model; None without the weights of a proof."""
+        """Let the dense model write the text of a request.
+
+        Args:
+            request: what `request` returned.
+
+        Returns:
+            The ids of its new tokens; None without a proof, whose weights in memory this needs.
+        """
         setup = self.open()
         return None if setup.ffns is None else decode_dense(setup.decoder.model, request, setup.ffns)
 
     def perplexity(self, text: str | Sequence[int], progress: Progress | None = None) -> FlashPerplexity:
-        """How well the model foresees a text, teacher-forced: dense, from flash, and with its own activation.
+        """Measure the perplexity of a text, each of whose tokens is foreseen from those before it.
 
         Args:
-            text: a text, or token ids; two tokens or more.
-            progress: is told of every token; None: as the model was opened with.
+            text: a text, or token ids; at least two tokens.
+            progress: is told of every token; None: the one that was given to `open_model`.
+
+        Returns:
+            The perplexities of the dense model, of the model read from flash, and of the dense model with its
+            own activation where another one is run.
 
         Raises:
-            DomainError: the text foresees no token.
+            DomainError: the text has fewer than two tokens.
         """
         setup, prepared = self.open(), self.prepared
         ids = self.encode(text) if isinstance(text, str) else list(text)
@@ -252,18 +307,18 @@ class OpenModel:
         )
 
     def verify(self) -> Proven:
-        """What the proof has found in all that was read and decoded so far."""
+        """Return the verdict of the proof on everything that was read and decoded so far."""
         return self.open().proof.verdict
 
     def measure_memory(self) -> Memory:
-        """The peak of the process's memory until now beside what it may be."""
+        """Return the peak of the process's memory until now, beside what is allowed."""
         setup = self.open()
         config, before = self._prepared.checkpoint.config, self._prepared.memory_before
         beside = kv_cache_bytes(config, self._longest_pass), self._largest_record
         return measure_memory(setup.budget, setup.demand, before, beside, self._prepared.request.proof)
 
     def _text(self, request: TextRequest, decoded: Decoded) -> GeneratedText:
-        """The text of what was decoded, whose sizes are kept for `measure_memory`."""
+        """Make the text of what was decoded, and remember its sizes for `measure_memory`."""
         self._longest_pass = max(self._longest_pass, len(request.prompt_ids) + request.tokens - 1)
         self._largest_record = max(self._largest_record, decoded.record.nbytes)
         prompt = text = None

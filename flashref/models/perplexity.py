@@ -1,4 +1,4 @@
-"""How well a text is foreseen: by any model, by one that is read from flash, and by the dense one."""
+"""Perplexity: of any model, and of one model both read from flash and dense."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,13 @@ from flashref.types import FFN, Array, DomainError
 
 
 class Perplexity(NamedTuple):
-    """How well a text was foreseen: mean nats per token, exp of it, and how many tokens were foreseen."""
+    """How well a model foresees a text.
+
+    Attributes:
+        nats: the mean of −ln p of each foreseen token.
+        perplexity: exp(nats).
+        tokens: how many tokens were foreseen.
+    """
 
     nats: float
     perplexity: float
@@ -25,17 +31,24 @@ class Perplexity(NamedTuple):
 
 
 def perplexity(ids: Sequence[int], context: int, fresh: Callable[[], ForwardOne]) -> Perplexity:
-    """Teacher-forced over a text in chunks of the context, which share nothing.
+    """Measure the perplexity of a text, in chunks of the context that share nothing.
 
-    fresh: called at the start of each chunk, gives a model with an empty cache and empty windows. The first
-    token of a chunk is given, the others are foreseen. Byte-level: nats per byte. Raises DomainError.
+    The first token of a chunk is given; each other token is foreseen from those before it (teacher forcing).
+
+    Args:
+        ids: the token ids of the text.
+        context: the number of tokens of a chunk.
+        fresh: is called at the start of each chunk; returns a model with an empty cache and empty windows.
+
+    Raises:
+        DomainError: the text or the chunks have fewer than two tokens.
     """
     if context < 2 or len(ids) < 2:
-        raise DomainError(
-            f"a text of {len(ids)} tokens in chunks of {context} foresees none; give two or more"
-        )
+        raise DomainError(f"{len(ids)} tokens in chunks of {context} have no perplexity; give at least two")
     losses: list[float] = []
-    for start in range(0, len(ids) - 1, context):  # one token left over foresees nothing
+    for start in range(
+        0, len(ids) - 1, context
+    ):  # a single token that is left over would be given, not foreseen
         chunk = ids[start : start + context]
         forward_one = fresh()
         for token_id, following in pairwise(chunk):
@@ -45,9 +58,12 @@ def perplexity(ids: Sequence[int], context: int, fresh: Callable[[], ForwardOne]
 
 
 class FlashPerplexity(NamedTuple):
-    """Perplexity per token of the dense model, of the model read from flash, and with its own activation.
+    """Perplexities per token of one model on one text.
 
-    None: not measured, because its weights are not in memory, or its activation is its own.
+    Attributes:
+        dense: of the dense model; None without a proof, whose weights in memory it needs.
+        flash: of the model read from flash.
+        unchanged: of the dense model with its own activation; None where that is the one that is run.
     """
 
     dense: float | None
@@ -63,18 +79,19 @@ def measure_perplexities(
     fresh_observer: Callable[[], Observe] = lambda: lambda *_: None,
     unchanged: Sequence[FFN] | None = None,
 ) -> FlashPerplexity:
-    """The perplexity of a text, teacher-forced in chunks of the context, each with empty windows.
+    """Measure the perplexities of a text, in chunks of the context, each with empty windows.
 
     Args:
-        text_ids: two or more token ids.
+        text_ids: at least two token ids.
         decoder: the model that is read from flash.
-        ffns: of the dense model as it is run, or None where they are not in memory.
+        ffns: the FFNs of the dense model with the activation that is run; None: not in memory.
         advance: is told how many tokens have passed.
-        fresh_observer: called at the start of each chunk from flash, gives who sees its steps.
-        unchanged: the FFNs with the activation that the model came with, or None.
+        fresh_observer: is called at the start of each chunk that is read from flash; returns a function that
+            is called with its steps.
+        unchanged: the FFNs with the model's own activation; None: not measured.
 
     Raises:
-        DomainError: the text foresees no token.
+        DomainError: the text has fewer than two tokens.
     """
     model, passes = decoder.model, 0
     context = min(model.config.context, len(text_ids))

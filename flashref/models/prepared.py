@@ -1,4 +1,4 @@
-"""What `open_model` is asked for, and the small files of a model, read before anything is packed."""
+"""The request for a model, and what is read from its small files before anything is packed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +12,14 @@ from flashref.models.checkpoint import Checkpoint, open_checkpoint, shown_activa
 from flashref.models.memory import available_bytes, resident_bytes
 from flashref.models.pack import block_for, bundled_layers
 from flashref.models.predictors import FILE_NAME, Predictors, load_predictors, predictor_bytes
+from flashref.models.sizes import two_sizes
 from flashref.models.tokens import Tokenizer, open_tokenizer
 from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.device import Device
 from flashref.types import STORED_DTYPES, Array, DomainError, Ids, ImageError, Vector
 
 T = TypeVar("T")
-PredictLayer = Callable[[int, Vector], Ids]  # a layer and what its up projection receives to active neurons
+PredictLayer = Callable[[int, Vector], Ids]  # a layer and what its up projection receives to neurons' ids
 
 PREDICTORS = ("trained", "exact", "gate")
 READERS = ("memory", "direct")
@@ -26,15 +27,22 @@ SEMANTICS: dict[str, Semantics] = {"resident": sum_resident, "predicted": sum_pr
 PLACEMENTS: dict[str, Place] = {"swap_with_last": swap_with_last, "fill_holes": fill_holes}
 
 
-class Request(NamedTuple):
-    """How a model is to be run.
+class ModelRequest(NamedTuple):
+    """How a model is to be run; each field is an argument of `open_model`, checked and resolved.
 
-    memory: a share of the model's bytes, or bytes; window: k in tokens, None for the largest up to 5 whose
-    mean need fits; predictor: "trained", "exact", "gate", or a function; predictors: the file of trained
-    ones, None for the one in the model's folder; semantics: which rows are summed; placement: where new rows
-    go; device: whose times are simulated, and whose queue depth is used; reader: "memory" or "direct"; image:
-    the file that is used, or packed and kept, None for one in a temporary folder; activation: instead of the
-    model's own, with its tau; proof: whether every weight is kept in memory to judge each step by.
+    Attributes:
+        memory: a share of the model's bytes, or an Amount of bytes.
+        window: the number of tokens whose predicted neurons stay in memory; None: the largest number up to 5
+            for which the memory is enough on average.
+        predictor: "trained", "exact", "gate", or a function.
+        predictors: the file with the trained predictors; None: the one in the model's folder.
+        semantics: chooses the neurons that are summed.
+        placement: places the rows in the DRAM matrix.
+        device: its times are simulated, and its queue depth is used.
+        reader: "memory" or "direct".
+        image: the image that is used, or packed and kept; None: one in a temporary folder.
+        activation: replaces the model's own, with its tau; None: the model's own.
+        proof: whether all weights are kept in memory too, so that every step is checked with them.
     """
 
     memory: float | Amount
@@ -51,15 +59,19 @@ class Request(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A request and the small files that it names.
+    """A request, and what was read from the small files that it names.
 
-    checkpoint: with the activation that is run in its config; own_activation: the one that the model came
-    with, and its tau; tokenizer: None where there is none, so that token ids must be given; predictors: only
-    the statistics where trained predictors are not used; memory_before: bytes that the process had in memory
-    before these files were read.
+    Attributes:
+        request: how the model is to be run.
+        checkpoint: the checkpoint; its config has the activation that is run.
+        own_activation: the activation that the model came with, and its tau.
+        tokenizer: None where the model has none; then token ids must be given.
+        predictors: the trained predictors; only their statistics where other predictors are used; None where
+            there is no file.
+        memory_before: the bytes that the process had in memory before the predictors were read.
     """
 
-    request: Request
+    request: ModelRequest
     checkpoint: Checkpoint
     own_activation: tuple[str, float]
     tokenizer: Tokenizer | None
@@ -68,7 +80,7 @@ class Prepared(NamedTuple):
 
     @property
     def dense(self) -> tuple[int, ...]:
-        """The layers without a predictor, which are resident whole and not read from flash (decision 15)."""
+        """The layers without a predictor, which are resident whole (decision 15: they are never on flash)."""
         if self.request.predictor != "trained" or self.predictors is None:
             return ()
         return tuple(layer for layer, one in enumerate(self.predictors.layers) if one is None)
@@ -81,24 +93,24 @@ class Prepared(NamedTuple):
 
     @property
     def statistics(self) -> tuple[Array | None, Array | None]:
-        """The mean and the largest |C_t| of each layer and window, where they are stored."""
+        """The mean and the largest |C_t|, (layers, windows) each; None where no predictors file has them."""
         if self.predictors is None:
             return None, None
         return self.predictors.mean_resident, self.predictors.largest_resident
 
 
-def prepare(folder: Path, request: Request) -> Prepared:
-    """Read the headers, the tokenizer and the predictors of a model, and see whether the request can be met.
+def prepare(folder: Path, request: ModelRequest) -> Prepared:
+    """Read the headers, the tokenizer and the predictors of a model, and check that the request can be met.
 
     Args:
-        folder: a Hugging Face checkpoint.
-        request: how it is to be run.
+        folder: the folder of a Hugging Face checkpoint.
+        request: how the model is to be run.
 
     Returns:
-        The request with what was read; nothing is open.
+        The request with what was read. No file stays open.
 
     Raises:
-        ImageError, ShapeError: a file is missing, damaged or another model's.
+        ImageError, ShapeError: a file is missing, is damaged, or belongs to another model.
         DomainError: the model is not supported, the memory is too small, or two parts of the request exclude
             each other.
     """
@@ -114,7 +126,7 @@ def prepare(folder: Path, request: Request) -> Prepared:
     try:
         tokenizer = open_tokenizer(folder, config.vocabulary)
     except DomainError:
-        tokenizer = None  # said again when a text comes
+        tokenizer = None  # `encode` raises this error again, once there is a text
     memory_before = resident_bytes()
     predictors = _read_predictors(request, checkpoint)
     prepared = Prepared(request, checkpoint, own_activation, tokenizer, predictors, memory_before)
@@ -129,19 +141,19 @@ def prepare(folder: Path, request: Request) -> Prepared:
 
 
 def solve(prepared: Prepared, layout: Layout) -> tuple[Demand, Budget]:
-    """What the model asks of memory, and how the memory that is given is shared.
+    """Solve the memory budget of a model.
 
     Args:
-        prepared: the model.
-        layout: of any layer's bundles.
+        prepared: the model and its request.
+        layout: the layout of the bundles of any layer.
 
     Returns:
-        What must be in memory, and the window and rows that the rest of it is spent on.
+        What must always be in memory, and the window and the rows on which the rest is spent.
 
     Raises:
         DomainError: the memory is too small; the message names the smallest that works.
 
-    Decision 8: rows are shared in proportion to the neurons that a window keeps.
+    Decision 8: layers get rows in proportion to the neurons that their windows keep.
     """
     checkpoint, request = prepared.checkpoint, prepared.request
     on_flash = bundled_layers(checkpoint, request.predictor == "gate")
@@ -158,12 +170,12 @@ def solve(prepared: Prepared, layout: Layout) -> tuple[Demand, Budget]:
 
 
 def chosen(what: str, choices: dict[str, T], choice: str | T) -> T:
-    """The function that a name stands for; a function is taken as it is.
+    """Find the function that has a name.
 
     Args:
         what: what is chosen, for the message.
         choices: functions by name.
-        choice: one of these names, or a function.
+        choice: one of these names; or a function, which is returned as it is.
 
     Raises:
         DomainError: there is no such name.
@@ -176,11 +188,11 @@ def chosen(what: str, choices: dict[str, T], choice: str | T) -> T:
 
 
 def encode(prepared: Prepared, text: str) -> list[int]:
-    """The token ids of a text.
+    """Turn a text into token ids.
 
     Args:
         prepared: the model.
-        text: a text.
+        text: the text.
 
     Raises:
         DomainError: the model has no tokenizer, or the text cannot be written as UTF-8.
@@ -195,8 +207,8 @@ def encode(prepared: Prepared, text: str) -> list[int]:
         raise DomainError(f"{error}; or give token ids with --prompt-ids") from None
 
 
-def _check_predictor(request: Request, checkpoint: Checkpoint) -> None:
-    """DomainError for a predictor that cannot be with this model, or with --no-proof."""
+def _check_predictor(request: ModelRequest, checkpoint: Checkpoint) -> None:
+    """Raise DomainError for a predictor that cannot be used with this model, or without a proof."""
     activation = checkpoint.config.activation
     if request.predictor == "exact" and not request.proof:
         raise DomainError(
@@ -217,8 +229,8 @@ def _check_predictor(request: Request, checkpoint: Checkpoint) -> None:
         )
 
 
-def _read_predictors(request: Request, checkpoint: Checkpoint) -> Predictors | None:
-    """The trained predictors; where they are not used only their statistics, which may be missing."""
+def _read_predictors(request: ModelRequest, checkpoint: Checkpoint) -> Predictors | None:
+    """Read the trained predictors; where others are used, only their statistics, which may be missing."""
     path, config = request.predictors or checkpoint.directory / FILE_NAME, checkpoint.config
     trained = request.predictor == "trained"
     try:
@@ -240,7 +252,7 @@ def _read_predictors(request: Request, checkpoint: Checkpoint) -> Predictors | N
 
 
 def _require_fitting(found: Predictors, path: Path, checkpoint: Checkpoint) -> None:
-    """ImageError unless these predict the neurons of the activation that is run, in some layer."""
+    """Raise ImageError unless these predictors are for the activation that is run, and for some layer."""
     origin, run = found.origin, (checkpoint.config.activation, checkpoint.config.tau)
     if origin is not None and (origin.activation, origin.tau) != run:
         made = shown_activation(origin.activation, origin.tau)
@@ -249,17 +261,18 @@ def _require_fitting(found: Predictors, path: Path, checkpoint: Checkpoint) -> N
             "change --activation, or fit others with `flashref train`"
         )
     if all(one is None for one in found.layers):
-        raise ImageError(f"{path}: has a predictor for no layer; fit others with `flashref train`")
+        raise ImageError(f"{path}: has no predictor for any layer; fit others with `flashref train`")
 
 
 def _require_room_for_proof(checkpoint: Checkpoint, layout: Layout) -> None:
-    """DomainError if the weights that a proof needs, as float32 and as stored, do not fit memory."""
+    """Raise DomainError if the proof's weights, as float32 and as they are stored, do not fit into memory."""
     config = checkpoint.config
     values = config.layers * config.neurons * config.width * len(checkpoint.layers[0])
     needed = values * (4 + STORED_DTYPES[layout.dtype].itemsize)
     available = available_bytes()
     if available is not None and needed > available:
+        taken, free = two_sizes(needed, available)
         raise DomainError(
-            f"the proof takes {needed} bytes of memory for the weights of the FFNs, and {available} are "
-            "available; leave it out with --no-proof"
+            f"the proof takes {taken} of memory for the weights of the FFNs, but {free} are available; "
+            "leave it out with --no-proof"
         )

@@ -1,4 +1,4 @@
-"""The proof that reading from flash changes nothing: every step against the definition, in memory."""
+"""The proof: each step that reads from flash is compared with the definition, computed in memory."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -17,11 +17,13 @@ Observe = Callable[[int, Vector, Vector, Step], None]  # layer, x, y, what happe
 
 
 class Proven(NamedTuple):
-    """What a proof says so far.
+    """The verdict of a proof.
 
-    verified: True if everything held, False if something did not, None if there are no weights in memory to
-    judge by, so that only the resident sets were checked; failure: what did not hold first; steps: how many
-    steps of a layer were checked.
+    Attributes:
+        verified: True if everything held, and False if something did not; None if everything held but there
+            are no weights in memory, so that only the resident sets were checked.
+        failure: what did not hold first; None if everything held.
+        steps: how many steps were checked; a step is one token in one layer.
     """
 
     verified: bool | None
@@ -30,21 +32,24 @@ class Proven(NamedTuple):
 
 
 class Proof:
-    """Checks the steps of a run, from the history of predictions and from weights in memory.
+    """Checks every step, with the definition of the window and with weights in memory.
 
-    `failure` says what did not hold first, and is None while everything does; `steps` counts the steps that
-    were checked, `overflows` the times that a layer's rows did not hold the whole window, and `bypassed` the
-    rows that were read and not kept.
+    Attributes:
+        ffns: the checkpoint's FFNs; None: only resident sets are checked.
+        failure: what did not hold first; None while everything holds.
+        steps: how many steps were checked.
+        overflows: how often the rows of a layer did not hold a whole window.
+        bypassed: how many rows were read and not kept.
     """
 
     def __init__(self, ffns: Sequence[FFN] | None, budget: Budget, semantics: Semantics, exact: bool) -> None:
-        """A proof that has seen nothing.
+        """Begin a proof.
 
         Args:
-            ffns: the checkpoint's FFN of every layer; None: only resident sets are checked.
-            budget: the window, and the rows of every layer.
-            semantics: which rows are summed.
-            exact: whether the predictor is an oracle, so that the dense FFN must come out.
+            ffns: the checkpoint's FFN of each layer; None: only resident sets are checked.
+            budget: the window, and the rows of each layer.
+            semantics: chooses the neurons that are summed.
+            exact: whether the predictor misses no active neuron, so that the output must be the dense FFN's.
         """
         self.ffns = ffns
         self._budget, self._semantics, self._exact = budget, semantics, exact
@@ -53,12 +58,12 @@ class Proof:
 
     @property
     def verdict(self) -> Proven:
-        """Whether everything that was checked so far held."""
+        """The verdict on everything that was checked so far."""
         held = None if self.ffns is None else True
         return Proven(held if self.failure is None else False, self.failure, self.steps)
 
     def observer(self) -> Observe:
-        """A function that checks every step of one text, which begins with empty windows."""
+        """Return a function that checks every step of one text, which begins with empty windows."""
         windows: dict[int, Callable[[set[int]], WindowStep]] = {}
 
         def observe(layer: int, x: Vector, y: Vector, step: Step) -> None:
@@ -69,9 +74,9 @@ class Proof:
         return observe
 
     def _check(self, layer: int, x: Vector, y: Vector, step: Step, due: WindowStep) -> None:
-        """Check one step of one layer: the resident set, and the output to the bit."""
+        """Check the resident set of one step, and its output to the bit."""
         if set(step.resident.tolist()) != due.resident:
-            self._fail(f"layer {layer}: the resident set is not the union of the kept sets in the window")
+            self._fail(f"layer {layer}: the resident set is not what the window keeps")
         if self.ffns is not None:
             ffn = self.ffns[layer]
             in_dram = np.array(sorted(due.resident | due.bypass), np.int64)
@@ -84,15 +89,15 @@ class Proof:
         self.bypassed += len(due.bypass)
 
     def checking_reader(self, read: Reader, layouts: Iterable[Layout], stored: Iterable[FFN]) -> Reader:
-        """A reader that gives what another gives, and compares every byte with the checkpoint's.
+        """Make a reader that compares every byte that another one reads with the checkpoint's.
 
         Args:
             read: a reader of the image.
-            layouts: of each layer's bundles.
-            stored: each layer's FFN in the stored dtype; its bundles are its rows, then zeros.
+            layouts: the layout of each layer's bundles.
+            stored: each layer's FFN in the stored dtype.
 
         Returns:
-            The reader that compares.
+            A reader that returns what `read` returns; a wrong byte is a failure of the proof.
         """
         tables = [(layout, _padded_rows(layout, ffn)) for layout, ffn in zip(layouts, stored, strict=True)]
 
@@ -106,7 +111,7 @@ class Proof:
             result = read(extents)
             for (offset, length), buffer in zip(extents, result.buffers, strict=True):
                 expected = expected_bytes(offset, length)
-                # Behind a layer's last bundle a read may run on to the end of its block.
+                # A read may go on behind a layer's last bundle, to the end of its block.
                 if expected is None or buffer[: expected.size].tobytes() != expected.tobytes():
                     self._fail(f"the {length} bytes at {offset} are not the checkpoint's")
             return result
@@ -118,14 +123,14 @@ class Proof:
 
 
 def defined_window(k: int, capacity: int) -> Callable[[set[int]], WindowStep]:
-    """`window_model`, which goes through a whole text, as a function that is called token by token.
+    """Make a function for one token out of `window_model`, which goes through a whole text.
 
     Args:
-        k: tokens that the window remembers.
-        capacity: rows of the layer's DRAM matrix.
+        k: the window, in tokens.
+        capacity: the rows of the layer's DRAM matrix.
 
     Returns:
-        A function from the neurons that a token predicts to what the window does, for one text.
+        A function for one text: from the neurons that a token predicts to what the window does.
     """
     waiting: deque[set[int]] = deque()
     steps = window_model(k, capacity, iter(waiting.popleft, None))
@@ -138,7 +143,7 @@ def defined_window(k: int, capacity: int) -> Callable[[set[int]], WindowStep]:
 
 
 def _padded_rows(layout: Layout, ffn: FFN) -> Array:
-    """The bytes of a layer's bundles as they lie on flash, by the definition: (n · stride,) uint8."""
+    """Lay out a layer's bundles as the definition says, padded with zeros: (n · stride,) uint8."""
     table = np.zeros((layout.n, layout.stride), np.uint8)
     rows = [np.ascontiguousarray(getattr(ffn, field)).view(np.uint8) for field in layout.fields]
     table[:, : layout.bundle_bytes] = np.concatenate(rows, axis=1)

@@ -1,4 +1,4 @@
-"""A model that is ready to decode: its image opened, the budget solved, its predictors and its proof made."""
+"""Make a model ready to decode: open its image, solve its budget, load its predictors and its proof."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,11 +13,11 @@ from flashref.ffn import active_neurons
 from flashref.models.budget import Budget, Demand
 from flashref.models.checkpoint import load_ffn
 from flashref.models.decoding import Decoder
+from flashref.models.image_readers import ImageReaders, open_image_readers
 from flashref.models.model import Model, load_model
 from flashref.models.predictors import FILE_NAME
 from flashref.models.prepared import Prepared, solve
 from flashref.models.proof import Proof
-from flashref.models.storage import Storage, open_storage
 from flashref.predictor import predict_active
 from flashref.storage.container import byte_pieces
 from flashref.storage.image import Image, image_tensor
@@ -30,12 +30,19 @@ GATE_BYTES = 4 << 20  # of a gate projection as float32, at a time
 class Setup(NamedTuple):
     """A model that is ready to decode.
 
-    prepared: without the statistics of another model; layouts: of each layer's bundles; ffns: the
-    checkpoint's, to judge by, None without a proof, where only resident sets are checked.
+    Attributes:
+        prepared: the request and the small files, without the statistics of another model.
+        storage: the image and its readers.
+        layouts: the layout of each layer's bundles.
+        demand: what the model asks of memory.
+        budget: the window and the rows of each layer.
+        ffns: the checkpoint's FFNs, with which every step is checked; None without a proof.
+        proof: checks the steps.
+        decoder: what `decode_flash` needs.
     """
 
     prepared: Prepared
-    storage: Storage
+    storage: ImageReaders
     layouts: tuple[Layout, ...]
     demand: Demand
     budget: Budget
@@ -45,22 +52,22 @@ class Setup(NamedTuple):
 
 
 def set_up(prepared: Prepared, resources: ExitStack, progress: Progress) -> Setup:
-    """Open the image or pack it, solve the budget for it, and load the weights to judge it by.
+    """Open or pack the image, solve the budget, and load the weights of the proof.
 
     Args:
-        prepared: the model.
-        resources: closes what was opened.
+        prepared: the request, and what was read from the small files.
+        resources: closes what is opened here.
         progress: is told how far packing and checking have come.
 
     Returns:
         The model, ready to decode.
 
     Raises:
-        ImageError: the image, or the predictors, are another model's.
+        ImageError: the image or the predictors belong to another model.
         DomainError: the memory is too small for the image's blocks.
     """
     checkpoint, request = prepared.checkpoint, prepared.request
-    storage = open_storage(checkpoint, request, resources, progress)
+    storage = open_image_readers(checkpoint, request, resources, progress)
     prepared = _of_this_model(prepared, storage.image)
     layers = range(checkpoint.config.layers)
     layouts = tuple(storage.image.layouts[layer][0] for layer in layers)
@@ -86,16 +93,16 @@ def set_up(prepared: Prepared, resources: ExitStack, progress: Progress) -> Setu
 
 
 def empty_layers(image: Image, model: Model, demand: Demand, budget: Budget) -> tuple[LayerState | FFN, ...]:
-    """Every layer before the first token.
+    """Make the layers of a model as they are before the first token.
 
     Args:
         image: the opened image.
-        model: its resident tensors; the biases are among them.
+        model: the model without its FFN matrices; it has the biases.
         demand: says which layers are resident whole.
         budget: the window, and the rows of every layer.
 
     Returns:
-        For every layer its state with an empty window, or its FFN where it is resident whole.
+        The state of each layer, with an empty window; or its FFN where it is resident whole.
 
     Raises:
         ImageError: a layer that is resident whole cannot be read.
@@ -116,15 +123,15 @@ def empty_layers(image: Image, model: Model, demand: Demand, budget: Budget) -> 
 
 
 def resident_layer(image: Image, layer: int, resident: ResidentFFN) -> FFN:
-    """The whole FFN of one layer, put together from its bundles.
+    """Read the whole FFN of one layer from its bundles.
 
     Args:
         image: the opened image.
-        layer: which layer.
-        resident: its activation, its biases, and its gate if that is not in the bundles.
+        layer: the number of the layer.
+        resident: the layer's activation and biases, and its gate where that is not in the bundles.
 
     Returns:
-        The FFN in the stored dtype, by neuron.
+        The FFN in the stored dtype; its matrices have a row for each neuron.
 
     Raises:
         ImageError: the image cannot be read.
@@ -154,10 +161,13 @@ def resident_layer(image: Image, layer: int, resident: ResidentFFN) -> FFN:
 
 
 def gate_predictor(resident: ResidentFFN) -> Predict:
-    """A predictor that asks a resident gate projection: it gives what `active_neurons` gives for the FFN.
+    """Make a predictor that computes the active neurons from a gate projection in memory.
 
     Args:
-        resident: has the gate.
+        resident: the part of an FFN that is in memory; it has the gate.
+
+    Returns:
+        A function that returns what `active_neurons` returns for the whole FFN.
     """
     gate, bias = resident.gate, resident.gate_bias
     assert gate is not None
@@ -177,7 +187,7 @@ def gate_predictor(resident: ResidentFFN) -> Predict:
 
 
 def _of_this_model(prepared: Prepared, image: Image) -> Prepared:
-    """ImageError if trained predictors were fitted to another model; statistics of another are left out."""
+    """Raise ImageError for predictors that were fitted to another model; leave out statistics of another."""
     predictors, request = prepared.predictors, prepared.request
     if predictors is None or predictors.origin is None or predictors.origin.fingerprint == image.fingerprint:
         return prepared
@@ -191,7 +201,7 @@ def _of_this_model(prepared: Prepared, image: Image) -> Prepared:
 
 
 def _load(prepared: Prepared, image: Image) -> Model:
-    """The model's resident tensors: widened for a proof, as they are stored where memory is held."""
+    """Load the resident tensors: as float32 for a proof, else as they are stored, in less memory."""
     checkpoint, request = prepared.checkpoint, prepared.request
     dtype = np.float32 if request.proof else None
     model = load_model(checkpoint.config, partial(image_tensor, image), dtype)
@@ -203,7 +213,7 @@ def _load(prepared: Prepared, image: Image) -> Model:
 
 
 def _predict(prepared: Prepared, model: Model, ffns: Sequence[FFN] | None) -> tuple[Predict | None, ...]:
-    """A function x → ids for every layer; None for one that is resident whole."""
+    """Make the predictor of each layer; None for a layer that is resident whole."""
     kind = prepared.request.predictor
     if not isinstance(kind, str):
         return tuple(partial(kind, layer) for layer in range(model.config.layers))
@@ -222,7 +232,7 @@ def _predict(prepared: Prepared, model: Model, ffns: Sequence[FFN] | None) -> tu
 
 
 def _widened(ffn: FFN) -> FFN:
-    """The same weights as float32: the same bits in every result, and no widening at every token."""
+    """Widen the weights to float32 once; every result keeps its bits, and no token widens them again."""
     arrays = {name: widen(array) for name, array in ffn._asdict().items() if isinstance(array, np.ndarray)}
     # Column by column: the pre-activations are summed over d.
     arrays |= {name: np.asfortranarray(arrays[name]) for name in ("gate", "up") if name in arrays}

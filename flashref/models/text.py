@@ -1,4 +1,4 @@
-"""A text that a model writes: what is asked for, what was written, what it cost, and the text as it comes."""
+"""A text that a model writes: the request, the text with its account, and the stream of its pieces."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from html import escape
@@ -16,11 +16,15 @@ RecordedIds = npt.NDArray[np.unsignedinteger[Any]]
 
 
 class TextRequest(NamedTuple):
-    """A text that is asked for.
+    """The request for a text.
 
-    prompt_ids: what it begins with; tokens: how many new ones follow; temperature, seed: of sampling,
-    temperature 0 takes the likeliest token; cold: whether the windows are emptied before the pass that
-    chooses the first new token, instead of being warmed by the prompt (decision 21).
+    Attributes:
+        prompt_ids: the token ids that the text begins with.
+        tokens: the number of new tokens.
+        temperature: the temperature of sampling; 0 always takes the likeliest token.
+        seed: the seed of sampling.
+        cold: whether the windows are emptied before the pass that chooses the first new token, instead of
+            keeping what the prompt warmed (decision 21).
     """
 
     prompt_ids: tuple[int, ...]
@@ -30,16 +34,17 @@ class TextRequest(NamedTuple):
     cold: bool = False
 
     def sampler(self) -> Sampler:
-        """A function that chooses the next token; each call gives a new one, from the same seed."""
+        """Return a function that chooses the next token; each call returns a new one with the same seed."""
         return sampler(self.temperature, self.seed)
 
 
 class Record(NamedTuple):
-    """What was predicted in a text.
+    """The neurons that were predicted while a text was written.
 
-    predicted: [pass][layer] → ascending ids, in the smallest integers that hold them; layers that are
-    resident whole are left out; first_counted: passes from this one on choose a new token. With `cold` no
-    pass before it is recorded.
+    Attributes:
+        predicted: [pass][layer], ascending ids in the smallest integers that hold them. Layers that are
+            resident whole are left out, and with `cold` all passes before the first new token, too.
+        first_counted: the first pass that chooses a new token.
     """
 
     predicted: Sequence[Sequence[RecordedIds]]
@@ -47,19 +52,24 @@ class Record(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """The bytes that all ids take."""
+        """The bytes that all ids take in memory."""
         return sum(ids.nbytes for layers in self.predicted for ids in layers)
 
 
 class Account(NamedTuple):
-    """What the passes that chose new tokens cost, all together.
+    """What a text cost: the sum over the passes that chose new tokens, where nothing else is said.
 
-    requests, useful_bytes, read_bytes, io_nanoseconds: of reading from flash; the reader "memory" simulates
-    the times, and "direct" measures them. moved_rows, moved_bytes: rows that changed their place inside the
-    DRAM matrices. overflows: how often a layer's rows did not hold a whole window, in any pass. seconds: by
-    the clock, of all passes, those of the prompt too; tokens_per_second: new tokens divided by the time of
-    the passes that chose them. peak_memory: the most bytes that the process had in memory, above what it had
-    before the model.
+    Attributes:
+        requests: reads from flash.
+        useful_bytes: bytes of the bundles that were needed.
+        read_bytes: bytes that were read for them, in whole blocks.
+        io_nanoseconds: time of the reads, which the reader "memory" simulates and "direct" measures.
+        moved_rows: rows that changed their place inside the DRAM matrices.
+        moved_bytes: the bytes of these rows.
+        overflows: how often the rows of a layer did not hold a whole window, in all passes.
+        seconds: time of all passes by the clock, those of the prompt included.
+        tokens_per_second: new tokens divided by the time of the passes that chose them.
+        peak_memory: the most bytes that the process had in memory, above what it had before the model.
     """
 
     requests: int
@@ -75,7 +85,7 @@ class Account(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A text decoded from flash, as token ids; its fields mean what those of GeneratedText mean."""
+    """A text that was decoded from flash, as token ids; its fields are those of GeneratedText."""
 
     new_ids: tuple[int, ...]
     steps: Sequence[Sequence[Step]]
@@ -85,10 +95,17 @@ class Decoded(NamedTuple):
 
 
 class GeneratedText(NamedTuple):
-    """What a model wrote; `str()` is the prompt and the text.
+    """A text that a model wrote; `str()` of it is the prompt and the new text.
 
-    prompt, text: None where the model has no tokenizer; steps: [pass][layer], empty where they were not kept;
-    errors: of the predictors, None where there are no weights in memory to judge them by.
+    Attributes:
+        prompt: the prompt as text; None where the model has no tokenizer.
+        text: the new text; None where the model has no tokenizer.
+        request: what was asked for.
+        new_ids: the ids of the new tokens.
+        steps: [pass][layer], what each layer did; empty where the steps were not kept.
+        record: the neurons that were predicted.
+        errors: the predictors' errors, over all passes; None without a proof, whose weights judge them.
+        account: what the text cost.
     """
 
     prompt: str | None
@@ -107,7 +124,7 @@ class GeneratedText(NamedTuple):
 
     @property
     def shown(self) -> tuple[str, str]:
-        """Prompt and new text as they are shown: token ids where there is no tokenizer."""
+        """The prompt and the new text, as token ids where there is no tokenizer."""
         if self.prompt is None or self.text is None:
             return f"{shown_ids(self.request.prompt_ids)} → ", shown_ids(self.new_ids)
         return self.prompt, self.text
@@ -126,7 +143,7 @@ class GeneratedText(NamedTuple):
 
 
 class TextStream:
-    """A text while it is written: iterate over its pieces, then `finish` gives the whole text."""
+    """A text while it is written: iterate over it for the pieces, then `finish` it for the whole text."""
 
     def __init__(
         self,
@@ -140,7 +157,7 @@ class TextStream:
 
     @property
     def prompt(self) -> str:
-        """The prompt as it is shown, or its ids and an arrow where there is no tokenizer."""
+        """The prompt, as token ids and an arrow where there is no tokenizer."""
         if self._tokenizer is None:
             return f"{shown_ids(self._request.prompt_ids)} → "
         return self._tokenizer.decode(self._request.prompt_ids)
@@ -152,24 +169,24 @@ class TextStream:
         return text_pieces(self._tokenizer, self._request.prompt_ids, ids)
 
     def finish(self) -> GeneratedText:
-        """The whole text; what is not yet written is written first."""
+        """Write what is not yet written, and return the whole text."""
         for _ in self._remembering():
             pass
         assert self._decoded is not None
         return self._text_of(self._request, self._decoded)
 
     def _remembering(self) -> Iterator[int]:
-        """The ids that are still to come; after the last one, what was decoded is kept."""
+        """Yield the ids that are still to come, and keep what was decoded after the last one."""
         decoded = yield from self._new_ids
         self._decoded = self._decoded or decoded
 
 
 def shown_ids(ids: Sequence[int]) -> str:
-    """Token ids as one text, with commas between them."""
+    """Write token ids with commas between them."""
     return ",".join(map(str, ids))
 
 
 def id_pieces(ids: Iterator[int]) -> Iterator[str]:
-    """Token ids one by one as they come, with a comma before each but the first."""
+    """Write token ids one by one as they come, with a comma before each but the first."""
     for number, token_id in enumerate(ids):
         yield f",{token_id}" if number else str(token_id)

@@ -1,4 +1,4 @@
-"""Text and token ids: by a model's tokenizer.json (extra `hf`), or a byte a token where it has none."""
+"""From text to token ids and back: by a model's tokenizer.json (extra `hf`), or one token for each byte."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,21 +8,30 @@ from typing import NamedTuple
 from flashref.types import DomainError, ImageError, MissingExtra
 
 TOKENIZER = "tokenizer.json"
-BYTES = 256  # a vocabulary up to this, without a tokenizer.json, is bytes
+BYTES = 256  # a model with at most this vocabulary and without a tokenizer.json takes bytes
 
 
 class Tokenizer(NamedTuple):
-    """Text to token ids, with what the model expects at its start, and token ids to text."""
+    """Two functions: from a text to token ids, with those that the model expects at its start; and back."""
 
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
 
 
 def open_tokenizer(folder: str | os.PathLike[str], vocabulary: int) -> Tokenizer:
-    """The tokenizer of a checkpoint's directory: its tokenizer.json, or bytes if that fits the vocabulary.
+    """Open the tokenizer of a checkpoint.
 
-    Raises DomainError if there is neither, MissingExtra if there is no library to read it with, ImageError
-    for a tokenizer.json that is damaged or has more ids than the model.
+    Args:
+        folder: the folder of the checkpoint.
+        vocabulary: the number of the model's token ids.
+
+    Returns:
+        The tokenizer of its tokenizer.json; without one, bytes, if the vocabulary has at most 256 ids.
+
+    Raises:
+        DomainError: there is no tokenizer.json, and the vocabulary is larger.
+        ImageError: the tokenizer.json is damaged, or has more ids than the model.
+        MissingExtra: the library that reads it is not installed.
     """
     path = Path(folder) / TOKENIZER
     if path.exists():
@@ -36,16 +45,16 @@ def open_tokenizer(folder: str | os.PathLike[str], vocabulary: int) -> Tokenizer
 
 
 def written_text(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
-    """The text of new ids, as it goes on where the prompt ends."""
+    """Decode new ids, as the text goes on after the prompt."""
     prompt, whole = (tokenizer.decode(ids) for ids in (prompt_ids, [*prompt_ids, *new_ids]))
-    # What begins a text may look otherwise than what goes on: some tokenizers drop a first space.
+    # Some tokenizers drop the first space of a text, so the new ids alone may give another text.
     return whole[len(prompt) :] if whole.startswith(prompt) else tokenizer.decode(new_ids)
 
 
 def text_pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Iterable[int]) -> Iterator[str]:
-    """The text of new ids piece by piece, as they come; the pieces together are `written_text`.
+    """Decode new ids piece by piece as they come; the pieces together are `written_text`.
 
-    A character whose bytes are not all there waits until they are.
+    A character is held back until all its bytes are there.
     """
     ids: list[int] = []
     shown = ""
@@ -60,7 +69,7 @@ def text_pieces(tokenizer: Tokenizer, prompt_ids: Sequence[int], new_ids: Iterab
 
 
 def encode_bytes(text: str) -> list[int]:
-    """A text's UTF-8 bytes as token ids; bytes that a shell passed on undecoded come back as they were."""
+    """Turn a text into its UTF-8 bytes; bytes that the shell could not decode become themselves again."""
     try:
         return list(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError as error:
@@ -70,15 +79,15 @@ def encode_bytes(text: str) -> list[int]:
 
 
 def decode_bytes(ids: Sequence[int]) -> str:
-    """The text of byte-level token ids, with U+FFFD where they are not UTF-8. Raises DomainError."""
+    """Turn bytes into a text, with U+FFFD where they are not UTF-8; DomainError for ids beyond 255."""
     for token_id in ids:
         if not 0 <= token_id < 256:
-            raise DomainError(f"token id {token_id} is no byte; byte-level text needs 0 … 255")
+            raise DomainError(f"token id {token_id} is not a byte; use 0 … 255")
     return bytes(ids).decode("utf-8", "replace")
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A file of UTF-8, every byte of it. Raises ImageError if it is missing, empty or something else."""
+    """Read a text file whole; ImageError if it is missing, is empty or is not UTF-8."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -102,11 +111,11 @@ def _from_json(path: Path, vocabulary: int) -> Tokenizer:
     try:
         known = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library has no narrower one
-        raise ImageError(f"{path}: is no tokenizer ({error}); get the file again") from None
-    # What the file says of batches is not for one text, and transformers ignores it too.
+        raise ImageError(f"{path}: is not a tokenizer ({error}); get the file again") from None
+    # The file's truncation and padding are for batches of texts; transformers ignores them too.
     known.no_truncation()
     known.no_padding()
-    added = known.encode("").ids  # by the post-processor, which has ids of its own
+    added = known.encode("").ids  # the post-processor may add ids that are not in the vocabulary
     largest = max([*known.get_vocab(with_added_tokens=True).values(), *added], default=-1)
     if not 0 <= largest < vocabulary:
         raise ImageError(
@@ -115,7 +124,7 @@ def _from_json(path: Path, vocabulary: int) -> Tokenizer:
         )
 
     def encode(text: str) -> list[int]:
-        # Bytes that a shell passed on undecoded are none of a tokenizer's characters.
+        # Bytes that the shell could not decode are not characters, so no tokenizer knows them.
         try:
             text.encode()
         except UnicodeEncodeError as error:

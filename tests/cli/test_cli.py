@@ -15,6 +15,7 @@ from opt_runs import sentence
 
 import flashref
 from flashref.cli import main, paper
+from flashref.cli.program import Parser
 from flashref.models import decoding
 
 pytestmark = opt_runs.IGNORED_WARNINGS
@@ -31,6 +32,18 @@ def test_the_version_and_help(capsys):
         with pytest.raises(SystemExit) as end:
             main(words)
         assert end.value.code == 0 and told in capsys.readouterr().out
+
+
+def test_help_ends_no_line_at_a_hyphen(monkeypatch):
+    """A word with a hyphen, such as an option's name, can be searched for and copied."""
+    parser = Parser(prog="x", description="first-second " * 20)
+    parser.add_subparsers().add_parser("y", help="third-fourth " * 20)
+    parser.add_argument("--z", help="fifth-sixth " * 20)
+    for width in range(40, 60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        words = parser.format_help().split()
+        for word in ("first-second", "third-fourth", "fifth-sixth"):
+            assert words.count(word) == 20
 
 
 def test_no_command_is_a_mistake(capsys):

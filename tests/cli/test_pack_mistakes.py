@@ -23,7 +23,7 @@ run = pack_runs.run
     [
         ([], "the following arguments are required: --image"),
         (["--image", "x", "--gate", "some"], "--gate: invalid choice: 'some'"),
-        (["--image", "x", "--order", "hot"], "unknown words: --order hot"),
+        (["--image", "x", "--order", "hot"], "unknown arguments: --order hot"),
         (["--image", "x", "--device", "floppy"], "--device floppy: neither a file nor a preset; use one of"),
         (
             ["--image", "x", "--gate", "resident"],
@@ -40,7 +40,7 @@ def test_a_bad_word_is_told(run, tmp_path, monkeypatch, words, told):
 def test_a_directory_that_is_no_checkpoint(run, tmp_path):
     (tmp_path / "model").mkdir()
     for directory, told in (
-        (tmp_path / "no", "there is no such directory"),
+        (tmp_path / "no", "there is no such folder"),
         (tmp_path / "model", "no config"),
     ):
         assert told in sentence(run("--image", tmp_path / "image", directory=directory))

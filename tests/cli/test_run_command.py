@@ -125,21 +125,43 @@ def test_a_report_in_words(run):
     assert told.startswith("In the")
     for words in (
         "verified: in ",
-        "the text differs from the dense model's, with resident semantics; it may depend on the memory given",
-        "memory: 0.95 of the model",
-        "a window of 5",
-        "of the active neurons missed",
-        "perplexity per token on held-out text",
+        "text: the dense model writes another text. The predictor missed active neurons; of these, resident",
+        "memory: the budget is ",
+        " (0.95 of the model), and ",
+        "The window has 5 tokens. Rows per layer: ",
+        "predictor: on this text it missed ",
+        "perplexity: per token of held-out text, ",
         "+ bundling",
-        "times fewer useful bytes than naively",
-        "simulated: the same trace at OPT 6.7B's shape",
+        "times fewer bytes than with naive",
+        "the same trace at OPT 6.7B's shape",
         "2,196 ms",
     ):
         assert words in told, words
     assert "NOT verified" not in told and "measured" not in told and "…" not in told
     exact = run("--predictor", "exact").out
-    assert "the text is the dense model's, with resident semantics\n" in exact
+    assert "\ntext: the dense model writes the same text.\n" in exact
     assert "perplexity" not in exact
+
+
+def test_a_pipe_gets_every_sentence_on_one_line_and_no_blanks_at_a_lines_end(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = run("--perplexity-tokens", "20").out.splitlines()[1:]  # after the text, which may end anyhow
+    assert lines == [line.rstrip() for line in lines]
+    sentences = [line for line in lines if line and not line.startswith(" ")]
+    titles = [line for line in sentences if not line.endswith(".")]
+    assert [line.split(" ")[0] for line in titles[1:]] == ["the"] and " on paper_m1max" in titles[0]
+
+
+def test_a_terminal_of_80_columns_gets_whole_words_and_tables_with_every_column_explained(run, monkeypatch):
+    whole = run("--perplexity-tokens", "20", "--tokens", "4").out.split()
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    told = re.sub(r"\x1b\[[0-9;]*m", "", run("--perplexity-tokens", "20", "--tokens", "4").out)
+    assert max(map(len, told.splitlines())) <= 80
+    figure = re.compile(r"\d")  # times and peaks differ from run to run
+    assert {word for word in whole if not figure.search(word)} - {*told.split()} <= {"─" * 65, "─" * 67}
+    for heading in ("useful", "read", "reads", "in DRAM", "moved", "simulated", "paper"):
+        assert f"The {heading} column " in " ".join(told.split())
 
 
 def test_no_byte_to_read_is_a_result_too(run, report):
@@ -184,10 +206,8 @@ def test_rows_that_are_too_few_give_the_same_text_and_show_why_they_cost_more(ru
     assert few["methods"][2] == many["methods"][2]  # without a window nothing has changed
     told = run(*exact, "--memory", smallest).out
     steps = 2 * (len(few["token_ids"]) - 1)
-    assert f"in {few['overflows']} of {steps} steps the rows did not hold a whole window" in " ".join(
-        told.split()
-    )
-    assert re.search(r"rows per layer [0-3], [0-3]\n", told)
+    assert f"in {few['overflows']} of {steps} steps the rows did not hold a whole window" in told
+    assert re.search(r"Rows per layer: [0-3], [0-3]\.\n", told)
 
 
 def test_prompts_as_text_or_as_ids(report):
@@ -236,8 +256,10 @@ def test_perplexity_is_null_where_there_is_no_text(run, report, tmp_path):
     assert report("--model", folder)["perplexity"] == none
     asked = run("--json", "--model", folder, "--perplexity-tokens", "100")
     assert asked.code == 0 and json.loads(asked.out)["perplexity"] == none
-    assert asked.err.endswith("held_out.txt: there is no held-out text, so no perplexity\n")
-    assert "--perplexity-tokens 1 foresees nothing" in sentence(run("--perplexity-tokens", "1"))
+    assert asked.err.endswith("held_out.txt: there is no held-out text, so the perplexity is not measured\n")
+    assert "--perplexity-tokens 1: perplexity needs at least two tokens" in sentence(
+        run("--perplexity-tokens", "1")
+    )
     assert (
         report("--perplexity-tokens", 10**30)["perplexity"]
         == report("--perplexity-tokens", "99")["perplexity"]
@@ -314,15 +336,14 @@ def test_two_outputs_of_one_name_are_refused_at_the_start(run, tmp_path):
         words = ("--image", image, "--save-trace")
         for name in ("x", "x.unbundled"):
             told = sentence(run(*words, tmp_path / name))
-            assert f"--save-trace {tmp_path}/{name}: is the name of an image, too; choose another" in told
+            assert f"--save-trace {tmp_path}/{name}: an image has this name, too; choose another" in told
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_time_is_shown(run):
-    told = " ".join(run("--perplexity-tokens", "0").out.split())
-    assert re.search(
-        r"time: [\d.]+ seconds by the clock, [\d.]+ new tokens a second, with the time that", told
-    )
+    told = run("--perplexity-tokens", "0").out
+    clock = r"\ntime: [\d.]+ seconds by the clock for the prompt and the new tokens, the time of the proof"
+    assert re.search(clock + r" included; [\d.]+ new tokens a second\.\n", told)
 
 
 def test_progress_is_shown_on_a_terminal_and_nowhere_else(run, monkeypatch):

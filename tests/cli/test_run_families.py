@@ -85,7 +85,9 @@ def test_the_held_out_text_has_tokens_of_the_vocabulary_only(run, tmp_path):
         write_family(tmp_path, "opt", vocab_size=120, held_out=b"wx"),
         ("--perplexity-tokens", "2"),
     )
-    assert "no text of two tokens or more in the model's vocabulary of 120" in sentence(run(folder, *words))
+    assert "is not a text of at least two tokens of the model's vocabulary of 120" in sentence(
+        run(folder, *words)
+    )
     (folder / "held_out.txt").write_bytes(b"vw")  # token 119 is the last
     assert run(folder, *words).code == 0
 
@@ -106,13 +108,16 @@ def test_another_activation_says_what_it_costs(run, report, tmp_path, family, ow
     assert relu["perplexity"]["unchanged"] is None and relu["perplexity"] != as_it_is["perplexity"]
     before, after = as_it_is["perplexity"]["dense"], relu["perplexity"]["dense"]
     told = " ".join(run(folder, *words, "--activation", "relu").out.split())
-    assert "the text is the dense model's of relu, with resident semantics" in told
+    assert "text: the dense model with relu writes the same text." in told
     assert (
-        f"perplexity per token on held-out text: {before:.3f} with {shown} as it is, {after:.3f} dense with "
-        f"relu ({after / before - 1:+.2%}), {after:.3f} from flash (+0.00%)"
+        f"perplexity: per token of held-out text, {before:.3f} dense with the model's own {shown}; with relu "
+        f"({after / before - 1:+.2%}), {after:.3f} dense and {after:.3f} from flash (+0.00%)."
     ) in told
     told = " ".join(run(folder).out.split())
-    assert f"nothing is sparse: with {shown} every neuron is active; --activation fatrelu:T" in told
+    assert (
+        f"activation: with {shown} every neuron is active, so none can be skipped; --activation fatrelu:T"
+        in told
+    )
     assert "nothing is sparse" not in run(folder, "--activation", "fatrelu:0.1").out
 
 
@@ -127,8 +132,8 @@ def test_another_tau_is_another_activation(run, report, tmp_path):
     assert given["token_ids"] == changed["token_ids"]
     assert given["perplexity"] == {**changed["perplexity"], "unchanged": as_it_is["perplexity"]["dense"]}
     told = " ".join(run(folder, *words, "--activation", "fatrelu:0.5").out.split())
-    assert "the text is the dense model's of fatrelu:0.5, with" in told
-    assert " with fatrelu:0.125 as it is, " in told and " dense with fatrelu:0.5 (" in told
+    assert "text: the dense model with fatrelu:0.5 writes the same text." in told
+    assert " dense with the model's own fatrelu:0.125; with fatrelu:0.5 (" in told
 
 
 def test_tau_reaches_the_model(report, tmp_path):

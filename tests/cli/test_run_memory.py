@@ -13,7 +13,7 @@ from random_models import LAYERS, NEURONS, WIDTH, write_family
 from safetensors.numpy import load_file, save_file
 
 from flashref.cli.report import size
-from flashref.models import decoding, memory, open_model, prepared, setup, storage
+from flashref.models import decoding, image_readers, memory, open_model, prepared, setup
 from flashref.models.checkpoint import open_checkpoint
 from flashref.models.memory import ALLOWANCE, ALLOWED_COPIES
 from flashref.models.model import load_model
@@ -45,13 +45,16 @@ def test_without_a_proof_the_text_is_the_same_and_nothing_claims_more(run, repor
     assert proven["scaled"] and not result["scaled"]  # it would take more memory than the run
     assert result["overflows"] > 0
     told = " ".join(run(llama, *words, "--no-proof").out.split())
-    assert "simulated: the same trace at OPT" not in told
-    assert "not verified: --no-proof" in told and "dense" not in told.split("bytes, reads and I/O")[0]
-    assert re.search(
-        r"peak of memory: [\d.]+ \w+ above the [\d.]+ \w+ of Python before the model, within ", told
+    assert "the same trace at OPT" not in told
+    assert "The output was not compared with weights in memory (--no-proof)." in told and "dense" not in told
+    took = (
+        r"peak memory: [\d.]+ \w+ more than the [\d.]+ \w+ that Python took before the model\. It is within "
     )
+    assert re.search(took, told)
     told = " ".join(run(llama, *words).out.split())
-    assert "with the weights that the proof has in memory; --no-proof holds it to the budget" in told
+    assert (
+        "The proof's weights are in it; --no-proof leaves them out and holds the peak to the budget." in told
+    )
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -71,7 +74,7 @@ def test_weights_kept_as_stored_give_the_same_text(report, tmp_path, monkeypatch
 
 
 def test_without_a_proof_no_file_is_mapped(report, llama, monkeypatch):
-    monkeypatch.setattr(storage, "memory_reader", None)  # pages of a mapped file would count as memory
+    monkeypatch.setattr(image_readers, "memory_reader", None)  # pages of a mapped file would count as memory
     assert report(llama, "--predictor", "gate", "--no-proof")["reader"] == "memory"
 
 
@@ -193,11 +196,11 @@ def test_what_is_shown_of_memory_is_what_json_has(run, report, tmp_path):
     memory = report(folder, *words)["memory"]
     shown = {part: size(figure) for part, figure in memory.items() if part != "held"}
     told = " ".join(run(folder, *words).out.split())
-    assert f" of the model, {shown['counted']} used (biases" in told
-    assert f"peak of memory: {shown['peak']} above the {shown['before']} of Python" in told
-    assert f", within {shown['allowed']}: a budget of {shown['budget']}, and beside it " in told
-    assert f" {shown['kv_cache']} of KV cache, {shown['trace']} for the record of what was pred" in told
-    assert f" predicted, and an allowance of {shown['allowance']} for biases" in told
+    assert f" of the model), and {shown['counted']} of it are used; biases" in told
+    assert f"peak memory: {shown['peak']} more than the {shown['before']} that Python" in told
+    assert f" within the {shown['allowed']} that are allowed: the budget of {shown['budget']}, " in told
+    assert f" {shown['kv_cache']} of KV cache, {shown['trace']} for the record of pred" in told
+    assert f" predicted neurons, and an allowance of {shown['allowance']} for biases" in told
     assert len({*shown.values()} - {shown["allowed"], shown["allowance"]}) == 6  # all others differ
 
 
@@ -219,7 +222,7 @@ def test_a_wrong_image_is_refused_before_its_rows_are_packed(run, llama, tmp_pat
 
 
 def test_more_memory_than_the_model_and_a_window_longer_than_the_context(run, llama):
-    assert " memory: 6.00 GB, more than the model, " in " ".join(run(llama, "--memory", "6GB").out.split())
+    assert "memory: the budget is 6.00 GB (more than the model has), " in run(llama, "--memory", "6GB").out
     context = open_checkpoint(llama).config.context
     assert run(llama, "--window", str(context)).code == 0
     assert "is longer than the context of" in sentence(run(llama, "--window", str(context + 1)))
@@ -233,7 +236,7 @@ def test_steps_of_resident_layers_are_not_counted(run, report, llama, identity, 
     steps, overflows = len(result["token_ids"]) - 1, result["overflows"]
     told = " ".join(run(llama, *words, smallest).out.split())
     assert 0 < overflows <= steps and f"in {overflows} of {steps} steps the rows did not hold" in told
-    assert re.search(r"rows per layer all, \d", told)
+    assert re.search(r"Rows per layer \(all: the layer is resident whole\): all, \d", told)
 
 
 def test_a_wrong_resident_set_is_found_without_weights_too(run, llama, monkeypatch):
@@ -259,7 +262,10 @@ def test_a_proof_that_does_not_fit_memory_names_the_way_out(run, llama, monkeypa
     assert run(llama).code == 0
     monkeypatch.setattr(prepared, "available_bytes", lambda: needed - 1)
     text = sentence(run(llama))
-    assert f"the proof takes {needed} bytes of memory" in text and text.endswith("with --no-proof")
+    assert (
+        f"the proof takes {needed:,} bytes of memory for the weights of the FFNs, but {needed - 1:,} " in text
+        and text.endswith("with --no-proof")
+    )
     assert run(llama, "--predictor", "gate", "--no-proof").code == 0
 
 
@@ -280,9 +286,7 @@ def test_a_memory_in_bytes(report, llama, word, size):
 @pytest.mark.parametrize("unit", ["B", "kB", "MB", "KiB"])
 def test_a_memory_that_is_too_small_names_the_smallest_in_its_unit(run, llama, unit):
     text = sentence(run(llama, "--memory", f"0.01{unit}"))
-    found = re.search(
-        rf"a memory of 0.01{unit} is \d+ bytes, .*the smallest that works is ([\d.]+){unit}$", text
-    )
+    found = re.search(rf"0.01{unit} is [\d.]+ .*the smallest that works is ([\d.]+){unit}$", text)
     assert run(llama, "--memory", f"{found[1]}{unit}").code == 0
     less = int(found[1]) - 1 if unit == "B" else f"{float(found[1]) - 0.001:.3f}"
     assert found[1] in sentence(run(llama, "--memory", f"{less}{unit}"))
@@ -291,7 +295,7 @@ def test_a_memory_that_is_too_small_names_the_smallest_in_its_unit(run, llama, u
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("6G", "'6G' has none of the units B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
+        ("6G", "'6G' has an unknown unit; use one of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
         ("6", "at most 1, not 6; bytes need a unit, such as 6GB"),
         ("GB", "is not a share such as 0.5, nor bytes with a unit"),
         ("-1GB", "--memory"),

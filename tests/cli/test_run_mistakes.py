@@ -32,22 +32,22 @@ report = opt_runs.report
             ["--memory", "half"],
             "--memory: 'half' is not a share such as 0.5, nor bytes with a unit, such as 6GB",
         ),
-        (["--window", "0"], "--window: must be at least 1, not 0"),
+        (["--window", "0"], "--window: the number must be at least 1, not 0"),
         (["--window", "2.5"], "--window: '2.5' is not a whole number"),
-        (["--tokens", "0"], "--tokens: must be at least 1, not 0"),
+        (["--tokens", "0"], "--tokens: the number must be at least 1, not 0"),
         (["--tokens", "many"], "--tokens: 'many' is not a whole number"),
         (["--seed", "-1"], "--seed"),
         (["--temperature", "inf"], "--temperature: a temperature must be finite and at least 0, not inf"),
         (["--temperature", "hot"], "--temperature: 'hot' is not a number such as 0.8"),
-        (["--prompt-ids", "3,x"], "--prompt-ids: '3,x' is not whole numbers with commas between"),
-        (["--prompt-ids", ""], "--prompt-ids: '' is not whole numbers"),
+        (["--prompt-ids", "3,x"], "--prompt-ids: '3,x' is not token ids separated by commas"),
+        (["--prompt-ids", ""], "--prompt-ids: '' is not token ids"),
         (["--semantics", "all"], "--semantics: invalid choice: 'all' (choose from"),
         (["--placement", "sorted"], "--placement: invalid choice"),
         (["--predictor", "none"], "--predictor: invalid choice"),
         (["--reader", "tape"], "--reader: invalid choice"),
         (["--perplexity-tokens", "-1"], "--perplexity-tokens"),
         (["--model"], "--model: expected one argument"),
-        (["--unknown"], "unknown words: --unknown"),
+        (["--unknown"], "unknown argument: --unknown"),
         (["--prompt", "a", "--prompt-ids", "1"], "--prompt-ids: not allowed with argument --prompt"),
     ],
 )
@@ -80,10 +80,12 @@ def test_the_largest_number_of_tokens_that_is_named_works(run):
 
 def test_a_memory_that_is_too_small_names_the_smallest_that_works(run):
     text = sentence(run("--memory", "0.01"))
-    found = re.search(r"(\d+) must always be resident; the smallest that works is (0\.\d{3})$", text)
+    found = re.search(
+        r"0.01 of the model is .* always be in memory; the smallest that works is (0\.\d{3})$", text
+    )
     assert found
-    assert run("--memory", found[2]).code == 0
-    assert found[2] in sentence(run("--memory", f"{float(found[2]) - 0.001:.3f}"))
+    assert run("--memory", found[1]).code == 0
+    assert found[1] in sentence(run("--memory", f"{float(found[1]) - 0.001:.3f}"))
 
 
 def test_a_device_that_is_none(run, tmp_path):
@@ -99,10 +101,10 @@ def test_a_device_that_is_none(run, tmp_path):
 
 
 def test_a_directory_that_is_no_model(run, tmp_path):
-    assert f"{tmp_path}/x: there is no such directory; give" in sentence(run("--model", tmp_path / "x"))
+    assert f"{tmp_path}/x: there is no such folder; give" in sentence(run("--model", tmp_path / "x"))
     assert "has no config.json; give" in sentence(run("--model", tmp_path))
     (tmp_path / "text").write_text("no model")
-    assert f"{tmp_path}/text: is a file; give the directory" in sentence(run("--model", tmp_path / "text"))
+    assert f"{tmp_path}/text: is a file; give the folder" in sentence(run("--model", tmp_path / "text"))
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     text = sentence(run("--model", tmp_path))
     assert f"{tmp_path}: config.json has model_type 'mamba', which is not supported; use one of opt" in text
@@ -197,7 +199,7 @@ def test_a_held_out_text_that_is_none(run, tmp_path):
     path, other = folder / "held_out.txt", tmp_path / "other"
     for content, told in (
         (b"", "is empty; give a text"),
-        (b"x", "is no text of two tokens or more in the model's vocabulary of 256; give another with"),
+        (b"x", "is not a text of at least two tokens of the model's vocabulary of 256; give another with"),
         (b"abc\xff", "is not UTF-8 at byte 3 (invalid start byte); convert it"),
     ):
         path.write_bytes(content)
@@ -227,7 +229,7 @@ def test_a_vocabulary_smaller_than_bytes(run, tmp_path):
 
     folder = changed_model(tmp_path / "model", shrink, vocab_size=120, held_out=b"no \x7f")
     told = sentence(run("--model", folder, "--perplexity-tokens", "5"))
-    assert "in the model's vocabulary of 120" in told
+    assert "of the model's vocabulary of 120" in told
     assert "token id 122 is outside the vocabulary" in sentence(run("--model", folder, "--prompt", "az"))
 
 
@@ -250,7 +252,7 @@ def test_a_tokenizer_gives_the_ids_and_the_text(run, report, tmp_path):
     assert report("--model", folder, "--prompt-ids", ",".join(map(str, prompt)))["text"] == told["text"]
     (folder / "tokenizer.json").write_text("{")
     for words in ((), ("--prompt-ids", "1,2")):
-        assert f"{folder}/tokenizer.json: is no tokenizer" in sentence(run("--model", folder, *words))
+        assert f"{folder}/tokenizer.json: is not a tokenizer" in sentence(run("--model", folder, *words))
 
 
 def test_held_out_text_needs_a_tokenizer(run, tmp_path):
@@ -260,5 +262,5 @@ def test_held_out_text_needs_a_tokenizer(run, tmp_path):
     folder = changed_model(tmp_path / "model", enlarge, vocab_size=300, held_out=TEXT)
     words = ("--model", folder, "--prompt-ids", "299,2", "--perplexity-tokens", "9")
     outcome = run(*words)
-    assert outcome.code == 0 and "there is no tokenizer, so no perplexity" in outcome.err
+    assert outcome.code == 0 and "there is no tokenizer, so the perplexity is not measured" in outcome.err
     assert "no tokenizer.json" in sentence(run(*words, "--held-out", folder / "held_out.txt"))

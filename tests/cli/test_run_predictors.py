@@ -174,7 +174,7 @@ def test_predictors_of_another_model_or_activation_are_refused(run, llama, ident
     assert run(llama, *words, path, "--activation", "fatrelu:0.25").code == 0
     assert "fatrelu:0.5 is run" in sentence(run(llama, *words, path, "--activation", "fatrelu:0.5"))
     path = write_predictors(llama, tmp_path / "none", (0, 1), identity)
-    assert "for no layer" in sentence(run(llama, *words, path))
+    assert "has no predictor for any layer" in sentence(run(llama, *words, path))
 
 
 def test_statistics_of_another_model_are_left_out(run, report, llama, tmp_path):

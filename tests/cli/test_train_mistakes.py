@@ -20,10 +20,10 @@ small = train_runs.small
 
 
 REFUSALS = {
-    "no model": (("--judge-not",), "unknown words"),
+    "no model": (("--judge-not",), "unknown argument"),
     "no text": (("MODEL",), "to fit takes --text FILE; or judge what is there with --judge"),
     "nothing": ((), "to fit takes MODEL"),
-    "no such model": (("MODEL/x", "--text", "TEXT"), "there is no such directory"),
+    "no such model": (("MODEL/x", "--text", "TEXT"), "there is no such folder"),
     "empty": (("MODEL", "--text", "MODEL/empty"), "is empty"),
     "not UTF-8": (("MODEL", "--text", "MODEL/latin"), "is not UTF-8 at byte 1"),
     "short": (("MODEL", "--text", "MODEL/short"), "a text of 191 tokens is too short"),

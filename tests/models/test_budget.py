@@ -141,7 +141,7 @@ def test_the_smallest_fraction_that_is_named_works_and_a_thousandth_less_does_no
         return
     solve_budget(demand, float(found[1]), None, None, None)
     less = float(Fraction(found[1]) - Fraction(1, 1000))
-    with pytest.raises(DomainError, match="must always be resident"):
+    with pytest.raises(DomainError, match="must always be in memory"):
         solve_budget(demand, less, None, None, None)
 
 
@@ -199,7 +199,7 @@ def test_the_smallest_amount_that_is_named_works_and_a_step_less_does_not(case, 
     found = re.search(rf"the smallest that works is (\d+(?:\.\d{{3}})?){unit}$", str(caught.value))
     solve_budget(demand, Amount(Fraction(found[1]), unit), None, None, None)
     step = Fraction(1, 1 if unit == "B" else 1000)
-    with pytest.raises(DomainError, match=f"a memory of .*{unit} is .* must always be resident"):
+    with pytest.raises(DomainError, match=f"{unit} is .* must always be in memory"):
         solve_budget(demand, Amount(Fraction(found[1]) - step, unit), None, None, None)
 
 
@@ -207,6 +207,7 @@ def test_the_smallest_amount_that_is_named_works_and_a_step_less_does_not(case, 
     ("memory", "what", "available", "smallest"),
     [
         (0.5, "0.5 of the model", 17, "1.000"),
+        (0.123456789, "0.123456789 of the model", 4, "1.000"),  # a share is told as it was typed
         (Amount(Fraction(20), "B"), "20B", 20, "34B"),
         (Amount(Fraction("0.02"), "kB"), "0.02kB", 20, "0.034kB"),
         (Amount(Fraction("33.99"), "B"), "33.99B", 33, "34B"),
@@ -217,8 +218,17 @@ def test_a_memory_that_is_too_small_in_words(memory, what, available, smallest):
     with pytest.raises(DomainError) as caught:
         solve_budget(demand, memory, None, None, None)
     assert str(caught.value) == (
-        f"a memory of {what} is {available} bytes, but 34 must always be resident; "
-        f"the smallest that works is {smallest}"
+        f"{what} is {available} B, but 34 B must always be in memory; the smallest that works is {smallest}"
+    )
+
+
+def test_sizes_that_would_read_alike_are_told_in_bytes():
+    demand = Demand(total=2_000_000, resident=1_000_395, predictors=0, layers=1, neurons=1, stride=1)
+    with pytest.raises(DomainError) as caught:
+        solve_budget(demand, 0.5, None, None, None)
+    assert str(caught.value) == (
+        "0.5 of the model is 1,000,000 bytes, but 1,000,400 bytes must always be in memory; "
+        "the smallest that works is 0.501"
     )
 
 

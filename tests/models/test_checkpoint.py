@@ -118,9 +118,9 @@ def test_parts_that_the_config_leaves_out_are_not_needed(tmp_path):
 
 
 def test_a_directory_that_is_none(tmp_path):
-    assert "no such directory" in refusal(tmp_path / "absent")
+    assert "no such folder" in refusal(tmp_path / "absent")
     (tmp_path / "file").write_text("")
-    assert "is a file; give the directory" in refusal(tmp_path / "file")
+    assert "is a file; give the folder" in refusal(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refusal(tmp_path / "empty")
 

@@ -201,25 +201,28 @@ def test_a_file_of_predictors_may_stand_for_the_predictor(model, packed):
     [
         ({"memory": 1.5}, "at most 1, not 1.5; bytes need a unit"),
         ({"memory": "6"}, "at most 1, not 6"),
-        ({"memory": "0.01"}, "must always be resident; the smallest that works is 0"),
+        ({"memory": "0.01"}, "must always be in memory; the smallest that works is 0"),
         ({"window": 65}, "longer than the context of 64"),
         ({"semantics": "all"}, "semantics 'all' is unknown; use one of resident, predicted"),
         ({"placement": "sorted"}, "placement 'sorted' is unknown; use one of swap_with_last, fill_holes"),
         ({"reader": "tape"}, "reader 'tape' is unknown; use one of memory, direct"),
         ({"device": "floppy"}, "neither a file nor a preset"),
-        ({"activation": "gelu"}, "is not relu, nor fatrelu with its tau"),
+        (
+            {"activation": "gelu"},
+            "cannot replace the model's activation; give relu, or fatrelu with its tau, such as",
+        ),
         ({"predictor": "nowhere"}, "nowhere: cannot be read"),
         ({"predictor": "exact", "proof": False}, "needs every weight in memory"),
     ],
 )
 def test_what_cannot_be_met_is_said_before_anything_is_packed(model, choice, told, monkeypatch):
-    monkeypatch.setattr("flashref.models.storage.pack_image", None)
+    monkeypatch.setattr("flashref.models.image_readers.pack_image", None)
     with pytest.raises(FlashrefError, match=told):
         open_model(model, **choice)
 
 
 def test_a_text_that_cannot_be_written_is_refused_before_anything_is_packed(model, monkeypatch):
-    monkeypatch.setattr("flashref.models.storage.pack_image", None)
+    monkeypatch.setattr("flashref.models.image_readers.pack_image", None)
     opened = open_model(model, memory=0.95)
     assert opened.request(PROMPT, CONTEXT - 6).tokens == CONTEXT - 6
     for words, told in (

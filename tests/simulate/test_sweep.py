@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused_in_its_place_and_the_rest_is_answered(outcome
     assert [each.configuration for each in outcomes] == ASKED
     for each in outcomes:
         if each.configuration.policy != "naive" and each.configuration.memory == 0.2:
-            assert isinstance(each, Impossible) and "must always be resident" in each.reason
+            assert isinstance(each, Impossible) and "must always be in memory" in each.reason
         else:
             assert isinstance(each, Estimate)
 

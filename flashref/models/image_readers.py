@@ -1,4 +1,4 @@
-"""Where a model lies on flash: its image, packed if there is none, checked, and opened with its readers."""
+"""The flash image of a model: packed if there is none, checked, and opened with its readers."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from flashref.bundle import Layout
 from flashref.models.checkpoint import Checkpoint
 from flashref.models.memory import reset_peak
 from flashref.models.pack import block_for, bundled_layers
-from flashref.models.prepared import Request
+from flashref.models.prepared import ModelRequest
 from flashref.storage.container import require_finite, tensor_pieces
 from flashref.storage.device import Device, read_time
 from flashref.storage.image import (
@@ -29,11 +29,16 @@ from flashref.storage.readers import DirectReader, memory_reader
 from flashref.types import Extent, ImageError, Read, Reader
 
 
-class Storage(NamedTuple):
-    """An opened image with its reader.
+class ImageReaders(NamedTuple):
+    """An opened image and its readers.
 
-    rows, read_rows: layouts and reader of the same weights without bundling, where reads are really made and
-    compared; direct: whether reads go past the page cache, None where nothing is really read.
+    Attributes:
+        image: the opened image.
+        read: reads extents of the image.
+        rows: the layouts of the same weights without bundling, a layout for each field of each layer; empty
+            where the reads of other methods are not really made.
+        read_rows: reads extents of these rows; None where `rows` is empty.
+        direct: whether reads go past the page cache; None where times are simulated.
     """
 
     image: Image
@@ -44,7 +49,7 @@ class Storage(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """An image that is wanted: its path, the tensors of its bundles layer by layer, and how it is packed."""
+    """A wanted image: its path, the names of the tensors of each layer's bundles, and how it is packed."""
 
     path: Path
     layers: Mapping[int, Mapping[str, str]]
@@ -52,10 +57,10 @@ class _Wanted(NamedTuple):
     bundled: bool
 
 
-def open_storage(
-    checkpoint: Checkpoint, request: Request, resources: ExitStack, progress: Progress
-) -> Storage:
-    """The image that a request names, packed if there is none, and its readers.
+def open_image_readers(
+    checkpoint: Checkpoint, request: ModelRequest, resources: ExitStack, progress: Progress
+) -> ImageReaders:
+    """Open the image that a request names, and its readers; pack it first if there is none.
 
     Args:
         checkpoint: the model.
@@ -67,8 +72,8 @@ def open_storage(
         The opened image and its readers.
 
     Raises:
-        ImageError: the image is another model's, damaged, or cannot be written; an existing file is never
-            overwritten.
+        ImageError: the image belongs to another model, is damaged, or cannot be written; an existing file is
+            never overwritten.
         DomainError: a weight is not finite.
     """
     path = request.image
@@ -76,7 +81,7 @@ def open_storage(
         path = Path(resources.enter_context(TemporaryDirectory(prefix="flashref-"))) / "image"
     layers = bundled_layers(checkpoint, request.predictor == "gate")
     wanted = [_Wanted(path, layers, request.device, bundled=True)]
-    if request.reader == "direct" and request.proof:  # the other methods read more than is in memory
+    if request.reader == "direct" and request.proof:  # for the methods that do not bundle
         rows_path = path.with_name(path.name + ".unbundled")
         wanted.append(_Wanted(rows_path, layers, request.device, bundled=False))
     identity = fingerprint(checkpoint.tensors, checkpoint.config_text, progress)
@@ -88,12 +93,12 @@ def open_storage(
     image, *rows = opened
     _require_same_residents(image, checkpoint)
     if request.reader == "memory":
-        return Storage(image, _simulated(image, request, resources))
+        return ImageReaders(image, _simulated(image, request, resources))
     readers = _direct_readers([image, *rows], request.device, resources)
     direct = all(reader.direct for reader in readers)
     if not rows:
-        return Storage(image, readers[0].read, direct=direct)
-    return Storage(image, readers[0].read, tuple(rows[0].layouts.values()), readers[1].read, direct)
+        return ImageReaders(image, readers[0].read, direct=direct)
+    return ImageReaders(image, readers[0].read, tuple(rows[0].layouts.values()), readers[1].read, direct)
 
 
 def _pack_missing(wanted: _Wanted, checkpoint: Checkpoint, progress: Progress) -> None:
@@ -115,7 +120,7 @@ def _pack_missing(wanted: _Wanted, checkpoint: Checkpoint, progress: Progress) -
 
 
 def _open(wanted: _Wanted, identity: str, progress: Progress) -> Image:
-    """The image that is there, whole and of this model; ImageError for another, never overwritten."""
+    """Open and check an image that is there; ImageError if it is damaged or another model's."""
     path = wanted.path
     try:
         image = open_image(path)
@@ -139,7 +144,7 @@ def _open(wanted: _Wanted, identity: str, progress: Progress) -> Image:
 
 
 def _require_fields(image: Image, layers: Mapping[int, Iterable[str]]) -> None:
-    """ImageError unless the bundles are those of every layer, with the gate or without it as asked."""
+    """Raise ImageError unless every layer has its bundles, with the gate or without it as wanted."""
     path, given = image.container.path, image.layouts
     fields = {layer: {name for layout in given[layer] for name in layout.fields} for layer in given}
     wanted = {layer: set(names) for layer, names in layers.items()}
@@ -159,7 +164,7 @@ def _require_fields(image: Image, layers: Mapping[int, Iterable[str]]) -> None:
 
 
 def _require_same_residents(image: Image, checkpoint: Checkpoint) -> None:
-    """ImageError unless the resident tensors are the checkpoint's, byte for byte; DomainError: not finite."""
+    """Raise unless the resident tensors are the checkpoint's (ImageError) and finite (DomainError)."""
     for name in image.resident:
         source = checkpoint.tensors[name]
         for ours, theirs in zip(
@@ -173,17 +178,17 @@ def _require_same_residents(image: Image, checkpoint: Checkpoint) -> None:
                 )
 
 
-def _simulated(image: Image, request: Request, resources: ExitStack) -> Reader:
-    """A reader that takes the device's time.
+def _simulated(image: Image, request: ModelRequest, resources: ExitStack) -> Reader:
+    """Make a reader whose times are those of the device.
 
-    A mapped file's pages would count as the process's own memory, so where that is held to a budget the
-    bytes are read instead, past the page cache where that is possible.
+    The pages of a mapped file would count as the process's memory. Where memory is held to a budget, the
+    bytes are therefore really read, past the page cache where that is possible.
     """
     device = request.device
     if request.proof:
         return memory_reader(np.memmap(image.container.path, np.uint8, "r"), device)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of times that nobody looks at
+        warnings.simplefilter("ignore", RuntimeWarning)  # it warns of measured times, which are not used here
         (reader,) = _direct_readers([image], device, resources)
 
     def read(extents: tuple[Extent, ...]) -> Read:

@@ -1,0 +1,19 @@
+"""Bytes in words: three digits and a unit of 1000."""
+
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def size(amount: float) -> str:
+    """A number of bytes with three digits, in units of 1000: 1 GB is 10^9 bytes."""
+    for unit, bytes_in_unit in UNITS:
+        if amount >= bytes_in_unit:
+            value = amount / bytes_in_unit
+            return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    return f"{amount:.0f} B"
+
+
+def two_sizes(first: int, second: int) -> tuple[str, str]:
+    """Two different numbers of bytes as `size` writes them, or all their digits if they would read alike."""
+    if size(first) != size(second):
+        return size(first), size(second)
+    return f"{first:,} bytes", f"{second:,} bytes"
