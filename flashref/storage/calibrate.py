@@ -28,7 +28,7 @@ from flashref.storage.scratch import (
     remove_stale_scratch,
     scratch_file,
 )
-from flashref.storage.verification import TRACE_DEPTHS, Trace, mixed_traces, verify
+from flashref.storage.verification import MIXED_DEPTHS, MixedBatch, mixed_batches, verify
 from flashref.types import Extent, Reader
 
 SIZES = (4096, 65_536, 1_048_576)
@@ -103,7 +103,7 @@ def calibrate(
         ReadError: a read failed.
     """
     folder, generator = Path(folder), np.random.default_rng(seed)
-    traces = mixed_traces(np.random.default_rng(seed)) if verified else ()
+    traces = mixed_batches(np.random.default_rng(seed)) if verified else ()
     rounds = VERIFIED_ROUNDS if verified else ROUNDS
     with ExitStack() as held:
         held.enter_context(disk_alone(folder))
@@ -120,7 +120,7 @@ def calibrate(
         )
         path = held.enter_context(scratch_file(folder, file_bytes, generator, progress))
         load = os.getloadavg()[0]
-        depths = sorted({*DEPTHS, *BATCH_DEPTHS, *(TRACE_DEPTHS if traces else ())})
+        depths = sorted({*DEPTHS, *BATCH_DEPTHS, *(MIXED_DEPTHS if traces else ())})
         readers = {depth: held.enter_context(_open(path, depth, clock, system)).read for depth in depths}
         measured = measure(readers, file_bytes, rounds, generator, traces, progress)
     conditions = Conditions(
@@ -143,7 +143,7 @@ def calibrate(
 def conclude(
     measured: Measured,
     conditions: Conditions,
-    traces: Sequence[Trace] = (),
+    traces: Sequence[MixedBatch] = (),
     largest_noise: float = LARGEST_NOISE,
 ) -> Calibration:
     """Fit the device that explains what was measured.
@@ -183,7 +183,7 @@ def measure(
     file_bytes: int,
     rounds: int,
     generator: np.random.Generator,
-    traces: Sequence[Trace] = (),
+    traces: Sequence[MixedBatch] = (),
     progress: Progress = unseen,
 ) -> Measured:
     """Time points of about 60 ms, small batches and traces: all in every round, each time in a new order.

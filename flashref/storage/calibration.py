@@ -35,7 +35,7 @@ class Conditions(NamedTuple):
     seed: int
 
 
-class MeasuredTrace(NamedTuple):
+class MeasuredBatch(NamedTuple):
     """A batch of mixed sizes that no fit has seen: what the device predicts, and each repeat's time."""
 
     kind: str
@@ -51,7 +51,7 @@ class Verification(NamedTuple):
 
     error: Errors
     noise: Errors
-    traces: tuple[MeasuredTrace, ...]
+    traces: tuple[MeasuredBatch, ...]
 
 
 class Calibration(NamedTuple):

@@ -36,12 +36,12 @@ from flashref.storage.packing import (
     OWN_NAME,
     RECORD,
     VERSION,
+    Checksums,
     Group,
-    Sums,
     all_sums,
     bundles_shape,
+    entry_pieces,
     group_name,
-    part_pieces,
     plan_image,
 )
 from flashref.storage.progress import Progress, unseen
@@ -127,10 +127,10 @@ def pack_image(
     path = Path(path)
     what = f"packing {path.name}"
     plan = plan_image(tensors, layers, config, block, orders, bundled)
-    offset, synced, sums = plan.header_bytes, 0, Sums({}, {}, {})
+    offset, synced, sums = plan.header_bytes, 0, Checksums({}, {}, {})
     with create_file(path, plan.size) as descriptor, ThreadPoolExecutor(1) as beside:
-        for name in plan.parts:
-            for piece in part_pieces(name, plan.parts, tensors, plan.groups, sums, beside):
+        for name in plan.entries:
+            for piece in entry_pieces(name, plan.entries, tensors, plan.groups, sums, beside):
                 write_all(descriptor, piece, offset)
                 offset += piece.size
                 if offset - synced >= UNSYNCED_BYTES:
@@ -138,8 +138,8 @@ def pack_image(
                     synced = offset
                 progress(what, offset, plan.size)
         identity = _digest(tensors, sums.sources, config)
-        header = encode_header(plan.parts, plan.metadata | {"fingerprint": identity}, block)
-        write_all(descriptor, all_sums(header, plan.parts, sums), offset)
+        header = encode_header(plan.entries, plan.metadata | {"fingerprint": identity}, block)
+        write_all(descriptor, all_sums(header, plan.entries, sums), offset)
         write_all(descriptor, np.frombuffer(header, np.uint8), 0)
         progress(what, plan.size, plan.size)
     return identity

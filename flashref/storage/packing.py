@@ -1,7 +1,7 @@
-"""The parts of a flash image, and the bytes of each: what pack_image writes. Chapter: specs/54-image.md.
+"""The entries of a flash image, and the bytes of each: what pack_image writes. Chapter: specs/54-image.md.
 
-A part is one tensor of the image's file. Which parts there are, and how long, is known before a byte is
-written; then each part's bytes come in pieces, and the checksums of what passed are collected in `Sums`.
+A part is one tensor of the image's file. Which entries there are, and how long, is known before a byte is
+written; then each part's bytes come in pieces, and the checksums of what passed are collected in `Checksums`.
 """
 
 import json
@@ -36,7 +36,7 @@ RECORD = ("layer", "fields", "d", "stride", "order")  # what the metadata say of
 OWN_NAME = re.compile(r"crc32|pad\.[0-9]+|layers\.[0-9]+\.(bundles|gate|up|down)(\.crc32)?")
 
 Bytes = npt.NDArray[np.uint8]
-Parts = dict[str, tuple[str, tuple[int, ...]]]  # tensors of the image in file order: name → dtype, shape
+Entries = dict[str, tuple[str, tuple[int, ...]]]  # tensors of the image in file order: name → dtype, shape
 
 
 class Group(NamedTuple):
@@ -47,24 +47,24 @@ class Group(NamedTuple):
     sources: Mapping[str, str]
 
 
-class Plan(NamedTuple):
+class ImagePlan(NamedTuple):
     """An image before it is written: all but the bytes of its tensors, and the fingerprint in its metadata.
 
     header_bytes: where the tensors begin; size: of the file. Both in bytes.
     """
 
     groups: dict[str, Group]
-    parts: Parts
+    entries: Entries
     metadata: dict[str, str]
     header_bytes: int
     size: int
 
 
-class Sums(NamedTuple):
+class Checksums(NamedTuple):
     """What packing collects: CRC-32 of the checkpoint's tensors, of the image's, and of bundles by neuron."""
 
     sources: dict[str, int]
-    parts: dict[str, int]
+    entries: dict[str, int]
     bundles: dict[str, Array]
 
 
@@ -75,7 +75,7 @@ def plan_image(
     block: int = 4096,
     orders: Mapping[int, npt.ArrayLike] | None = None,
     bundled: bool = True,
-) -> Plan:
+) -> ImagePlan:
     """What pack_image will write, from headers alone: all that can be refused before a weight is read.
 
     Args: as for `pack_image`.
@@ -85,12 +85,12 @@ def plan_image(
         ShapeError, LayoutError: the weights of a layer do not belong together.
     """
     groups = image_groups(tensors, layers, block, orders or {}, bundled)
-    parts = image_parts(tensors, groups, block)
+    entries = image_entries(tensors, groups, block)
     metadata = image_metadata(groups, config, block, bundled)
     # The fingerprint is known last but has a fixed width, so the header's length is known first.
-    header_bytes = len(encode_header(parts, metadata, block))
-    size = header_bytes + sum(tensor_bytes(*part) for part in parts.values())
-    return Plan(groups, parts, metadata, header_bytes, size)
+    header_bytes = len(encode_header(entries, metadata, block))
+    size = header_bytes + sum(tensor_bytes(*part) for part in entries.values())
+    return ImagePlan(groups, entries, metadata, header_bytes, size)
 
 
 def image_groups(
@@ -131,10 +131,10 @@ def bundles_shape(layout: Layout) -> tuple[int, int]:
     return layout.n, layout.stride // STORED_DTYPES[layout.dtype].itemsize
 
 
-def image_parts(tensors: Mapping[str, Container], groups: Mapping[str, Group], block: int) -> Parts:
+def image_entries(tensors: Mapping[str, Container], groups: Mapping[str, Group], block: int) -> Entries:
     """Every tensor of the image: resident ones, bundles with their sums, pads between them, all the sums."""
     bundled = {name for group in groups.values() for name in group.sources.values()}
-    wanted: Parts = {}
+    wanted: Entries = {}
     for name in sorted(tensors.keys() - bundled, key=_natural):
         if OWN_NAME.fullmatch(name):
             raise ImageError(
@@ -144,14 +144,14 @@ def image_parts(tensors: Mapping[str, Container], groups: Mapping[str, Group], b
     for name, (_, layout, _) in groups.items():
         wanted[name] = (layout.dtype, bundles_shape(layout))
         wanted[f"{name}.crc32"] = ("U32", (layout.n,))
-    parts: Parts = {}
+    entries: Entries = {}
     for name, part in wanted.items():
-        parts[name] = part
+        entries[name] = part
         if gap := -tensor_bytes(*part) % block:
-            parts[f"pad.{len(parts) - 1}"] = ("U8", (gap,))
+            entries[f"pad.{len(entries) - 1}"] = ("U8", (gap,))
     # The header's sum and one a tensor; zeros fill whole blocks, so that no pad has to follow.
-    values = 1 + len(parts) - len(groups)
-    return parts | {"crc32": ("U32", (-(-4 * values // block) * block // 4,))}
+    values = 1 + len(entries) - len(groups)
+    return entries | {"crc32": ("U32", (-(-4 * values // block) * block // 4,))}
 
 
 def image_metadata(groups: Mapping[str, Group], config: str, block: int, bundled: bool) -> dict[str, str]:
@@ -172,12 +172,12 @@ def image_metadata(groups: Mapping[str, Group], config: str, block: int, bundled
     }
 
 
-def part_pieces(
+def entry_pieces(
     name: str,
-    parts: Parts,
+    entries: Entries,
     tensors: Mapping[str, Container],
     groups: Mapping[str, Group],
-    sums: Sums,
+    sums: Checksums,
     beside: Executor,
 ) -> Iterator[Bytes]:
     """The bytes of one tensor of the image, but for `crc32`, which is known when all others have passed.
@@ -186,7 +186,7 @@ def part_pieces(
 
     Args:
         name: of the tensor.
-        parts, groups: of the plan.
+        entries, groups: of the plan.
         tensors: the checkpoint's, by name the file that holds it.
         sums: gets the checksums.
         beside: another thread.
@@ -198,19 +198,19 @@ def part_pieces(
         yield from _bundle_pieces(name, groups[name], tensors, sums, beside)
     elif name != "crc32":
         crc = 0
-        for piece in _copied(tensors, name) if name in tensors else [_own_bytes(name, parts, sums)]:
+        for piece in _copied(tensors, name) if name in tensors else [_own_bytes(name, entries, sums)]:
             summed = beside.submit(zlib.crc32, piece.data, crc)
             yield piece
             crc = summed.result()
-        sums.parts[name] = crc
+        sums.entries[name] = crc
         if name in tensors:
             sums.sources[name] = crc
 
 
-def all_sums(header: bytes, parts: Parts, sums: Sums) -> Bytes:
+def all_sums(header: bytes, entries: Entries, sums: Checksums) -> Bytes:
     """The bytes of `crc32`: the header's checksum, then every covered tensor's in file order, then zeros."""
-    table = np.zeros(parts["crc32"][1], "<u4")
-    values = [zlib.crc32(header), *(sums.parts[name] for name in parts if name in sums.parts)]
+    table = np.zeros(entries["crc32"][1], "<u4")
+    values = [zlib.crc32(header), *(sums.entries[name] for name in entries if name in sums.entries)]
     table[: len(values)] = values
     return table.view(np.uint8)
 
@@ -252,15 +252,15 @@ def _copied(tensors: Mapping[str, Container], name: str) -> Iterator[Bytes]:
         yield piece
 
 
-def _own_bytes(name: str, parts: Parts, sums: Sums) -> Bytes:
+def _own_bytes(name: str, entries: Entries, sums: Checksums) -> Bytes:
     """The bytes of a pad, or of the sums of a tensor of bundles."""
     if name.startswith("pad."):
-        return np.zeros(parts[name][1], np.uint8)
+        return np.zeros(entries[name][1], np.uint8)
     return sums.bundles[name.removesuffix(".crc32")].view(np.uint8)
 
 
 def _bundle_pieces(
-    name: str, group: Group, tensors: Mapping[str, Container], sums: Sums, beside: Executor
+    name: str, group: Group, tensors: Mapping[str, Container], sums: Checksums, beside: Executor
 ) -> Iterator[Bytes]:
     """The bytes of pack_bundles, a few neurons at a time; their checksums, by neuron, go to `sums`.
 

@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashref.storage.calibration import MeasuredTrace, Verification
+from flashref.storage.calibration import MeasuredBatch, Verification
 from flashref.storage.device import Device, read_time
 from flashref.storage.fit import relative_errors, split_half_noise
 
 KIB = 1024
-TRACE_DEPTHS = (1, 4, 8, 16, 32)
+MIXED_DEPTHS = (1, 4, 8, 16, 32)
 SMALL_READS = (600, 1200, 1500, 1800, 2000)  # at each depth: 20 to 100 ms on an SSD
 LARGE_READS = (200, 400, 500, 600, 666)
 LIMIT_MEDIAN, LIMIT_P90 = 0.08, 0.15  # what a repeated measurement of a shared disk can be held to
 
 
-class Trace(NamedTuple):
+class MixedBatch(NamedTuple):
     """One batch of mixed reads: their sizes in bytes, in order, `depth` of them at a time."""
 
     kind: str
@@ -25,7 +25,7 @@ class Trace(NamedTuple):
     sizes: tuple[int, ...]
 
 
-def mixed_traces(generator: np.random.Generator) -> tuple[Trace, ...]:
+def mixed_batches(generator: np.random.Generator) -> tuple[MixedBatch, ...]:
     """Twenty traces: four mixtures at five depths.
 
     The mixtures are "neuron", bundles of 16 KiB in short runs, as `bundle_extents` joins them; "small", 4 to
@@ -35,18 +35,20 @@ def mixed_traces(generator: np.random.Generator) -> tuple[Trace, ...]:
         generator: of the sizes.
     """
     traces = []
-    for depth, small, large in zip(TRACE_DEPTHS, SMALL_READS, LARGE_READS, strict=True):
+    for depth, small, large in zip(MIXED_DEPTHS, SMALL_READS, LARGE_READS, strict=True):
         mixtures = {
             "neuron": 16 * generator.geometric(0.8, small),
             "small": generator.choice([4, 8, 12, 16, 32], small),
             "log-uniform": 4 * np.rint(2 ** generator.uniform(0, 8, large)).astype(np.int64),
             "bimodal": np.where(generator.random(large) < 0.1, 1024, 8),
         }
-        traces += [Trace(kind, depth, tuple((sizes * KIB).tolist())) for kind, sizes in mixtures.items()]
+        traces += [MixedBatch(kind, depth, tuple((sizes * KIB).tolist())) for kind, sizes in mixtures.items()]
     return tuple(traces)
 
 
-def verify(device: Device, traces: Sequence[Trace], nanoseconds: Sequence[Sequence[int]]) -> Verification:
+def verify(
+    device: Device, traces: Sequence[MixedBatch], nanoseconds: Sequence[Sequence[int]]
+) -> Verification:
     """The device's times beside the median of each trace's repeats.
 
     Args:
@@ -55,7 +57,7 @@ def verify(device: Device, traces: Sequence[Trace], nanoseconds: Sequence[Sequen
         nanoseconds: of each trace, every repeat.
     """
     measured = tuple(
-        MeasuredTrace(
+        MeasuredBatch(
             kind,
             depth,
             len(sizes),

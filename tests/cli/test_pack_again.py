@@ -39,8 +39,8 @@ def test_the_whole_image_of_this_checkpoint_is_left_as_it_is(run, report, whole,
     }
     outcome = run("--image", path)
     assert (outcome.code, outcome.err) == (0, "")
-    told = f"{path}: is the whole image of this checkpoint; nothing was written\n"
-    assert outcome.out.startswith(told) and "to check all of it" in outcome.out
+    told = f"{path}: is already the image of this checkpoint; nothing was written\n"
+    assert outcome.out.startswith(told) and "to check it, at " in outcome.out
     assert contents(tmp_path) == {"image": whole} and path.stat().st_mtime_ns == changed
 
 

@@ -23,7 +23,7 @@ from flashref.storage.files import locked_part
 from flashref.storage.fit import Point, point_errors
 from flashref.storage.readers import DirectReader
 from flashref.storage.scratch import file_system, mount_point
-from flashref.storage.verification import Trace
+from flashref.storage.verification import MixedBatch
 from flashref.types import Extent
 
 calibration = simulated_disk.calibration
@@ -124,7 +124,7 @@ def disk(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrating, "LARGEST_BATCH", 2 * MIB)
     monkeypatch.setattr(calibrating, "ROUNDS", 2)
     monkeypatch.setattr(calibrating, "VERIFIED_ROUNDS", 2)
-    monkeypatch.setattr(calibrating, "mixed_traces", lambda _: [Trace("two", 16, (4096, 8192) * 9)])
+    monkeypatch.setattr(calibrating, "mixed_batches", lambda _: [MixedBatch("two", 16, (4096, 8192) * 9)])
     # Other tests calibrate at the same time.
     monkeypatch.setattr(scratch, "mount_point", lambda folder: folder)
     with open(tmp_path / "probe", "wb") as file:

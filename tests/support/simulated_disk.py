@@ -8,7 +8,7 @@ import pytest
 from flashref.storage.calibrate import conclude, measure
 from flashref.storage.calibration import Conditions
 from flashref.storage.device import Device, read_time
-from flashref.storage.verification import mixed_traces
+from flashref.storage.verification import mixed_batches
 from flashref.types import Read
 
 MIB = 2**20
@@ -26,7 +26,7 @@ DISK = Device(
 CONDITIONS = Conditions(
     "2026-11-22", "Linux 6.1", 0.5, "3.11", "threads", "huge pages", True, "/disk", "ext4", FILE_BYTES, 4, 0
 )
-TRACES = mixed_traces(np.random.default_rng(4))
+TRACES = mixed_batches(np.random.default_rng(4))
 
 
 def simulated_readers(device, log=None):
