@@ -1,37 +1,32 @@
-"""`flashref calibrate`: measures a disk, and says how far the device that it fits can be trusted."""
+"""`flashref calibrate`: measures a disk, fits a device to it, and prints how exact the device is."""
 
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
 from flashref.cli.options import at_least, check_new_file, fraction
-from flashref.cli.report import Output, progress
+from flashref.cli.report import progress
+from flashref.cli.tables import Column, print_table, say
 from flashref.storage.calibrate import FILE_BYTES, LARGEST_NOISE, calibrate
 from flashref.storage.calibration import Calibration, Verification, calibration_to_json
 from flashref.storage.device import Device
 from flashref.storage.files import save_file
-from flashref.storage.fit import Errors, Point, point_time
+from flashref.storage.fit import Errors, point_time
 from flashref.storage.verification import LIMIT_MEDIAN, LIMIT_P90, holds
 
 MIB, GIB = 2**20, 2**30
 
 
 def add_parser(commands: Any) -> None:
-    """`calibrate` among the commands."""
+    """Add `calibrate` to the commands."""
     parser = commands.add_parser(
         "calibrate",
         help="measure a disk and fit a device to it",
         description="Measure the disk of a folder with random reads past the page cache, for about 6 s, and "
-        "fit a device to it. A file of random bytes is written into the folder and removed at the end. One "
-        "calibration at a time has a disk.",
+        "fit a device to it. A file of random bytes is written into the folder and removed at the end. Only "
+        "one calibration at a time can measure a disk.",
     )
     add = parser.add_argument
     add(
@@ -46,43 +41,44 @@ def add_parser(commands: Any) -> None:
         "--out",
         metavar="FILE",
         type=Path,
-        help="write the calibration to FILE, which must not exist, for the --device FILE of other commands",
+        help="write the calibration to FILE, which must not exist, for --device FILE of other commands",
     )
     add(
         "--size",
         metavar="GIB",
         type=_file_bytes,
         default=FILE_BYTES,
-        help="size of the file of random bytes in GiB (default: 4; a smaller file may lie in a cache)",
+        help="size of the file of random bytes, in GiB (default: 4; a smaller file may fit into a "
+        "cache of the disk)",
     )
     add(
         "--seed",
         metavar="S",
         type=at_least(0),
         default=0,
-        help="draw offsets, order and bytes from this seed (default: 0)",
+        help="seed of the random offsets, order and bytes (default: 0)",
     )
     add(
         "--verify",
         action="store_true",
-        help="also time mixed reads, for 30 s in all; the exit code is 1 if the device predicts them with a "
-        f"median error over {LIMIT_MEDIAN:.0%}% or a 90th percentile over {LIMIT_P90:.0%}%",
+        help="also time mixed reads, which takes 30 s in all; the exit code is 1 if the device's time for "
+        f"them has a median error over {LIMIT_MEDIAN:.0%}% or a 90th percentile over {LIMIT_P90:.0%}%",
     )
     add(
         "--accept-noise",
         metavar="S",
         type=fraction,
         default=LARGEST_NOISE,
-        help="take a device from a disk that is measured with a median noise of at most this share; the "
-        f"report states it (default: {LARGEST_NOISE:g})",
+        help="accept a disk whose measurements have a median noise of at most S, such as 0.3; the report "
+        f"states the noise (default: {LARGEST_NOISE:g})",
     )
     add("--json", action="store_true", help="print the calibration as one JSON object instead of tables")
-    add("--quiet", action="store_true", help="show nothing but errors on stderr")
+    add("--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, fit, show and keep; 1 if the device was to be verified and is not good enough, else 0."""
+    """Measure, fit, print and save; 1 if the device was verified and is not exact enough, else 0."""
     check_new_file("--out", options.out)
     with progress(options.quiet) as advance:
         calibration = calibrate(
@@ -102,8 +98,8 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None:  # after the result, which a full disk must not cost
         save_file(options.out, text.encode())
     if not options.json:
-        kept = "not kept; --out FILE keeps it for --device FILE"
-        print(kept if options.out is None else f"kept: --device {options.out}")
+        saved = f"Saved; other commands take it as --device {options.out}"
+        print("Not saved; --out FILE saves it for --device FILE" if options.out is None else saved)
     return 0 if calibration.verification is None or holds(calibration.verification) else 1
 
 
@@ -112,7 +108,7 @@ def _announce(what: str) -> None:
 
 
 def _file_bytes(word: str) -> int:
-    """Bytes of a number of GiB, as whole MiB, and at least 16 of them."""
+    """A number of GiB in bytes, rounded to whole MiB; at least 16 MiB."""
     try:
         size = round(float(word) * GIB / MIB) * MIB
     except (ValueError, OverflowError):
@@ -123,81 +119,89 @@ def _file_bytes(word: str) -> int:
 
 
 def _show(calibration: Calibration) -> None:
-    """The device in words, measured beside modelled, the errors, the conditions."""
-    output = Output(highlight=False, emoji=False)
-    conditions = calibration.conditions
-    output.print(Text("the device", "bold"))
-    output.print(_device_table(calibration.device))
-    output.print()
-    output.print(Text("random reads of one size", "bold"))
-    output.print(_points_table(calibration.device, calibration.points))
-    output.print(
-        f"error on these points: {_words(calibration.error)}; the measurement's own noise, one half of the "
-        f"rounds against the other: {_words(calibration.noise)}",
-        soft_wrap=True,
-    )
+    """Print the device, its errors on the reads that were measured, and the conditions."""
+    say("The device", "bold")
+    _show_device(calibration.device)
+    say("Random reads of one size", "bold")
+    _show_points(calibration)
     if calibration.verification is not None:
-        output.print()
-        _show_verification(output, calibration.verification)
-    output.print()
-    output.print(
-        f"measured on {conditions.date}: {conditions.kernel}, load average {conditions.load_average:g}, "
+        say("Mixed reads, which the device was not fitted to", "bold")
+        _show_verification(calibration.verification)
+    conditions = calibration.conditions
+    say(
+        f"Measured on {conditions.date}: {conditions.kernel}, load average {conditions.load_average:g}, "
         f"Python {conditions.python}; {conditions.engine}, {conditions.buffer}; "
-        f"{escape(conditions.folder)} ({conditions.file_system}), a file of "
-        f"{conditions.file_bytes / GIB:g} GiB, {conditions.rounds} rounds, seed {conditions.seed}",
-        soft_wrap=True,
+        f"{conditions.folder} ({conditions.file_system}), a file of "
+        f"{conditions.file_bytes / GIB:g} GiB, {conditions.rounds} rounds, seed {conditions.seed}."
     )
 
 
-def _device_table(device: Device) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, amount, unit, meaning in (
-        ("latency_ns", device.latency_ns / 1e3, "µs", "one small read alone, from asking to having"),
-        ("max_iops", device.max_iops / 1e3, "thousand/s", "reads, however many are outstanding"),
-        ("max_bandwidth", device.max_bandwidth / 1e9, "GB/s", "bytes, likewise"),
-        ("stream_bandwidth", device.stream_bandwidth / 1e9, "GB/s", "transfer of one read alone"),
-        ("knee", device.knee, "", "1: the costs add up; inf: the largest counts"),
-        ("dispatch_ns", device.dispatch_ns / 1e3, "µs", "to wake one worker for a batch"),
-        ("queue_depth", device.queue_depth, "", "reads at a time, as measured"),
-    ):
-        table.add_row(name, Text(f"{amount:.4g}", justify="right"), unit, meaning)
-    return table
+def _show_device(device: Device) -> None:
+    fields: tuple[tuple[str, float, str, str], ...] = (
+        ("latency_ns", device.latency_ns / 1e3, "µs", "time of one small read on its own"),
+        ("max_iops", device.max_iops / 1e3, "thousand/s", "most reads in a second"),
+        ("max_bandwidth", device.max_bandwidth / 1e9, "GB/s", "most bytes in a second"),
+        ("stream_bandwidth", device.stream_bandwidth / 1e9, "GB/s", "the same for one read on its own"),
+        ("knee", device.knee, "", "1: costs add up; inf: the largest counts"),
+        ("dispatch_ns", device.dispatch_ns / 1e3, "µs", "time to wake one worker for a batch"),
+        ("queue_depth", device.queue_depth, "", "reads outstanding at a time"),
+    )
+    columns = (Column("field", True), Column("value"), Column("unit", True), Column("meaning", True))
+    print_table(columns, [(name, f"{value:.4g}", unit, meaning) for name, value, unit, meaning in fields])
 
 
-def _points_table(device: Device, points: Sequence[Point]) -> Table:
-    table = _table("read size", "depth", "measured GB/s", "modelled", "error in time")
-    for point in points:
-        measured, modelled = statistics.median(point.nanoseconds), point_time(device, point)
-        amount = point.size * point.reads
-        table.add_row(
-            f"{point.size // 1024} KiB",
-            str(point.depth),
-            f"{amount / measured:.3f}",
-            f"{amount / modelled:.3f}",
-            f"{modelled / measured - 1:+.1%}",
+def _show_points(calibration: Calibration) -> None:
+    rows = []
+    for point in calibration.points:
+        measured = statistics.median(point.nanoseconds)
+        modelled, amount = point_time(calibration.device, point), point.size * point.reads
+        rows.append(
+            (
+                f"{point.size // 1024} KiB",
+                str(point.depth),
+                f"{amount / measured:.3f}",
+                f"{amount / modelled:.3f}",
+                f"{modelled / measured - 1:+.1%}",
+            )
         )
-    return table
+    print_table(_columns("read size", "queue depth", "measured GB/s", "modelled GB/s", "error in time"), rows)
+    say(
+        "Each row is a batch of random reads of one size, with as many reads outstanding as the queue depth "
+        "says. The error is how much longer the device's time is than the measured one."
+    )
+    say(f"Error of the device on these reads: {_words(calibration.error)}.")
+    say(
+        f"Noise, which is how far one half of the rounds differs from the other: {_words(calibration.noise)}."
+        "\n"
+    )
 
 
-def _show_verification(output: Output, verification: Verification) -> None:
-    output.print(Text("mixed reads, which the device was not fitted to", "bold"))
-    table = _table("mixture", "depth", "reads", "measured ms", "modelled", "error in time")
-    for trace in verification.traces:
-        measured = statistics.median(trace.nanoseconds)
-        table.add_row(
-            trace.kind,
-            str(trace.depth),
-            f"{trace.reads:,}",
-            f"{measured / 1e6:.1f}",
-            f"{trace.predicted_ns / 1e6:.1f}",
-            f"{trace.predicted_ns / measured - 1:+.1%}",
+def _show_verification(verification: Verification) -> None:
+    rows = []
+    for batch in verification.traces:
+        measured = statistics.median(batch.nanoseconds)
+        rows.append(
+            (
+                batch.kind,
+                str(batch.depth),
+                f"{batch.reads:,}",
+                f"{measured / 1e6:.1f}",
+                f"{batch.predicted_ns / 1e6:.1f}",
+                f"{batch.predicted_ns / measured - 1:+.1%}",
+            )
         )
-    output.print(table)
-    verdict = "[green]verified[/green]" if holds(verification) else "[red]NOT verified[/red]"
-    output.print(
-        f"{verdict}: error {_words(verification.error)} (allowed: median {LIMIT_MEDIAN:.0%}, 90th percentile "
-        f"{LIMIT_P90:.0%}); the measurement's own noise: {_words(verification.noise)}",
-        soft_wrap=True,
+    headings = ("mixture", "queue depth", "reads", "measured ms", "modelled ms", "error in time")
+    print_table(_columns(*headings), rows)
+    say(
+        "neuron: short runs of bundles of 16 KiB; small: 4 to 32 KiB; log-uniform: 4 KiB to 1 MiB; "
+        "bimodal: 8 KiB, and one read in ten of 1 MiB."
+    )
+    good = holds(verification)
+    verdict, limit = "verified" if good else "NOT verified", f"{LIMIT_MEDIAN:.0%}"
+    say(
+        f"{verdict}: error {_words(verification.error)}; allowed: median {limit}, 90th percentile "
+        f"{LIMIT_P90:.0%}. Noise of these measurements: {_words(verification.noise)}.\n",
+        "green" if good else "red",
     )
 
 
@@ -205,9 +209,5 @@ def _words(errors: Errors) -> str:
     return f"median {errors.median:.1%}, 90th percentile {errors.p90:.1%}, largest {errors.max:.1%}"
 
 
-def _table(first: str, *headings: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
+def _columns(first: str, *others: str) -> tuple[Column, ...]:
+    return Column(first, words=True), *map(Column, others)

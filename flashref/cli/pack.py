@@ -1,57 +1,58 @@
-"""`flashref pack`: a checkpoint becomes a flash image, whatever its size, with memory of one layer."""
+"""`flashref pack`: writes a checkpoint as a flash image, with one layer in memory at a time."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.progress import DownloadColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.text import Text
 
 from flashref.cli import report
 from flashref.cli.options import add_device_option, device
+from flashref.cli.tables import Column, print_table
 from flashref.models.pack import Packed, pack
 
 
 def add_parser(commands: Any) -> None:
-    """`pack` among the commands."""
+    """Add `pack` to the commands."""
     parser = commands.add_parser(
         "pack",
         help="write a checkpoint as a flash image",
         description="Write a checkpoint as a flash image, with one layer in memory at a time. An interrupt "
-        "leaves nothing behind; what a killed command left is removed by the next one, which begins anew.",
+        "leaves no file behind. If the command is killed, the next one removes its temporary file and starts "
+        "again.",
     )
     add = parser.add_argument
-    add("directory", metavar="DIR", type=Path, help="the Hugging Face checkpoint to pack")
+    add("directory", metavar="DIR", type=Path, help="folder of the Hugging Face checkpoint to pack")
     add(
         "--image",
         metavar="FILE",
         type=Path,
         required=True,
-        help="the image to write; if it is there already it is checked, and never overwritten",
+        help="image to write; an image that exists already is checked, and never overwritten",
     )
     add_device_option(parser)
     add(
         "--without-bundling",
         action="store_true",
-        help="write the rows of each field into a tensor of its own; `run --image X --reader direct` "
-        "compares with such an image if it is named X.unbundled",
+        help="write the rows of up, down and gate into separate tensors; `run --image X --reader direct` "
+        "compares bundled with separate rows if such an image is named X.unbundled",
     )
     add(
         "--gate",
         choices=("flash", "resident"),
         default="flash",
-        help="where gate projections go: into the bundles on flash, or whole into memory, for "
-        "`run --predictor gate` (default: flash)",
+        help="where the gate projections go: into the bundles on flash, or into the resident tensors, as "
+        "`run --predictor gate` needs them (default: flash)",
     )
-    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add("--json", action="store_true", help="print the result as one JSON object instead of a table")
     add("--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Pack, and say what the image holds; 0 also if it is there already."""
+    """Pack, and print what the image holds; an image that exists already and is right gives 0 too."""
     with report.progress(options.quiet, DownloadColumn(), TransferSpeedColumn()) as progress:
         packed = pack(
             options.directory,
@@ -69,29 +70,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(packed: Packed) -> None:
-    """The image in a table, on stdout."""
+    """Print the image as a table."""
     bundled, fields, number, bundle_bytes, stride = packed.bundles
     what = "bundles" if bundled else "rows"
-    first = "packed" if packed.written else "is the whole image of this checkpoint; nothing was written"
-    speed = f"{report.size(packed.bytes_per_second)}/s" if packed.written else "to check all of it"
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    for name, amount, meaning in (
-        ("image", report.size(packed.sizes.whole), f"in blocks of {packed.block:,} bytes"),
+    done = "packed" if packed.written else "is already the image of this checkpoint; nothing was written"
+    speed = f"{report.size(packed.bytes_per_second)}/s"
+    rows = (
+        ("image", report.size(packed.sizes.whole), f"the whole file, in blocks of {packed.block:,} bytes"),
         (
             what,
             f"{number:,}",
-            f"of {', '.join(fields)}: {bundle_bytes:,} bytes each, stride {stride:,}",
+            f"of {', '.join(fields)}: {bundle_bytes:,} bytes each, {stride:,} with padding",
         ),
-        ("their weights", report.size(packed.sizes.ffn), "are read from flash when they are needed"),
-        ("resident", report.size(packed.sizes.resident), "is what all other tensors take in memory"),
-        ("padding", report.size(packed.sizes.padding), f"is zeros inside {what} and after tensors"),
-        ("other", report.size(packed.sizes.other), "is the header and the checksums"),
-        ("time", f"{packed.seconds:,.1f} s", speed),
-        ("memory", report.size(packed.peak_memory_bytes), "is the most that this process had resident"),
-    ):
-        table.add_row(name, amount, meaning)
-    report.Output(highlight=False, emoji=False).print(f"{escape(str(packed.image))}: {first}", soft_wrap=True)
-    report.print_whole(table)
+        ("weights", report.size(packed.sizes.ffn), f"FFN weights in the {what}, read from flash in a run"),
+        ("resident", report.size(packed.sizes.resident), "all other tensors, which a run keeps in memory"),
+        ("padding", report.size(packed.sizes.padding), f"zeros inside {what} and after tensors"),
+        ("other", report.size(packed.sizes.other), "the header and the checksums"),
+        ("time", f"{packed.seconds:,.1f} s", f"to {'write' if packed.written else 'check'} it, at {speed}"),
+        ("memory", report.size(packed.peak_memory_bytes), "the most that this process had resident"),
+    )
+    line = Text(f"{packed.image}: {done}")
+    report.Output(highlight=False, emoji=False).print(line, soft_wrap=True)
+    print_table((Column("part", words=True), Column("amount"), Column("what it is", words=True)), rows)

@@ -18,21 +18,23 @@ from flashref.storage.progress import Progress
 from flashref.types import DomainError
 
 if TYPE_CHECKING:  # it needs JAX
-    from flashref.training import Evaluation, Plan
+    from flashref.training import Evaluation, FitPlan
 
 FITTING = ("out", "ranks", "share", "false_negatives", "threshold", "steps", "seed")  # not with --judge
-GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)  # probabilities of --sweep
-WIDTH, HEIGHT = 900, 380  # points of the figure
+# The probabilities that --sweep tries.
+GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)
+WIDTH, HEIGHT = 900, 380  # the size of the figure, in points
 
 
 def add_parser(commands: Any) -> None:
-    """`train` among the commands."""
+    """Add `train` to the commands."""
     parser = commands.add_parser(
         "train",
         help="fit low-rank predictors to a model, and judge them",
         description="Fit a predictor for each layer on the first eight tenths of a text, choose ranks and "
-        "thresholds on the ninth, and judge on the last. After an interrupt the same command goes on with "
-        "the next layer. With --judge, judge predictors that are there.",
+        "thresholds on the ninth tenth, and judge the predictors on the last. Finished layers are kept, so "
+        "that the same command continues after an interrupt. With --judge, judge existing predictors "
+        "instead.",
     )
     _add_inputs(parser)
     _add_fitting(parser)
@@ -41,7 +43,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fit, or judge what is there; print, and then draw."""
+    """Fit predictors, or judge those that exist; print the result first, and draw it after that."""
     _check(options)
     check_plot(options.plot)
     with report.progress(options.quiet) as progress:
@@ -70,7 +72,7 @@ def _fit(options: argparse.Namespace, progress: Progress) -> "Evaluation":
     except KeyboardInterrupt:
         folder = partial_dir_of(options.out or options.model / FILE_NAME)
         if folder.exists():
-            _say(options, f"what is done is kept in {folder}; the same command goes on from there")
+            _say(options, f"the finished layers are kept in {folder}; the same command continues from there")
         raise
 
 
@@ -78,7 +80,7 @@ def _judge(options: argparse.Namespace, progress: Progress) -> "Evaluation":
     model = options.model or TINY
     text = options.text or model / HELD_OUT
     if options.text is None and model.is_dir() and not text.is_file():
-        raise DomainError(f"{model}: has no {HELD_OUT} to judge on; give a text with --text FILE")
+        raise DomainError(f"{model} has no {HELD_OUT} to judge on; give a text with --text FILE")
 
     from flashref import training  # JAX: only when it is needed
 
@@ -94,12 +96,12 @@ def _judge(options: argparse.Namespace, progress: Progress) -> "Evaluation":
     )
 
 
-def _plan(options: argparse.Namespace) -> "Plan":
-    """What was asked for, and the defaults for the rest."""
-    from flashref.training import Plan
+def _plan(options: argparse.Namespace) -> "FitPlan":
+    """The plan that the options ask for, with defaults for the rest."""
+    from flashref.training import FitPlan
 
-    default, seed = Plan(), options.seed or 0
-    return Plan(
+    default, seed = FitPlan(), options.seed or 0
+    return FitPlan(
         options.ranks,
         options.share or default.share,
         options.false_negatives or default.false_negatives,
@@ -139,33 +141,33 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         nargs="?",
         type=Path,
-        help="the Hugging Face checkpoint (with --judge the default is the tiny model that flashref ships)",
+        help="folder of the Hugging Face checkpoint (with --judge, the default is the shipped tiny model)",
     )
     add(
         "--text",
         metavar="FILE",
         type=Path,
-        help="the text, in UTF-8 (with --judge the default is MODEL/held_out.txt)",
+        help="text file in UTF-8 (with --judge, the default is MODEL/held_out.txt)",
     )
     add(
         "--tokens",
         metavar="N",
         type=at_least(1),
-        help="use at most N tokens of the text, and with --judge a tenth of N; each takes 12 bytes of memory "
-        "for every unit of the model's width (default: as many as take 2 GiB)",
+        help="use at most N tokens of the text, and with --judge at most a tenth of N; each token takes 12 "
+        "bytes of memory times the model's width (default: as many as fit into 2 GiB)",
     )
     add(
         "--activation",
         metavar="A",
         type=activation,
-        help="run the model with relu or fatrelu:T instead of its own activation",
+        help="run the model with this activation instead of its own: relu, or fatrelu:T with threshold T",
     )
-    add("--judge", action="store_true", help="fit nothing, and judge the predictors that are there")
+    add("--judge", action="store_true", help="judge existing predictors, and fit nothing")
     add(
         "--predictors",
         metavar="FILE",
         type=Path,
-        help=f"the predictors that --judge judges (default: MODEL/{FILE_NAME})",
+        help=f"file of the predictors that --judge judges (default: MODEL/{FILE_NAME})",
     )
 
 
@@ -182,37 +184,37 @@ def _add_fitting(parser: argparse.ArgumentParser) -> None:
         "--ranks",
         metavar="R",
         type=_ranks,
-        help="the predictors' rank: one number for all layers, or one for each, such as 16,32,0; with 0 the "
-        "layer gets no predictor and stays in memory",
+        help="ranks of the predictors: one number for all layers, or one for each layer, such as 16,32,0; a "
+        "layer with rank 0 gets no predictor and stays in memory",
     )
     sizes.add_argument(
         "--share",
         metavar="S",
         type=fraction,
-        help="give the predictors this share of the model's bytes, and each layer the rank that helps most "
-        "(default: 0.06)",
+        help="give all predictors together this share of the model's bytes, and choose the rank of each "
+        "layer (default: 0.06)",
     )
     limits = parser.add_mutually_exclusive_group()
     limits.add_argument(
         "--false-negatives",
         metavar="S",
         type=fraction,
-        help="choose each layer's threshold so that at most this share of the active neurons is missed "
-        "(default: 0.048)",
+        help="choose the layers' thresholds so that their false negative rate, the share of active neurons "
+        "that are not predicted, is at most S (default: 0.048)",
     )
     limits.add_argument(
         "--threshold",
         metavar="P",
         type=_threshold,
-        help="use this probability as the threshold of every layer; the paper's is 0.5",
+        help="use probability P as the threshold of every layer; the paper uses 0.5",
     )
     add(
         "--steps",
         metavar="N",
         type=at_least(1),
-        help="end the fit of a layer after at most N batches (default: 3000)",
+        help="largest number of batches in the fit of a layer (default: 3000)",
     )
-    add("--seed", metavar="S", type=at_least(0), help="draw the batches from this seed (default: 0)")
+    add("--seed", metavar="S", type=at_least(0), help="seed of the random batches (default: 0)")
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -222,49 +224,51 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         type=at_least(1),
         default=LARGEST_WINDOW,
-        help=f"report what a window of K tokens keeps in memory (default: {LARGEST_WINDOW})",
+        help=f"length of the window whose neurons are reported, in tokens (default: {LARGEST_WINDOW})",
     )
-    add("--sweep", action="store_true", help="also show what other thresholds would give")
+    add("--sweep", action="store_true", help="also print what other thresholds would give")
     add(
         "--plot",
         metavar="FILE",
         type=Path,
-        help="draw layers and windows into FILE (.png, .svg or .pdf), which must not exist",
+        help="draw the errors and the windows into FILE (.png, .svg or .pdf), which must not exist",
     )
-    add("--json", action="store_true", help="print one JSON object instead of tables")
+    add("--json", action="store_true", help="print the result as one JSON object instead of tables")
     add("--quiet", action="store_true", help="show no progress on stderr")
 
 
 def _check(options: argparse.Namespace) -> None:
-    """DomainError for options that do not go together."""
+    """DomainError if options contradict each other or one is missing."""
     if options.judge:
         given = next((name for name in FITTING if getattr(options, name) is not None), None)
         if given:
             raise DomainError(
-                f"--{given.replace('_', '-')} is for fitting; leave it out, or leave --judge out"
+                f"--{given.replace('_', '-')} is an option for fitting; leave out either it or --judge"
             )
         return
     if options.predictors is not None:
         raise DomainError(
-            "--predictors names what --judge judges; say --judge too, or where to write with --out"
+            "--predictors is an option for --judge; add --judge, or choose the file to write with --out"
         )
     for name, value in (("MODEL", options.model), ("--text FILE", options.text)):
         if value is None:
-            raise DomainError(f"to fit takes {name}; or judge what is there with --judge")
+            raise DomainError(f"fitting needs {name}; to judge existing predictors, add --judge")
     if options.plot is not None and options.plot == (options.out or options.model / FILE_NAME):
-        raise DomainError(f"--plot {options.plot}: is where the predictors go; choose another name")
+        raise DomainError(f"--plot {options.plot}: the predictors go into this file; choose another name")
 
 
 def _ranks(word: str) -> tuple[int, ...]:
     ranks = tuple(ids(word))
     if min(ranks) < 0:
-        raise argparse.ArgumentTypeError(f"ranks must be at least 0, not {min(ranks)}")
+        raise argparse.ArgumentTypeError(f"a rank must be at least 0, not {min(ranks)}")
     return ranks
 
 
 def _threshold(word: str) -> float:
-    """The logit of a probability."""
+    """The logit of a probability that is given as text."""
     try:
         return logit_threshold(float(word))
     except ValueError:  # a DomainError is one
-        raise argparse.ArgumentTypeError(f"{word!r} is no probability between 0 and 1, such as 0.5") from None
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not a probability between 0 and 1, such as 0.5"
+        ) from None

@@ -19,7 +19,7 @@ from flashref.storage.image import (
     require_bundles,
     require_checkpoint,
 )
-from flashref.storage.packing import Plan, plan_image
+from flashref.storage.packing import ImagePlan, plan_image
 from flashref.storage.progress import Progress, unseen
 from flashref.types import DomainError, ImageError
 
@@ -183,7 +183,7 @@ def block_for(*devices: Device) -> int:
     return max(PAGE, *(device.block for device in devices))
 
 
-def _check(path: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress) -> str:
+def _check(path: Path, checkpoint: Checkpoint, plan: ImagePlan, progress: Progress) -> str:
     """The checkpoint's fingerprint; ImageError unless the file is, to the last byte, what would be packed."""
     try:
         image = open_image(path)
@@ -200,10 +200,10 @@ def _check(path: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress) -
     return identity
 
 
-def _account(checkpoint: Checkpoint, plan: Plan) -> tuple[Bundles, ImageBytes]:
+def _account(checkpoint: Checkpoint, plan: ImagePlan) -> tuple[Bundles, ImageBytes]:
     """What an image holds that is as planned."""
     layouts = [group.layout for group in plan.groups.values()]
-    sizes = {name: tensor_bytes(*part) for name, part in plan.parts.items()}
+    sizes = {name: tensor_bytes(*part) for name, part in plan.entries.items()}
     ffn = sum(layout.n * layout.bundle_bytes for layout in layouts)
     resident = sum(size for name, size in sizes.items() if name in checkpoint.tensors)
     padding = sum(layout.n * (layout.stride - layout.bundle_bytes) for layout in layouts)

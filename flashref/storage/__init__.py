@@ -1,1 +1,1 @@
-"""The explicit storage model: devices, plans, images and readers (specs/50 to 56)."""
+"""The explicit storage model of chapters 50 to 56: devices, read plans, flash images and readers."""

@@ -1,7 +1,8 @@
-"""Measures a disk: shuffled rounds of reads past the page cache, and the Device that explains them.
+"""Measures a disk with random reads past the page cache, and fits a Device to the measurements.
 
-A disk's speed drifts, so that measuring a point for longer buys nothing: many short rounds in a new order
-each time, and the median of each point. Everything is read with DirectReader, as flashref reads itself.
+A disk's speed drifts, so measuring a point for longer would not help. Instead there are many short rounds,
+each in a new random order, and the median of each point counts. All reads go through DirectReader, as in a
+run.
 """
 
 import datetime
@@ -28,23 +29,24 @@ from flashref.storage.scratch import (
     remove_stale_scratch,
     scratch_file,
 )
-from flashref.storage.verification import TRACE_DEPTHS, Trace, mixed_traces, verify
+from flashref.storage.verification import MIXED_DEPTHS, MixedBatch, mixed_batches, verify
 from flashref.types import Extent, Reader
 
-SIZES = (4096, 65_536, 1_048_576)
+SIZES = (4096, 65_536, 1_048_576)  # bytes of a read, each at all depths
 DEPTHS = (1, 4, 8, 32)
+# The small batches to which dispatch_ns is fitted.
 BATCH_SIZE, BATCH_READS, BATCH_DEPTHS, BATCH_REPEATS = 16_384, (1, 4, 16, 64, 256), (8, 32), 5
 BLOCK = 4096
-FILE_BYTES = 4 * 2**30  # a smaller file might lie in a cache behind the system's back
-ROUNDS, VERIFIED_ROUNDS = 8, 16  # about 6 s, and 30
-ROUND_NS = 60_000_000
-LARGEST_BATCH = 2**27  # bytes of one round: DirectReader has memory for a whole batch
-LARGEST_NOISE = 0.15
-IN_MEMORY = ("tmpfs", "ramfs")  # newer kernels grant O_DIRECT there too
+FILE_BYTES = 4 * 2**30  # a smaller file might fit into a cache of the disk
+ROUNDS, VERIFIED_ROUNDS = 8, 16  # about 6 s, and 30 s with verification
+ROUND_NS = 60_000_000  # the time of one point in one round, about
+LARGEST_BATCH = 2**27  # the most bytes of a batch, all of which DirectReader holds in memory
+LARGEST_NOISE = 0.15  # the largest median noise that is accepted by default
+IN_MEMORY = ("tmpfs", "ramfs")  # file systems in memory; newer kernels allow O_DIRECT there
 
 
 class Job(NamedTuple):
-    """A batch to be timed: reads of these sizes, `depth` at a time, `repeats` times a round."""
+    """A batch to be timed: reads of these sizes at a queue depth, `repeats` times in each round."""
 
     sizes: tuple[int, ...]
     depth: int
@@ -52,7 +54,7 @@ class Job(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Everything that was timed. traces: the nanoseconds of each, round after round."""
+    """Everything that was timed; traces: for each batch of mixed reads, the nanoseconds of each round."""
 
     points: tuple[Point, ...]
     batches: tuple[Point, ...]
@@ -60,7 +62,7 @@ class Measured(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Where times come from: the date of a calibration, and the nanoseconds of a read."""
+    """Where times come from: the date of a calibration, and the nanoseconds of reads."""
 
     now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now().astimezone()
     nanoseconds: Callable[[], int] = time.perf_counter_ns
@@ -82,47 +84,46 @@ def calibrate(
 ) -> Calibration:
     """Measure the disk of a folder with random reads past the page cache, and fit a device to it.
 
-    A file of random bytes is written into the folder, and removed whatever happens; what a killed
-    calibration left there is removed first. One calibration at a time has a disk.
+    A file of random bytes is written into the folder, and is removed at the end or after an error. A file
+    that a killed calibration left there is removed first. Only one calibration at a time can measure a disk.
 
     Args:
-        folder: on the disk.
-        verified: also time mixed reads, which the device is not fitted to: 30 s in place of 6.
-        file_bytes: of the file of random bytes, whole MiB.
-        seed: of offsets, order and bytes.
-        largest_noise: a disk whose measurements differ more, in the median, is refused.
+        folder: a folder on the disk.
+        verified: also time mixed reads, which the device is not fitted to; it then takes 30 s instead of 6 s.
+        file_bytes: the size of the file of random bytes; whole MiB.
+        seed: the seed of the random offsets, order and bytes.
+        largest_noise: the largest median noise of the measurements; a noisier disk is refused.
         clock: where times come from.
-        progress: called with what is being done.
-        announce: called with what is written, once it is known to be possible.
+        progress: called with what is being done, how much of it is done, and how much there is.
+        announce: called with a sentence on the file that is about to be written.
 
     Returns:
-        The device, how far to trust it, and all that was measured.
+        The device, its errors, and all that was measured.
 
     Raises:
-        CalibrationError: the disk cannot be measured, with advice.
+        CalibrationError: the disk cannot be measured; the message says what to do.
         ReadError: a read failed.
     """
     folder, generator = Path(folder), np.random.default_rng(seed)
-    traces = mixed_traces(np.random.default_rng(seed)) if verified else ()
+    mixed = mixed_batches(np.random.default_rng(seed)) if verified else ()
     rounds = VERIFIED_ROUNDS if verified else ROUNDS
     with ExitStack() as held:
         held.enter_context(disk_alone(folder))
         remove_stale_scratch(folder)
         check_space(folder, file_bytes)
-        with scratch_file(
-            folder, BLOCK, generator
-        ) as path:  # a small file tells whether a large one is worth it
+        # A small file shows whether the disk can be measured at all.
+        with scratch_file(folder, BLOCK, generator) as path:
             system = file_system(folder)
             _open(path, 1, clock, system).close()
         announce(
-            f"writes {file_bytes / 2**30:g} GiB of random bytes into {folder.resolve()}/{PREFIX}*.part, "
-            "and removes them"
+            f"writing {file_bytes / 2**30:g} GiB of random bytes into {folder.resolve()}/{PREFIX}*.part; the "
+            "file is removed at the end"
         )
         path = held.enter_context(scratch_file(folder, file_bytes, generator, progress))
         load = os.getloadavg()[0]
-        depths = sorted({*DEPTHS, *BATCH_DEPTHS, *(TRACE_DEPTHS if traces else ())})
+        depths = sorted({*DEPTHS, *BATCH_DEPTHS, *(MIXED_DEPTHS if mixed else ())})
         readers = {depth: held.enter_context(_open(path, depth, clock, system)).read for depth in depths}
-        measured = measure(readers, file_bytes, rounds, generator, traces, progress)
+        measured = measure(readers, file_bytes, rounds, generator, mixed, progress)
     conditions = Conditions(
         date=clock.now().isoformat(timespec="seconds"),
         kernel=f"{platform.system()} {platform.release()}",
@@ -130,41 +131,44 @@ def calibrate(
         python=platform.python_version(),
         engine="DirectReader: a preadv thread for each outstanding read",
         buffer=_buffer_kind(),
-        direct=True,  # _open refuses anything else
+        direct=True,  # _open refuses buffered reads
         folder=str(folder.resolve()),
         file_system=system,
         file_bytes=file_bytes,
         rounds=rounds,
         seed=seed,
     )
-    return conclude(measured, conditions, traces, largest_noise)
+    return conclude(measured, conditions, mixed, largest_noise)
 
 
 def conclude(
     measured: Measured,
     conditions: Conditions,
-    traces: Sequence[Trace] = (),
+    mixed: Sequence[MixedBatch] = (),
     largest_noise: float = LARGEST_NOISE,
 ) -> Calibration:
-    """Fit the device that explains what was measured.
+    """Fit a device to the measurements of a disk.
 
     Args:
         measured: everything that was timed.
-        conditions: under which it was.
-        traces: that were timed to verify the device by.
-        largest_noise: of the median, beyond which there is no telling.
+        conditions: the conditions of the measurement.
+        mixed: the batches of mixed reads that were timed, if the device is to be verified.
+        largest_noise: the largest median noise that is accepted.
+
+    Returns:
+        The device, its errors, and all that was measured.
 
     Raises:
-        CalibrationError: the disk was too unsteady to tell.
+        CalibrationError: the disk was too unsteady.
     """
     noise = split_half_noise([point.nanoseconds for point in measured.points])
     if noise.median > largest_noise:
         raise CalibrationError(
-            f"{conditions.folder}: the same reads took {noise.median:.0%} more or less from one half of the "
-            f"rounds to the other, more than {largest_noise:.0%}; stop other work on this disk and "
-            "processor, then try again, or take such a device with --accept-noise"
+            f"{conditions.folder}: the times of the same reads differed by {noise.median:.0%} between two "
+            f"halves of the rounds, and at most {largest_noise:.0%} is accepted; stop other work on this disk "
+            "and processor and try again, or accept more noise with --accept-noise"
         )
-    # What wakes the workers is 1 % of a round at most: explained first, then taken out.
+    # Waking the workers takes at most 1 % of a round, so a first fit may leave it out.
     dispatch_ns = fit_dispatch(fit_device(measured.points), measured.batches)
     device = fit_device(measured.points, dispatch_ns)
     return Calibration(
@@ -174,7 +178,7 @@ def conclude(
         conditions,
         measured.points,
         measured.batches,
-        verify(device, traces, measured.traces) if traces else None,
+        verify(device, mixed, measured.traces) if mixed else None,
     )
 
 
@@ -183,18 +187,21 @@ def measure(
     file_bytes: int,
     rounds: int,
     generator: np.random.Generator,
-    traces: Sequence[Trace] = (),
+    mixed: Sequence[MixedBatch] = (),
     progress: Progress = unseen,
 ) -> Measured:
-    """Time points of about 60 ms, small batches and traces: all in every round, each time in a new order.
+    """Time points of about 60 ms, small batches and mixed reads, all in every round and in random order.
 
     Args:
-        readers: for each depth, one that keeps so many reads outstanding.
-        file_bytes: of the file that they read.
+        readers: queue depth → a reader that keeps as many reads outstanding.
+        file_bytes: the size of the file that they read.
         rounds: how often everything is timed.
-        generator: of offsets and order.
-        traces: to verify the device by.
-        progress: called with the rounds done.
+        generator: the generator of the offsets and the order.
+        mixed: the batches of mixed reads, if the device is to be verified.
+        progress: called with what is being done, the rounds done and the rounds in total.
+
+    Returns:
+        All times.
     """
     grid = [
         Job((size,) * _reads_for(readers[depth], file_bytes, size, depth, generator), depth)
@@ -205,7 +212,7 @@ def measure(
         Job((BATCH_SIZE,) * reads, depth, BATCH_REPEATS) for reads in BATCH_READS for depth in BATCH_DEPTHS
     ]
     uniform = grid + small
-    jobs = uniform + [Job(trace.sizes, trace.depth) for trace in traces]
+    jobs = uniform + [Job(batch.sizes, batch.depth) for batch in mixed]
     times: list[list[int]] = [[] for _ in jobs]
     for done in range(rounds):
         for index in generator.permutation(len(jobs)).tolist():
@@ -225,12 +232,15 @@ def measure(
 def random_extents(
     sizes: Sequence[int], file_bytes: int, generator: np.random.Generator
 ) -> tuple[Extent, ...]:
-    """A read of each size, at any block of the file where it fits.
+    """Draw an extent of each size, at a random block of the file.
 
     Args:
-        sizes: of the reads, in bytes.
-        file_bytes: of the file.
-        generator: of the offsets.
+        sizes: the sizes of the reads, in bytes.
+        file_bytes: the size of the file.
+        generator: the generator of the offsets.
+
+    Returns:
+        The extents, which lie inside the file.
     """
     blocks = (file_bytes - np.array(sizes, np.int64)) // BLOCK + 1
     offsets = generator.integers(0, blocks) * BLOCK
@@ -238,7 +248,7 @@ def random_extents(
 
 
 def _reads_for(read: Reader, file_bytes: int, size: int, depth: int, generator: np.random.Generator) -> int:
-    """How many reads take about 60 ms; at least two for each that is outstanding."""
+    """How many reads take about 60 ms; at least twice the queue depth."""
     trial = min(8 * depth, LARGEST_BATCH // size)
     elapsed = read(random_extents((size,) * trial, file_bytes, generator)).nanoseconds
     wanted = trial * ROUND_NS // elapsed
@@ -246,15 +256,15 @@ def _reads_for(read: Reader, file_bytes: int, size: int, depth: int, generator: 
 
 
 def _open(path: Path, depth: int, clock: Clock, system: str) -> DirectReader:
-    """A reader past the page cache, or CalibrationError: a cache in memory would flatter by 9 to 45."""
+    """A reader past the page cache, or CalibrationError; reads from a cache are 9 to 45 times as fast."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         reader = DirectReader(path, depth, BLOCK, clock=clock.nanoseconds)
     if not reader.direct or system in IN_MEMORY:
         reader.close()
         raise CalibrationError(
-            f"{path.parent}: reads past the page cache are not possible on this file system ({system}), so "
-            "that memory would be measured instead of a disk; choose a folder on a disk of its own"
+            f"{path.parent}: this file system ({system}) cannot be read past the page cache, so memory would "
+            "be measured instead of a disk; choose a folder on another disk"
         )
     return reader
 

@@ -1,4 +1,4 @@
-"""What a calibration found: the device, how far to trust it, and all that was measured; as a JSON file."""
+"""The result of a calibration and its JSON file: the device, its errors, and all that was measured."""
 
 import html
 import json
@@ -15,11 +15,11 @@ Kind = TypeVar("Kind")
 
 
 class CalibrationError(FlashrefError):
-    """A disk that cannot be measured: not writable, too full, not read past the page cache, too unsteady."""
+    """A disk cannot be measured: it is not writable, too full, cached, or too unsteady."""
 
 
 class Conditions(NamedTuple):
-    """Under which a calibration is valid."""
+    """The conditions under which a disk was measured."""
 
     date: str  # ISO 8601
     kernel: str
@@ -35,8 +35,8 @@ class Conditions(NamedTuple):
     seed: int
 
 
-class MeasuredTrace(NamedTuple):
-    """A batch of mixed sizes that no fit has seen: what the device predicts, and each repeat's time."""
+class MeasuredBatch(NamedTuple):
+    """A batch of mixed reads: the time that the device predicts, and the measured time of each repeat."""
 
     kind: str
     depth: int
@@ -47,18 +47,21 @@ class MeasuredTrace(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """The device against the medians of mixed traces, and the noise of these medians themselves."""
+    """The error of a device on batches of mixed reads, and the noise of their measurement.
+
+    traces: the batches; the field has this name in the JSON file.
+    """
 
     error: Errors
     noise: Errors
-    traces: tuple[MeasuredTrace, ...]
+    traces: tuple[MeasuredBatch, ...]
 
 
 class Calibration(NamedTuple):
-    """A measured device, how far to trust it, and all that was measured.
+    """A device that was fitted to a disk, its error, and all that was measured.
 
-    error: on the points that the device was fitted to; noise: of every second round's medians against the
-    others'. batches: small ones, each waited for, which give dispatch_ns.
+    error: of the device on the points that it was fitted to; noise: the medians of the even rounds against
+    those of the odd rounds; batches: the small batches to which dispatch_ns was fitted.
     """
 
     device: Device
@@ -70,7 +73,7 @@ class Calibration(NamedTuple):
     verification: Verification | None = None
 
     def __str__(self) -> str:
-        """The device and its errors in a few lines; `calibration_to_json` has everything."""
+        """The device and its errors in a few lines."""
         errors = {"fitted points": self.error, "noise": self.noise}
         if self.verification is not None:
             errors["mixed reads"] = self.verification.error
@@ -84,23 +87,35 @@ class Calibration(NamedTuple):
 
 
 def calibration_to_json(calibration: Calibration) -> str:
-    """A calibration as the text of a JSON file: one object, with the device in the form of DEV-12."""
+    """Write a calibration as the text of a JSON file.
+
+    Args:
+        calibration: the calibration.
+
+    Returns:
+        One object, which holds the device as DEV-12 describes it.
+    """
     return json.dumps(_plain(calibration), indent=2, allow_nan=False) + "\n"
 
 
 def calibration_from_json(text: str | bytes) -> Calibration:
-    """The calibration that a JSON file describes.
+    """Read a calibration from the text of a JSON file.
 
     Args:
         text: the file's content.
 
+    Returns:
+        The calibration.
+
     Raises:
-        DomainError: the text is no calibration.
+        DomainError: the text does not describe a calibration.
     """
     try:
         fields = json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise DomainError(f"a calibration must be a JSON object, but this text is none: {error}") from error
+        raise DomainError(
+            f"a calibration must be a JSON object, but this text is not one: {error}"
+        ) from error
     calibration = _typed(Calibration, fields, "calibration")
     verified = calibration.verification
     errors = [calibration.error, calibration.noise, *((verified.error, verified.noise) if verified else ())]
@@ -110,13 +125,16 @@ def calibration_from_json(text: str | bytes) -> Calibration:
 
 
 def device_of(text: str | bytes) -> Device:
-    """The device of a JSON file, which is a device (DEV-12) or a calibration.
+    """Read the device from the text of a JSON file of a device (DEV-12) or of a calibration.
 
     Args:
         text: the file's content.
 
+    Returns:
+        The device.
+
     Raises:
-        DomainError: the text is neither.
+        DomainError: the text describes neither.
     """
     try:
         fields = json.loads(text)
@@ -128,13 +146,16 @@ def device_of(text: str | bytes) -> Device:
 
 
 def find_device(name: str) -> Device:
-    """The device that a word names.
+    """Find a device by the name of a preset or the path of a file.
 
     Args:
-        name: of a preset, or the path of a JSON file of a device or of a calibration.
+        name: the name of a preset, or the path of a JSON file of a device or of a calibration.
+
+    Returns:
+        The device.
 
     Raises:
-        DomainError: there is no such preset and no such file, or the file holds no device.
+        DomainError: there is no such preset and no such file, or the file does not describe a device.
 
     Chapter 50.
     """
@@ -158,7 +179,7 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(kind: type[Kind], value: Any, where: str) -> Kind:
-    """The value as the type says, or DomainError with the place in the file."""
+    """Convert a value of a JSON file to a type, or raise DomainError; where: its place in the file."""
     found: Any = value
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:  # X | None

@@ -1,7 +1,7 @@
-"""The safetensors container: a header that was checked, and tensors as arrays.
+"""Reads and writes safetensors files, the format of both checkpoints and flash images.
 
-Checkpoints and flash images are both such files. A header is a claim by a stranger: it is checked against
-the file before anything is allocated, and every refusal is an ImageError with one sentence.
+A header comes from a file that may be damaged or hostile. It is checked against the file before anything is
+allocated, and every refusal is an ImageError with one sentence.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ import numpy.typing as npt
 from flashref.storage.files import open_regular, read_exactly, read_into
 from flashref.types import Array, DomainError, FlashrefError, ImageError
 
-MAX_HEADER_BYTES = 100_000_000  # as in the safetensors format
-PARSED_BYTES = 36  # the most memory that a byte of a header takes when it is parsed
-SPARE_BYTES = 2**24  # the memory that a parsed header may always take, however small its file is
-PIECE_BYTES = 4 << 20  # a tensor that is only passed through is held in pieces of this size
-CHECKED_BYTES = 256 << 10  # and is looked through in pieces of this size, which fit into a cache
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+PARSED_BYTES = 36  # the most bytes of memory that parsing takes for each byte of a header
+SPARE_BYTES = 2**24  # a parsed header may take this much memory, however small its file is
+PIECE_BYTES = 4 << 20  # the size of the pieces in which a tensor is read when it is only passed on
+CHECKED_BYTES = 256 << 10  # values are checked in pieces of this size, which fit into the processor's cache
 
-# Every dtype of safetensors that fills whole bytes. BF16 and the F8 travel as bits: NumPy does not know them.
+# Every dtype of safetensors that fills whole bytes. BF16 and F8, which NumPy lacks, are held as bits.
 NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
     name: np.dtype(dtype)
     for dtype, names in {
@@ -46,7 +46,7 @@ NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
     for name in names.split()
 }
 
-# A value of a float dtype is not finite exactly if (its bits & mask) == pattern: (bits, mask, pattern).
+# Float dtype → (dtype of the bits, mask, pattern): a value is not finite exactly if bits & mask == pattern.
 _NOT_FINITE: Mapping[str, tuple[str, int, int]] = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000, 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000, 0x7F80_0000),
@@ -62,7 +62,7 @@ _NOT_FINITE: Mapping[str, tuple[str, int, int]] = {
 
 
 class TensorEntry(NamedTuple):
-    """One tensor of a container: dtype name, shape, and its bytes [offset, offset + length) in the file."""
+    """One tensor of a file: its dtype's name, its shape, and its bytes [offset, offset + length)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ class TensorEntry(NamedTuple):
 
 
 class Container(NamedTuple):
-    """A safetensors file whose header was checked: its path, size, metadata, and tensors in file order."""
+    """A safetensors file whose header has been checked; size in bytes, tensors in the order of the file."""
 
     path: Path
     size: int
@@ -80,13 +80,16 @@ class Container(NamedTuple):
 
 
 def read_container(path: str | os.PathLike[str]) -> Container:
-    """The checked header of a safetensors file.
+    """Read and check the header of a safetensors file.
 
     Args:
-        path: of the file.
+        path: the path of the file.
+
+    Returns:
+        The file's metadata and the entries of its tensors.
 
     Raises:
-        ImageError: the file cannot be read, is no safetensors file, or is damaged.
+        ImageError: the file cannot be read, is not a safetensors file, or is damaged.
     """
     path = Path(path)
     with _refusing(path), open_regular(path) as file:
@@ -95,7 +98,7 @@ def read_container(path: str | os.PathLike[str]) -> Container:
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise ValueError(f"its header claims {length} bytes, more than the file or the format allows")
         text = read_exactly(file, length, "its header")
-        if _too_much_header(text.rfind(b"}") + 1, size):  # what pads it takes nothing
+        if _too_much_header(text.rfind(b"}") + 1, size):  # the padding after it takes no memory
             raise ValueError(f"its header is {length} of its {size} bytes, more than any model needs")
         header = parse_json(text)
         metadata = header.pop("__metadata__", {})
@@ -108,25 +111,32 @@ def read_container(path: str | os.PathLike[str]) -> Container:
 
 
 def tensor_entry(container: Container, name: str) -> TensorEntry:
-    """The entry of a tensor.
+    """Look up the entry of a tensor.
+
+    Args:
+        container: the file.
+        name: the tensor's name.
+
+    Returns:
+        The tensor's dtype, shape and place in the file.
 
     Raises:
         ImageError: the file has no tensor of this name.
     """
     if name not in container.tensors:
-        raise ImageError(f"{container.path}: has no tensor {name!r}; is it a checkpoint of this model?")
+        raise ImageError(f"{container.path}: has no tensor {name!r}; check that it is a file of this model")
     return container.tensors[name]
 
 
 def tensor_array(container: Container, name: str) -> Array:
-    """A tensor, read from the file.
+    """Read a tensor from its file.
 
     Args:
         container: the file.
-        name: of the tensor.
+        name: the tensor's name.
 
     Returns:
-        A C-contiguous array of its own; BF16 as uint16 bits.
+        A new C-contiguous array in the stored dtype; BF16 as its bits in uint16.
 
     Raises:
         ImageError: the file has no such tensor, or cannot be read.
@@ -140,7 +150,14 @@ def tensor_array(container: Container, name: str) -> Array:
 
 
 def tensor_pieces(container: Container, name: str) -> Iterator[npt.NDArray[np.uint8]]:
-    """The bytes of a tensor in pieces of at most 4 MiB, each valid until the next.
+    """Read the bytes of a tensor in pieces.
+
+    Args:
+        container: the file.
+        name: the tensor's name.
+
+    Returns:
+        uint8 arrays of at most 4 MiB; each is valid until the next one is read.
 
     Raises:
         ImageError: the file has no such tensor, or cannot be read.
@@ -152,12 +169,15 @@ def tensor_pieces(container: Container, name: str) -> Iterator[npt.NDArray[np.ui
 def byte_pieces(
     container: Container, offset: int, length: int, unit: int = 1
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """A stretch of the file in pieces of at most 4 MiB, each valid until the next.
+    """Read a stretch of a file in pieces.
 
     Args:
         container: the file.
-        offset, length: of the stretch, in bytes.
-        unit: bytes that stay in one piece, even if they are more.
+        offset, length: the stretch, in bytes.
+        unit: a piece is a whole number of units of this many bytes.
+
+    Returns:
+        uint8 arrays of at most 4 MiB, or of one larger unit; each is valid until the next one is read.
 
     Raises:
         ImageError: the file cannot be read.
@@ -173,20 +193,20 @@ def byte_pieces(
 
 
 def require_finite(container: Container, name: str, piece: Array) -> None:
-    """See that a piece of a tensor holds neither a NaN nor an infinity.
+    """Refuse a tensor that holds a NaN or an infinity.
 
     Args:
-        container, name: of the tensor.
-        piece: whole values of it, C-contiguous.
+        container, name: the tensor's file and name.
+        piece: some values of the tensor, C-contiguous.
 
     Raises:
-        DomainError: it holds one; the tensor is named.
+        DomainError: the piece holds a value that is not finite; the message names the tensor.
     """
     dtype = tensor_entry(container, name).dtype
     if dtype in _NOT_FINITE:
         bits, mask, pattern = _NOT_FINITE[dtype]
         values = piece.reshape(-1).view(bits)
-        step = CHECKED_BYTES // values.itemsize  # so that what is computed on the way stays in the cache
+        step = CHECKED_BYTES // values.itemsize  # so that the intermediate arrays stay in the cache
         if any(
             np.any((values[first : first + step] & values.dtype.type(mask)) == pattern)
             for first in range(0, values.size, step)
@@ -200,12 +220,15 @@ def require_finite(container: Container, name: str, piece: Array) -> None:
 def encode_header(
     entries: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str], block: int
 ) -> bytes:
-    """The header of a file whose tensors lie end to end; equal arguments give equal bytes.
+    """Encode the header of a file whose tensors follow each other without gaps.
 
     Args:
         entries: name → (dtype, shape), in the order of the file.
-        metadata: text by name.
-        block: bytes; the tensors begin on a multiple of it.
+        metadata: name → text.
+        block: bytes; the header is padded with blanks so that the tensors begin on a multiple of it.
+
+    Returns:
+        The header with its length prefix; equal arguments give equal bytes.
 
     Raises:
         ImageError: the header is longer than `read_container` accepts.
@@ -220,23 +243,34 @@ def encode_header(
     length = -(-(8 + len(text)) // block) * block - 8
     if length > MAX_HEADER_BYTES or _too_much_header(len(text), 8 + length + offset):
         raise ImageError(
-            f"a header of {length} bytes is more than is read for such tensors; leave orders out"
+            f"the header would have {length:,} bytes, too many for tensors of this size; leave out the "
+            "orders of the neurons"
         )
     return length.to_bytes(8, "little") + text.ljust(length)
 
 
 def _too_much_header(length: int, size: int) -> bool:
-    """Whether a parsed header may take more memory than its file has bytes, but for a constant."""
+    """Whether a parsed header may take more memory than its file has bytes, plus SPARE_BYTES."""
     return PARSED_BYTES * length > size + SPARE_BYTES
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """The bytes of a tensor."""
+    """The size of a tensor in bytes."""
     return math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
 
 
 def parse_json(text: bytes | bytearray) -> dict[str, Any]:
-    """A JSON object whose keys differ and whose numbers are sizes, or ValueError with half a sentence."""
+    """Parse a JSON object whose keys are unique and whose numbers are whole and not negative.
+
+    Args:
+        text: the object in UTF-8.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: the text is something else; the message begins with "its header".
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -262,7 +296,7 @@ def parse_json(text: bytes | bytearray) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turns half a sentence about a file, or the system's complaint, into an ImageError."""
+    """Turn a ValueError about a file, or an OSError, into an ImageError that names the file."""
     try:
         yield
     except FlashrefError:
@@ -270,11 +304,13 @@ def _refusing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except ValueError as error:
-        raise ImageError(f"{path}: {error}; it is damaged or no safetensors file, so get it again") from error
+        raise ImageError(
+            f"{path}: {error}; the file is damaged or not a safetensors file, so get it again"
+        ) from error
 
 
 def _entry(name: str, claim: object, start: int) -> TensorEntry:
-    """A tensor's checked entry; its bytes count from the file's first. Raises ValueError."""
+    """Check what a header claims about a tensor, or raise ValueError; start: where the tensors begin."""
 
     def wrong(why: str) -> ValueError:
         return ValueError(f"the tensor {shortened(name)} {why}")
@@ -282,7 +318,7 @@ def _entry(name: str, claim: object, start: int) -> TensorEntry:
     if not _is_text(name):
         raise wrong("has a name that is not Unicode text")
     if not isinstance(claim, dict) or claim.keys() != {"dtype", "shape", "data_offsets"}:
-        raise wrong("is not given by dtype, shape and data_offsets")
+        raise wrong("is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
     if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
         raise wrong(f"has the unknown dtype {shortened(dtype)}")
@@ -292,25 +328,25 @@ def _entry(name: str, claim: object, start: int) -> TensorEntry:
         raise wrong(f"claims the huge shape {shortened(shape)}")
     length = offsets[1] - offsets[0]
     if length != tensor_bytes(dtype, tuple(shape)):
-        raise wrong(f"has {length} bytes, which are not those of {dtype} {shortened(shape)}")
+        raise wrong(f"has {length} bytes, which does not suit {dtype} of shape {shortened(shape)}")
     return TensorEntry(dtype, tuple(shape), start + offsets[0], length)
 
 
 def shortened(value: object) -> str:
-    """A stranger's value for a message: one line of at most 80 characters, however long or deep it is."""
-    brief = reprlib.Repr()  # unlike repr, neither builds a long text first nor descends without end
+    """A value from a file, shortened for a message to one line of at most 80 characters."""
+    brief = reprlib.Repr()  # unlike repr, it stops early at values that are long or deeply nested
     brief.maxstring, brief.maxlevel = 80, 3
     text = brief.repr(value)
     return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _is_text(value: object) -> bool:
-    """Whether this is a string that UTF-8 can hold: JSON's escapes can spell half a surrogate pair."""
+    """Whether this is a string that UTF-8 can hold; JSON's escapes can also spell half a surrogate pair."""
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def _are_sizes(values: object) -> bool:
-    """Whether this is a list of whole numbers; JSON's true is none; parse_json lets no negative one pass."""
+    """Whether this is a list of whole numbers, without true or false; parse_json refuses negative ones."""
     return isinstance(values, list) and all(type(value) is int for value in values)
 
 

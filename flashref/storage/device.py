@@ -1,4 +1,4 @@
-"""The device model: what a batch of reads costs, in whole nanoseconds. Chapter: specs/50-device.md.
+"""The device model: the time of a batch of reads, in whole nanoseconds. Chapter: specs/50-device.md.
 
 Satisfies: DEV-1 to DEV-15.
 """
@@ -17,10 +17,11 @@ from flashref.types import DomainError
 
 
 class Device(NamedTuple):
-    """A storage device in integers; 0 = no such limit (chapter 50).
+    """The parameters of a storage device (chapter 50); a limit of 0 stands for no limit.
 
-    latency_ns, dispatch_ns: ns; max_iops: reads/s; max_bandwidth, stream_bandwidth: B/s;
-    split_bytes, block: B; queue_depth: reads outstanding; knee: exponent ≥ 1, 1 = costs add up.
+    latency_ns, dispatch_ns: nanoseconds; max_iops: reads per second; max_bandwidth, stream_bandwidth: bytes
+    per second; split_bytes, block: bytes; queue_depth: the most reads outstanding; knee: the exponent of the
+    roofline, from 1 (costs add up) to inf (the largest decides).
     """
 
     latency_ns: int
@@ -34,7 +35,7 @@ class Device(NamedTuple):
     knee: float = 1.0
 
 
-# The origin and error of each figure stand in the chapter. paper_m1max was tuned to the paper's Table 2.
+# Chapter 50 gives the origin and the error of each figure. paper_m1max was tuned to the paper's Table 2.
 PRESETS: Mapping[str, Device] = MappingProxyType(
     {
         "paper_m1max": Device(108_600, 220_500, 6_100_000_000, stream_bandwidth=1_690_000_000, knee=1.615),
@@ -53,16 +54,22 @@ PRESETS: Mapping[str, Device] = MappingProxyType(
 )
 
 
-LARGEST_FIELD = 2**53  # 104 days, or 9 petabytes a second: above it other readers of JSON round a number
+LARGEST_FIELD = 2**53  # larger numbers are rounded by other readers of JSON; in ns, it is 104 days
 
 
 def check_device(device: Device) -> Device:
-    """The device itself, once it is seen to be one.
+    """Check the fields of a device.
+
+    Args:
+        device: the device to check.
+
+    Returns:
+        The same device.
 
     Raises:
-        DomainError: a field is ill-typed, negative or impossible.
+        DomainError: a field has the wrong type or a value outside its domain.
 
-    Decision 16: every field is an integer but for the knee. Requirement: DEV-1.
+    Decision 16: every field is an integer, except the knee. Requirement: DEV-1.
     """
     for name, value in device._asdict().items():
         if name != "knee" and (type(value) is not int or value < 0):
@@ -72,7 +79,7 @@ def check_device(device: Device) -> Device:
                 f"a device's {name} must be at most 2^53; this one has {len(str(value))} digits"
             )
     if device.queue_depth < 1:
-        raise DomainError("a device's queue_depth must be at least 1, not 0; write 1 for one read at a time")
+        raise DomainError("a device's queue_depth must be at least 1, not 0; give 1 for one read at a time")
     if device.block < 1 or device.block & (device.block - 1):
         raise DomainError(f"a device's block must be a power of two, not {device.block}")
     if type(device.knee) is not float or not device.knee >= 1:
@@ -82,14 +89,14 @@ def check_device(device: Device) -> Device:
 
 @lru_cache(maxsize=65_536)  # a trace repeats the same few sizes token after token
 def service_time(device: Device, size: int, outstanding: int) -> int:
-    """The time that one read of a batch takes from the device: the soft roofline, rounded up.
+    """The service time of one read of a batch: the soft roofline, rounded up.
 
-    The arguments are not checked here, since every read of a batch asks.
+    The arguments are not checked, since this is called for every size of every batch.
 
     Args:
         device: a device that `check_device` accepts.
-        size: the bytes of the read, a Python int ≥ 1.
-        outstanding: the reads that are under way together, this one included, a Python int ≥ 1.
+        size: the size of the read in bytes, a Python int ≥ 1.
+        outstanding: how many reads are outstanding, including this one, a Python int ≥ 1.
 
     Returns:
         Nanoseconds.
@@ -107,11 +114,11 @@ def service_time(device: Device, size: int, outstanding: int) -> int:
 
 
 def read_time(device: Device, sizes: Sequence[int]) -> int:
-    """The time that one batch of reads takes on the device: the closed form (paper §2.2, Fig. 2b).
+    """The time of one batch of reads, in closed form (paper §2.2, Fig. 2b).
 
     Args:
-        device: that is read.
-        sizes: bytes of each read, as the plan has them; Python ints ≥ 1.
+        device: the device that is read.
+        sizes: the size of each read in bytes, in the order of the plan; Python ints ≥ 1.
 
     Returns:
         Nanoseconds; 0 for an empty batch.
@@ -131,15 +138,15 @@ def read_time(device: Device, sizes: Sequence[int]) -> int:
 
 
 def completion_times(device: Device, sizes: Sequence[int]) -> tuple[int, ...]:
-    """When each read of a batch is done.
+    """When each read of a batch completes.
 
-    A first-in-first-out server is fed by min(queue_depth, N) workers; each takes the next read when its own
-    is done.
+    min(queue_depth, N) workers feed a first-in-first-out server; each worker takes the next read when its own
+    read has completed.
 
     Args, Raises: as for `read_time`.
 
     Returns:
-        Nanoseconds since the batch was given, in the order of `sizes`.
+        Nanoseconds since the batch was issued, in the order of `sizes`.
 
     Requirements: DEV-9 to DEV-11.
     """
@@ -147,7 +154,7 @@ def completion_times(device: Device, sizes: Sequence[int]) -> tuple[int, ...]:
         return ()
     outstanding = min(device.queue_depth, len(sizes))
     served = device.dispatch_ns * outstanding
-    free = [served] * outstanding  # a heap: when each worker can take its next read
+    free = [served] * outstanding  # a heap of the times at which each worker can take its next read
     times = []
     for size in sizes:
         start = free[0]
@@ -159,7 +166,13 @@ def completion_times(device: Device, sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def device_to_json(device: Device) -> str:
-    """A device as the text of a JSON file: one object, with a field in each line; an infinite knee is "inf".
+    """Write a device as the text of a JSON file.
+
+    Args:
+        device: the device.
+
+    Returns:
+        One object with a line for each field; an infinite knee is written as "inf".
 
     Raises:
         DomainError: as for `check_device`.
@@ -173,20 +186,23 @@ def device_to_json(device: Device) -> str:
 
 
 def device_from_json(text: str | bytes) -> Device:
-    """The device that a JSON file describes; every field must be there, and no other.
+    """Read a device from the text of a JSON file.
 
     Args:
-        text: the file's content.
+        text: the file's content; every field must be given, and no other.
+
+    Returns:
+        The device.
 
     Raises:
-        DomainError: the text describes no device.
+        DomainError: the text does not describe a device.
 
     Requirements: DEV-12, DEV-13.
     """
     try:
         fields = json.loads(text, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
-        raise DomainError(f"a device must be a JSON object, but this text is none: {error}") from error
+        raise DomainError(f"a device must be a JSON object, but this text is not one: {error}") from error
     if not isinstance(fields, dict):
         raise DomainError(f"a device must be a JSON object, not a {type(fields).__name__}")
     unknown, missing = set(fields) - set(Device._fields), set(Device._fields) - set(fields)
@@ -207,7 +223,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked_counts(device: Device, sizes: Sequence[int]) -> Counter[int]:
-    """Size → how many reads have it: a batch of thousands of reads has few sizes, each costed once."""
+    """Size → how many reads have it; a batch of thousands of reads has only a few sizes."""
     check_device(device)
     counts = Counter(sizes)
     if set(map(type, sizes)) - {int} or min(counts, default=1) < 1:
@@ -225,6 +241,7 @@ def _norm(costs: tuple[Fraction, ...], knee: float) -> Fraction:
         return sum(costs, Fraction(0))
     if largest == 0:
         return largest
-    # Only the factor, from 1 to 3, is rounded: no limit is beaten, and one cost alone, or knee inf, is exact.
+    # Only the factor, from 1 to 3, is rounded. So no limit is exceeded, and a single cost or a knee of inf
+    # gives an exact result.
     factor = math.fsum(float(cost / largest) ** knee for cost in costs) ** (1 / knee)
     return largest * Fraction(factor)

@@ -1,7 +1,7 @@
-"""Storage that fails on purpose: what a disk, a cable, a torn write or a signal may do to a read.
+"""Injects faults into reads, as a disk, a cable, a torn write or a signal may cause them.
 
-A schedule, number → Fault, says what goes wrong and when; `random_faults` draws one from a seed. It strikes
-whole batches (`faulty_reader`), or the system calls below a DirectReader (`faulty_preadv`).
+A schedule (number → Fault) says what goes wrong and when; `random_faults` draws one from a seed. It applies
+either to whole batches (`faulty_reader`) or to the system calls of a DirectReader (`faulty_preadv`).
 """
 
 import errno
@@ -18,19 +18,21 @@ import numpy.typing as npt
 from flashref.storage.readers import STALE
 from flashref.types import DomainError, Extent, Read, Reader, ReadError
 
-FAULT_KINDS = ("error", "flip", "torn", "slow")  # of a batch, and of a system call
-CALL_KINDS = ("short", "interrupted")  # of a system call only
-SLOWEST_NS = 10_000_000  # the most that random_faults slows anything down
+FAULT_KINDS = ("error", "flip", "torn", "slow")  # faults of a batch or of a system call
+CALL_KINDS = ("short", "interrupted")  # faults of a system call only
+SLOWEST_NS = 10_000_000  # the longest delay that `random_faults` draws
 
 Preadv = Callable[[int, list[Any], int], int]  # as in `os`
 
 
 class Fault(NamedTuple):
-    """One thing that goes wrong with a batch, or with a system call.
+    """One fault of a batch or of a system call.
 
-    kind: "error" (nothing is delivered), "flip" (one bit differs), "torn" (from a byte on, all is zeros),
-    "slow"; and of a call "short" (fewer bytes than asked, at least one), "interrupted" (EINTR, nothing yet).
-    at: the bit, the byte, or for "short" how many bytes, wrapped at the end of what was read; for "slow" ns.
+    kind: "error" (the read fails), "flip" (one bit is flipped), "torn" (all bytes after some byte are zero)
+    or "slow" (the read takes longer); for a system call also "short" (it reads fewer bytes than asked, at
+    least one) and "interrupted" (EINTR before anything is read).
+    at: the bit to flip, the first zero byte, or the bytes of a short read, each modulo what was read; for
+    "slow", the delay in nanoseconds.
     """
 
     kind: str
@@ -40,34 +42,37 @@ class Fault(NamedTuple):
 def random_faults(
     seed: int | np.random.Generator, number: int, share: float, kinds: Sequence[str] = FAULT_KINDS
 ) -> dict[int, Fault]:
-    """A schedule of faults; equal seeds give equal schedules.
+    """Draw a schedule of faults; equal seeds give equal schedules.
 
     Args:
-        seed: of the schedule.
-        number: of batches or calls that it is for.
-        share: the probability with which each of them meets a fault.
-        kinds: of faults, which come equally often.
+        seed: the seed, or a generator.
+        number: how many batches or calls the schedule covers.
+        share: the probability that a batch or call has a fault.
+        kinds: the kinds of faults, which are equally likely.
 
     Returns:
         The number of a batch or call → its fault.
     """
     rng = np.random.default_rng(seed)
     schedule = {}
-    for struck in np.flatnonzero(rng.random(number) < share).tolist():
+    for position in np.flatnonzero(rng.random(number) < share).tolist():
         kind = kinds[int(rng.integers(len(kinds)))]
-        schedule[struck] = Fault(kind, int(rng.integers(SLOWEST_NS if kind == "slow" else 1 << 32)))
+        schedule[position] = Fault(kind, int(rng.integers(SLOWEST_NS if kind == "slow" else 1 << 32)))
     return schedule
 
 
 def faulty_reader(read: Reader, faults: Mapping[int, Fault]) -> Reader:
-    """A reader whose batches meet faults: "error" raises ReadError, "slow" adds to the batch's time.
+    """Make a reader whose batches have faults: "error" raises ReadError, "slow" adds to the batch's time.
 
     Args:
-        read: the reader that works.
-        faults: number of a batch, from 0, → its fault; empty batches are not counted.
+        read: a reader that works.
+        faults: the number of a batch, from 0 → its fault; empty batches are not counted.
+
+    Returns:
+        The reader with faults.
 
     Raises:
-        DomainError: a fault is of a kind that no batch can meet.
+        DomainError: a batch cannot have a fault of this kind.
     """
     _require_kinds(faults, FAULT_KINDS)
     number = -1
@@ -97,18 +102,21 @@ def faulty_preadv(
     wait: Callable[[int], object] = lambda nanoseconds: time.sleep(nanoseconds / 1e9),
     preadv: Preadv = os.preadv,
 ) -> Preadv:
-    """A `preadv` for a DirectReader whose calls meet faults: "error" is EIO, "slow" waits first.
+    """Make a `preadv` for a DirectReader whose calls have faults: "error" is EIO, "slow" waits first.
 
-    What a short call did not deliver is overwritten. Which read a call belongs to is certain only with a
-    queue depth of 1.
+    The bytes that a short call leaves out are overwritten. With a queue depth above 1, it is not known which
+    call belongs to which read.
 
     Args:
-        faults: number of a call, from 0 and in the order of coming in, → its fault.
-        wait: waits for so many nanoseconds.
-        preadv: the one that works.
+        faults: the number of a call, from 0 in the order of the calls → its fault.
+        wait: waits for a number of nanoseconds.
+        preadv: a `preadv` that works.
+
+    Returns:
+        The `preadv` with faults.
 
     Raises:
-        DomainError: a fault is of an unknown kind.
+        DomainError: the kind of a fault is unknown.
     """
     _require_kinds(faults, (*FAULT_KINDS, *CALL_KINDS))
     numbers, lock = count(), threading.Lock()
@@ -126,7 +134,7 @@ def faulty_preadv(
             wait(fault.at)
             return preadv(descriptor, buffers, offset)
         [buffer] = buffers
-        # O_DIRECT takes no part of a block: all is read, and a short call keeps the beginning.
+        # O_DIRECT cannot read a part of a block: so all is read, and a short call keeps the beginning.
         delivered = np.frombuffer(buffer, np.uint8)[: preadv(descriptor, buffers, offset)]
         if fault.kind == "short" and len(delivered):
             delivered = delivered[: max(1, fault.at % len(delivered))]
@@ -139,7 +147,7 @@ def faulty_preadv(
 
 
 def _damage(data: npt.NDArray[np.uint8], fault: Fault) -> None:
-    """One bit, or all from one byte on."""
+    """Flip one bit, or set all bytes from one byte on to zero."""
     if fault.kind == "flip":
         data[fault.at // 8 % len(data)] ^= np.uint8(1 << fault.at % 8)
     else:
@@ -150,5 +158,5 @@ def _require_kinds(faults: Mapping[int, Fault], known: Sequence[str]) -> None:
     for fault in faults.values():
         if fault.kind not in known:
             raise DomainError(
-                f"a fault of the kind {fault.kind!r} cannot strike here; use {', '.join(known)}"
+                f"a fault of the kind {fault.kind!r} is not possible here; use {', '.join(known)}"
             )

@@ -1,6 +1,7 @@
-"""Regular files: read to the last byte that was asked for, and created whole or not at all.
+"""Reads regular files completely, and creates files that appear whole or not at all.
 
-The system may give or take less at a time than it was asked to; nobody above here has to think of it.
+The system may read or write fewer bytes at a time than it was asked for; the functions here go on until all
+bytes are done.
 """
 
 import contextlib
@@ -20,33 +21,42 @@ import numpy.typing as npt
 
 from flashref.types import DomainError, ImageError
 
-# What file systems without hard links answer to link().
+# The errors by which link() says that a file system has no hard links.
 NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-TOKEN = "[0-9a-f]{16}"  # what tells temporary files of one name apart
+TOKEN = "[0-9a-f]{16}"  # a pattern for the random part of a temporary file's name
 
 
 def open_regular(path: Path) -> io.FileIO:
-    """The file, open for reading.
+    """Open a regular file for reading.
+
+    Args:
+        path: the path of the file.
+
+    Returns:
+        The file, unbuffered.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: there is something else of this name.
+        ValueError: the path is a folder, a pipe or a device.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a pipe would wait for a writer
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: opening a pipe waits for a writer
         raise ValueError("is not a regular file")
     return open(path, "rb", buffering=0)
 
 
 def read_exactly(file: io.FileIO, length: int, what: str) -> bytearray:
-    """The next bytes of a file.
+    """Read the next bytes of a file.
 
     Args:
-        file: open for reading.
-        length: bytes.
-        what: the bytes belong to, for the message.
+        file: a file that is open for reading.
+        length: the number of bytes.
+        what: what the bytes belong to, for the message.
+
+    Returns:
+        The bytes.
 
     Raises:
-        ValueError: the file ends before.
+        ValueError: the file ends before the last of them.
     """
     data = bytearray(length)
     read_into(file, np.frombuffer(data, np.uint8), what)
@@ -57,12 +67,12 @@ def read_into(file: io.FileIO, buffer: npt.NDArray[np.uint8], what: str) -> None
     """Fill a buffer with the next bytes of a file.
 
     Args:
-        file: open for reading.
+        file: a file that is open for reading.
         buffer: (length,) uint8.
-        what: the bytes belong to, for the message.
+        what: what the bytes belong to, for the message.
 
     Raises:
-        ValueError: the file ends before.
+        ValueError: the file ends before the buffer is full.
     """
     done = 0
     while done < buffer.size:
@@ -73,25 +83,28 @@ def read_into(file: io.FileIO, buffer: npt.NDArray[np.uint8], what: str) -> None
 
 
 def write_all(descriptor: int, piece: npt.NDArray[np.uint8], offset: int) -> None:
-    """Write all of a piece at an offset.
+    """Write all bytes of a piece at an offset.
 
     Args:
-        descriptor: of a file that is open for writing.
+        descriptor: the descriptor of a file that is open for writing.
         piece: (length,) uint8.
-        offset: in the file, in bytes.
+        offset: the place in the file, in bytes.
 
     Raises:
-        OSError: the disk is full, or fails.
+        OSError: the disk is full or fails.
     """
     done = 0
     while done < piece.size:
         done += os.pwrite(descriptor, piece[done:].data, offset + done)
-    if hasattr(os, "posix_fadvise"):  # Linux: the disk starts now, and the sync at the end has little to do
+    if hasattr(os, "posix_fadvise"):  # Linux then starts to write at once, and the sync at the end is short
         os.posix_fadvise(descriptor, offset, done, os.POSIX_FADV_DONTNEED)
 
 
 def require_new_file(path: Path) -> None:
-    """Say at the start what would keep `create_file` from writing a file at the end.
+    """Check at the start of some work that `create_file` will be able to write its result at the end.
+
+    Args:
+        path: the file that will be written.
 
     Raises:
         DomainError: there is a file of this name, or its folder cannot be written.
@@ -103,24 +116,29 @@ def require_new_file(path: Path) -> None:
 
 
 def save_file(path: Path, content: bytes) -> None:
-    """Write a new file that appears whole or not at all; errors as for `create_file`."""
+    """Write a new file that appears whole or not at all; the errors are those of `create_file`."""
     with create_file(path, len(content)) as descriptor:
         write_all(descriptor, np.frombuffer(content, np.uint8), 0)
 
 
 @contextlib.contextmanager
 def create_file(path: Path, size: int) -> Iterator[int]:
-    """A descriptor of a new file that appears under its name whole or not at all.
+    """Create a file that appears under its name whole or not at all.
 
-    It is written under a temporary name, synced, then linked: an existing file is never replaced, and
-    whatever is raised meanwhile leaves nothing behind. What a killed process left is removed first.
+    The file is written under a temporary name, synced, and then linked to its name. An existing file is never
+    replaced, and if anything is raised, no file is left. Temporary files of killed processes are removed
+    first.
 
     Args:
-        path: of the new file.
-        size: bytes that it will have.
+        path: the new file.
+        size: the size that it will have, in bytes.
+
+    Returns:
+        A context whose value is a descriptor to write to; the file gets its name when the context ends.
 
     Raises:
-        ImageError: the file exists or cannot be written; for a full disk, how many bytes are needed.
+        ImageError: the file exists or cannot be written; on a full disk, the message says how many bytes are
+            needed.
     """
     folder = path.parent
     part = folder / f".{path.name}.{secrets.token_hex(8)}.part"
@@ -136,7 +154,7 @@ def create_file(path: Path, size: int) -> Iterator[int]:
                 yield descriptor
                 os.fsync(descriptor)
             finally:
-                os.close(descriptor)  # before there is a name: some network disks say only here what failed
+                os.close(descriptor)  # before the file is named: some network disks report errors only here
             _name(part, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -151,23 +169,23 @@ def create_file(path: Path, size: int) -> Iterator[int]:
 
 
 def remove_stale_parts(path: Path) -> None:
-    """Remove what killed processes left of a file of this name; see `remove_stale`."""
+    """Remove the temporary files that killed processes left for a file of this name; see `remove_stale`."""
     remove_stale(path.parent, rf"\.{re.escape(path.name)}\.{TOKEN}\.part")
 
 
 def remove_stale(folder: Path, pattern: str) -> None:
     """Remove the temporary files of processes that were killed, with a warning for each.
 
-    A file of a process that still lives is locked, and stays; where a file system has no locks, all stay.
+    A running process keeps its files locked, so they stay. On a file system without locks, all files stay.
 
     Args:
-        folder: that is looked through.
-        pattern: a regular expression that the whole name of such a file matches.
+        folder: the folder to look through.
+        pattern: a regular expression for the whole name of such a file.
     """
     with contextlib.suppress(OSError):
         for name in filter(re.compile(pattern).fullmatch, os.listdir(folder)):
             part = folder / name
-            # Not there any more, or somebody else's: then it is not ours to remove.
+            # An OSError means that the file is gone or belongs to another user; it is left alone.
             with contextlib.suppress(OSError), _opened(part, os.O_RDWR | os.O_NOFOLLOW) as descriptor:
                 if _lock(descriptor, wait=False) and _is_named(part, descriptor):
                     os.unlink(part)
@@ -176,10 +194,10 @@ def remove_stale(folder: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def locked_part(part: Path) -> Iterator[int]:
-    """A descriptor of a new file; while it is open, `remove_stale` leaves the file alone."""
+    """Create a file and lock it, so that `remove_stale` leaves it alone; the value is its descriptor."""
     while True:
         with _opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
-            # Between these two calls somebody else may have locked and removed it: then once more.
+            # Another process may lock and remove the file between these two calls; then it is made again.
             if not _lock(descriptor, wait=True) or _is_named(part, descriptor):
                 yield descriptor
                 return
@@ -187,10 +205,10 @@ def locked_part(part: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[bool]:
-    """Lock a folder while this lasts; gives False if somebody else has locked it.
+    """Lock a folder while the context lasts; the value is False if another process has locked it.
 
-    Where a file system has no locks, or the folder cannot be opened, everybody gets it. A folder that has
-    been removed by the one who had it is made again.
+    Where there are no locks, or the folder cannot be opened, the value is always True. If the process that
+    had the lock has removed the folder, the folder is made again.
     """
     while True:
         try:
@@ -212,7 +230,7 @@ def locked_folder(folder: Path) -> Iterator[bool]:
 
 
 def _lock(descriptor: int, wait: bool) -> bool | None:
-    """Lock an open file, for as long as it is open; False if another has it, None if there are no locks."""
+    """Lock a file until it is closed; False if another process has it, None if there are no locks."""
     try:
         import fcntl  # not on every system
 
@@ -225,7 +243,7 @@ def _lock(descriptor: int, wait: bool) -> bool | None:
 
 
 def _is_named(path: Path, descriptor: int) -> bool:
-    """Whether the open file has this name still."""
+    """Whether the open file still has this name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -233,11 +251,11 @@ def _is_named(path: Path, descriptor: int) -> bool:
 
 
 def _name(part: Path, path: Path) -> None:
-    """Give the finished file its name for good."""
+    """Give the finished file its name, and sync the folder."""
     _link(part, path)
     try:
         _sync_folder(path.parent)
-    except BaseException:  # nobody knows whether the name will last
+    except BaseException:  # the name might be lost when the power fails
         os.unlink(path)
         raise
 
@@ -247,7 +265,7 @@ def _exists(path: Path) -> ImageError:
 
 
 def _link(part: Path, path: Path) -> None:
-    """Give the finished file its name, unless somebody else took it meanwhile."""
+    """Give the finished file its name, unless another process has taken it meanwhile."""
     try:
         os.link(part, path)
     except FileExistsError as error:
@@ -259,9 +277,9 @@ def _link(part: Path, path: Path) -> None:
 
 
 def _rename(part: Path, path: Path) -> None:
-    """The same where there are no hard links: one at a time in a folder looks whether the name is free.
+    """Do the same without hard links: with the folder locked, see that the name is free, and rename.
 
-    A lock, because it goes with a process that is killed; an empty file to reserve the name would stay.
+    A lock ends with its process, whereas an empty file that reserves the name would stay after a kill.
     """
     import fcntl  # not on every system
 
@@ -279,7 +297,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor; that it cannot be closed well says nothing, for nothing is written through it."""
+    """Open a file; an error in closing it is ignored, since nothing is written through the descriptor."""
     descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor

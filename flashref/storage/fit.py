@@ -1,7 +1,6 @@
-"""From measured batches to a Device: a robust fit of the soft roofline of specs/50-device.md.
+"""Fits a Device to measured batches: a robust fit of the soft roofline of specs/50-device.md.
 
-Measured and chosen in the project's notes on storage: three sizes at four depths are enough if both axes
-are covered; a fit to a few figures of one table is not.
+Three sizes of reads at four queue depths suffice for a fit, if they cover the range of both.
 """
 
 import math
@@ -17,16 +16,18 @@ from flashref.types import DomainError
 
 Floats = npt.NDArray[np.float64]
 
-NOISE = 0.15  # of a logarithm: a residual beyond this counts as an outlier
-KNEE, KNEE_WEIGHT = 1.5, 0.3  # priors keep what the points do not show finite, and hardly move what they do
+NOISE = 0.15  # a residual (a difference of logarithms) beyond this counts as an outlier
+# Weak priors. They keep a parameter finite that the points do not determine, and hardly move any other.
+KNEE, KNEE_WEIGHT = 1.5, 0.3
 STREAM, STREAM_WEIGHT = 5e9, 0.05
-STREAM_STARTS = (1e9, 2e10)  # slow or idle: the loss has a valley on each side
-RANGE = 1000.0  # a limit that does not show is somewhere within so many times what was seen
+# The fit starts from a low and from a high stream bandwidth, because the loss can have a minimum at each.
+STREAM_STARTS = (1e9, 2e10)
+RANGE = 1000.0  # a parameter may be this many times above or below the value that the fit starts from
 SPLIT_BYTES = Device._field_defaults["split_bytes"]
 
 
 class Point(NamedTuple):
-    """A batch of `reads` reads of `size` bytes, `depth` at a time, and the nanoseconds of each repeat."""
+    """A batch of `reads` reads of `size` bytes at a queue depth, and the nanoseconds of each repeat."""
 
     size: int
     depth: int
@@ -35,7 +36,7 @@ class Point(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Relative errors of one series against another, as fractions."""
+    """The median, the 90th percentile and the largest of some relative errors, as fractions."""
 
     median: float
     p90: float
@@ -43,17 +44,20 @@ class Errors(NamedTuple):
 
 
 def fit_device(points: Sequence[Point], dispatch_ns: int = 0) -> Device:
-    """The device whose times are nearest to the points' medians, with the points' largest depth.
+    """Fit a device to the medians of measured points.
 
-    A least-squares fit of logarithms with a soft_l1 loss, so that an outlier does not rule and a small
-    read counts as much as a large one.
+    It is a least-squares fit of logarithms, so that small reads count as much as large ones, with a soft_l1
+    loss, so that outliers count little.
 
     Args:
-        points: at least five, of several sizes and several depths.
-        dispatch_ns: of the device, as `fit_dispatch` finds it.
+        points: at least five points, of several sizes and several depths.
+        dispatch_ns: the device's dispatch time, as `fit_dispatch` finds it.
+
+    Returns:
+        The device; its queue depth is the largest depth of the points.
 
     Raises:
-        DomainError: the points are too few or too much alike.
+        DomainError: the points are too few or too similar.
     """
     from scipy.optimize import least_squares
 
@@ -83,7 +87,7 @@ def fit_device(points: Sequence[Point], dispatch_ns: int = 0) -> Device:
     _, (latency, iops, bandwidth, stream, knee) = min(map(fitted, STREAM_STARTS), key=lambda pair: pair[0])
 
     def whole(limit: float) -> int:
-        # A limit that the points do not show may be fitted to anything; a device's numbers end somewhere.
+        # A limit that the points do not determine may be fitted to more than a device's field can hold.
         return min(max(1, round(limit)), LARGEST_FIELD)
 
     return Device(
@@ -98,16 +102,16 @@ def fit_device(points: Sequence[Point], dispatch_ns: int = 0) -> Device:
 
 
 def fit_dispatch(device: Device, batches: Sequence[Point]) -> int:
-    """The dispatch_ns that explains what a device does not: T = T_device + dispatch_ns · q'.
+    """Fit the dispatch time d that explains small batches: T = T_device + d · (number of workers).
 
-    It is fitted as in `fit_device`.
+    The loss is that of `fit_device`.
 
     Args:
-        device: whose own dispatch_ns is left out.
-        batches: small ones, each of which was waited for.
+        device: the fitted device; its own dispatch_ns is not used.
+        batches: small batches, in which waking the workers takes a large share of the time.
 
     Returns:
-        Nanoseconds; 0 where nothing is left to explain.
+        The dispatch time in nanoseconds; 0 if the device's time already explains the batches.
     """
     from scipy.optimize import least_squares
 
@@ -134,7 +138,16 @@ def batch_ns(
     knee: float,
     dispatch_ns: float,
 ) -> Floats:
-    """read_time of each point in float64, unrounded, for parameters that are no integers yet."""
+    """Compute `read_time` of each point in float64 and without rounding, as a fit needs it.
+
+    Args:
+        points: the batches; their nanoseconds are not used.
+        latency_ns, max_iops, max_bandwidth, stream_bandwidth, knee, dispatch_ns: the fields of a device,
+            which need not be integers.
+
+    Returns:
+        (points,) float64, nanoseconds.
+    """
     size = np.array([point.size for point in points], np.float64)
     reads = np.array([point.reads for point in points], np.float64)
     outstanding = np.minimum([point.depth for point in points], reads)
@@ -142,7 +155,7 @@ def batch_ns(
 
     def service_time(depth: Floats | float) -> Floats:
         costs = np.stack(np.broadcast_arrays(alone / depth, 1e9 / max_iops, size * (1e9 / max_bandwidth)))
-        largest = costs.max(axis=0)  # a power of the costs themselves could overflow
+        largest = costs.max(axis=0)  # powers of the costs themselves could overflow
         return np.asarray(largest * ((costs / largest) ** knee).sum(axis=0) ** (1 / knee))
 
     busy = np.maximum(reads * service_time(outstanding), service_time(1.0))
@@ -150,12 +163,12 @@ def batch_ns(
 
 
 def point_time(device: Device, point: Point) -> int:
-    """read_time of the point's batch on the device, at the point's depth."""
+    """The `read_time` of a point's batch on a device, at the point's queue depth; nanoseconds."""
     return read_time(device._replace(queue_depth=point.depth), [point.size] * point.reads)
 
 
 def point_errors(device: Device, points: Sequence[Point]) -> Errors:
-    """How far the device's times are from the points' medians."""
+    """The relative errors of a device's times against the medians of measured points."""
     return relative_errors(
         [point_time(device, point) for point in points],
         [statistics.median(point.nanoseconds) for point in points],
@@ -163,17 +176,29 @@ def point_errors(device: Device, points: Sequence[Point]) -> Errors:
 
 
 def split_half_noise(series: Sequence[Sequence[int]]) -> Errors:
-    """How far the median of every second repeat is from the median of the others: no model does better.
+    """Measure the noise: the median of the even repeats against the median of the odd ones.
+
+    No device can be expected to have smaller errors than this.
 
     Args:
-        series: the nanoseconds of each point or trace, round after round; at least two of each.
+        series: for each batch, the nanoseconds of its repeats; at least two.
+
+    Returns:
+        The relative differences.
     """
     halves = [(statistics.median(repeats[::2]), statistics.median(repeats[1::2])) for repeats in series]
     return relative_errors([first for first, _ in halves], [second for _, second in halves])
 
 
 def relative_errors(predicted: Sequence[float], measured: Sequence[float]) -> Errors:
-    """Median, 90th percentile (interpolated) and largest of |predicted / measured - 1|."""
+    """Summarise the relative errors |predicted / measured - 1|.
+
+    Args:
+        predicted, measured: equally many times.
+
+    Returns:
+        The median, the 90th percentile (interpolated) and the largest of the errors.
+    """
     errors = np.abs(np.array(predicted, np.float64) / np.array(measured, np.float64) - 1)
     median, p90, largest = np.quantile(errors, (0.5, 0.9, 1.0)).tolist()
     return Errors(median, p90, largest)

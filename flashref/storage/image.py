@@ -1,4 +1,4 @@
-"""The flash image: one safetensors file with the FFN weights as bundles. Chapter: specs/54-image.md.
+"""The flash image: a safetensors file with the FFN weights as bundles. Chapter: specs/54-image.md.
 
 Satisfies: IMG-1 to IMG-19.
 """
@@ -36,27 +36,28 @@ from flashref.storage.packing import (
     OWN_NAME,
     RECORD,
     VERSION,
+    Checksums,
     Group,
-    Sums,
     all_sums,
     bundles_shape,
+    entry_pieces,
     group_name,
-    part_pieces,
     plan_image,
 )
 from flashref.storage.progress import Progress, unseen
 from flashref.types import Array, ImageError
 
-# At most so many bytes are written and not yet on the disk; else progress would run ahead of a slow disk.
+# Written bytes are synced to the disk whenever there are this many of them. Without it, the progress that is
+# shown would run ahead of a slow disk, and the sync at the end would take long.
 UNSYNCED_BYTES = 256 << 20
 
 
 class Image(NamedTuple):
-    """An opened image: all of it was checked but the bundles, which are checked as they are used.
+    """An opened image: all of it has been checked except the bundles, which their readers check.
 
-    resident: names of the checkpoint's other tensors. layouts, checksums: for each layer one for its bundles,
-    or one for each field if it is not bundled; checksums are (n,) uint32, by neuron, CRC-32 of the padded
-    bundle.
+    resident: the names of the tensors outside the bundles. layouts, checksums: layer → one entry for its
+    bundles, or one entry for each field if the image is not bundled. Checksums are (n,) uint32, the CRC-32 of
+    the padded bundle of each neuron.
     """
 
     container: Container
@@ -69,14 +70,17 @@ class Image(NamedTuple):
 
 
 def fingerprint(tensors: Mapping[str, Container], config: str, progress: Progress = unseen) -> str:
-    """What tells one checkpoint from another: 64 hexadecimal digits over its tensors and its config.
+    """Compute the fingerprint of a checkpoint, a hash of its config and of every byte of its tensors.
 
-    Every byte is read; how the tensors are spread over files does not matter.
+    How the tensors are spread over files does not matter.
 
     Args:
-        tensors: name → the file that holds it.
+        tensors: the name of each tensor → the file that holds it.
         config: the checkpoint's config, as text.
-        progress: called with what is being done, bytes done and bytes in total.
+        progress: called with what is being done, the bytes done and the bytes in total.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
         ImageError: a file cannot be read.
@@ -102,20 +106,23 @@ def pack_image(
     bundled: bool = True,
     progress: Progress = unseen,
 ) -> str:
-    """Write a checkpoint as a flash image, with memory of one layer; gives the checkpoint's fingerprint.
+    """Write a checkpoint as a flash image, with one layer in memory at a time.
 
-    Whatever is raised, no file is left.
+    If anything is raised, no file is left.
 
     Args:
-        path: of the image; there must be none yet.
-        tensors: name → the file that holds it.
-        layers: layer → gate, up, down (those to be bundled) → name of the tensor; up and gate are (n, d),
-            down is (d, n), as in checkpoints.
+        path: the image to write, which must not exist.
+        tensors: the name of each tensor → the file that holds it.
+        layers: layer → field (gate, up or down) → the name of its tensor, for the fields that go into the
+            bundles; up and gate are (n, d) and down is (d, n), as in checkpoints.
         config: the checkpoint's config, as text.
-        block: bytes, a power of two.
-        orders: layer → (n,), the neuron at each position.
+        block: the block of the image, in bytes; a power of two.
+        orders: layer → (n,) integers, the neuron at each position; a layer without an entry keeps its order.
         bundled: False gives each field a tensor of its own.
-        progress: called with what is being done, bytes done and bytes in total.
+        progress: called with what is being done, the bytes done and the bytes in total.
+
+    Returns:
+        The checkpoint's fingerprint.
 
     Raises:
         ImageError: a file cannot be read or written, or lacks a tensor.
@@ -127,10 +134,10 @@ def pack_image(
     path = Path(path)
     what = f"packing {path.name}"
     plan = plan_image(tensors, layers, config, block, orders, bundled)
-    offset, synced, sums = plan.header_bytes, 0, Sums({}, {}, {})
+    offset, synced, sums = plan.header_bytes, 0, Checksums({}, {}, {})
     with create_file(path, plan.size) as descriptor, ThreadPoolExecutor(1) as beside:
-        for name in plan.parts:
-            for piece in part_pieces(name, plan.parts, tensors, plan.groups, sums, beside):
+        for name in plan.entries:
+            for piece in entry_pieces(name, plan.entries, tensors, plan.groups, sums, beside):
                 write_all(descriptor, piece, offset)
                 offset += piece.size
                 if offset - synced >= UNSYNCED_BYTES:
@@ -138,24 +145,27 @@ def pack_image(
                     synced = offset
                 progress(what, offset, plan.size)
         identity = _digest(tensors, sums.sources, config)
-        header = encode_header(plan.parts, plan.metadata | {"fingerprint": identity}, block)
-        write_all(descriptor, all_sums(header, plan.parts, sums), offset)
+        header = encode_header(plan.entries, plan.metadata | {"fingerprint": identity}, block)
+        write_all(descriptor, all_sums(header, plan.entries, sums), offset)
         write_all(descriptor, np.frombuffer(header, np.uint8), 0)
         progress(what, plan.size, plan.size)
     return identity
 
 
 def open_image(path: str | os.PathLike[str]) -> Image:
-    """Open an image: its header and resident tensors are read and checked.
+    """Open an image, and check its header and its resident tensors.
 
-    The bundles are left to whoever reads them: compare bundle_crc32 of a padded bundle with `checksums`
-    before using it, or all of them with require_bundles.
+    The bundles are not checked here. Either compare `bundle_crc32` of each padded bundle with `checksums`
+    before it is used, or check all of them with `require_bundles`.
 
     Args:
-        path: of the image.
+        path: the path of the image.
+
+    Returns:
+        The image.
 
     Raises:
-        ImageError: the file is damaged, or no image of a known version.
+        ImageError: the file is damaged, or is not an image of a known version.
 
     Requirements: IMG-14, IMG-15.
     """
@@ -173,33 +183,34 @@ def open_image(path: str | os.PathLike[str]) -> Image:
 
 
 def image_tensor(image: Image, name: str) -> Array:
-    """A resident tensor of an image; it was checked when the image was opened.
+    """Read a resident tensor of an image; it was checked when the image was opened.
 
     Args:
-        image: that was opened.
-        name: as in the checkpoint.
+        image: the opened image.
+        name: the tensor's name in the checkpoint.
 
     Returns:
         The tensor, C-contiguous in the stored dtype.
 
     Raises:
-        ImageError: there is no resident tensor of this name; the FFN's weights are bundles.
+        ImageError: there is no resident tensor of this name. The FFN weights are in the bundles.
 
     Requirement: IMG-16.
     """
     if name not in image.resident:
         raise ImageError(
-            f"{image.container.path}: has no resident tensor {name!r}; is it the image of another model?"
+            f"{image.container.path}: has no resident tensor {name!r}; check that it is an image of this "
+            "model"
         )
     return tensor_array(image.container, name)
 
 
 def require_checkpoint(image: Image, expected: str) -> None:
-    """See that an image was packed from a checkpoint.
+    """Refuse an image that was packed from another checkpoint.
 
     Args:
-        image: that was opened.
-        expected: the checkpoint's fingerprint.
+        image: the opened image.
+        expected: the fingerprint of the checkpoint.
 
     Raises:
         ImageError: the image has another fingerprint.
@@ -214,14 +225,14 @@ def require_checkpoint(image: Image, expected: str) -> None:
 
 
 def require_bundles(image: Image, progress: Progress = unseen) -> None:
-    """Compare every bundle of an image with its checksum; all are read, piece by piece.
+    """Read every bundle of an image, and compare it with its checksum.
 
     Args:
-        image: that was opened.
-        progress: called with what is being done, bytes done and bytes in total.
+        image: the opened image.
+        progress: called with what is being done, the bytes done and the bytes in total.
 
     Raises:
-        ImageError: a bundle does not match; the first one is named.
+        ImageError: a bundle does not match its checksum; the message names the first one.
 
     Requirement: IMG-19.
     """
@@ -240,7 +251,7 @@ def require_bundles(image: Image, progress: Progress = unseen) -> None:
                     raise ImageError(
                         f"{image.container.path}: the {' and '.join(layout.fields)} row of neuron {neuron} "
                         f"in layer {layer} does not match its checksum; the image is damaged, "
-                        "remove it or pack another"
+                        "remove it and pack it again"
                     )
                 position += len(found)
                 done += piece.size
@@ -248,27 +259,27 @@ def require_bundles(image: Image, progress: Progress = unseen) -> None:
 
 
 def _digest(tensors: Mapping[str, Container], crcs: Mapping[str, int], config: str) -> str:
-    """SHA-256 of the JSON text [config, [[name, dtype, shape, CRC-32] … by name]]."""
+    """The SHA-256 of the JSON text [config, [[name, dtype, shape, CRC-32], …]], sorted by name."""
     entries = [(name, *tensor_entry(tensors[name], name)[:2], crcs[name]) for name in sorted(tensors)]
     return hashlib.sha256(json.dumps([config, entries], separators=(",", ":")).encode()).hexdigest()
 
 
 def _require_version(container: Container) -> None:
-    """ImageError unless the file says that it is an image of a version that is known here."""
+    """ImageError unless the file is a flash image of the version that this module writes."""
     version = container.metadata.get("version", "")
     if container.metadata.get("format") != FORMAT or not re.fullmatch("[1-9][0-9]{0,8}", version):
         raise ImageError(
-            f"{container.path}: is not a flash image; give another name, and one is packed there"
+            f"{container.path}: is not a flash image; give another name, under which one is packed"
         )
     if int(version) != VERSION:
         raise ImageError(
-            f"{container.path}: was made by a newer flashref (image version {version}, "
-            f"known here is {VERSION}); update flashref or pack the checkpoint again"
+            f"{container.path}: was made by a newer flashref (image version {version}; this flashref reads "
+            f"version {VERSION}); update flashref or pack the checkpoint again"
         )
 
 
 def _require_sums(container: Container) -> dict[str, Group]:
-    """ImageError naming what is not as it was written; gives the tensors of bundles, which are not read."""
+    """Check all checksums except the bundles' own, or raise ImageError; gives the tensors of bundles."""
     path, entries = container.path, container.tensors
     entry = entries.get("crc32")
     if entry is None or entry.dtype != "U32":
@@ -276,22 +287,24 @@ def _require_sums(container: Container) -> dict[str, Group]:
     sums = tensor_array(container, "crc32").reshape(-1)
     header_bytes = next(iter(entries.values())).offset
     if not sums.size or sums[0] != _crc32(byte_pieces(container, 0, header_bytes)):
-        raise ImageError(f"{path}: its header is not as it was written; remove the image and pack it again")
+        raise ImageError(
+            f"{path}: its header does not match its checksum; remove the image and pack it again"
+        )
     groups = _read_groups(container)
     covered = [name for name in entries if name not in groups and name != "crc32"]
     for number, name in enumerate(covered, start=1):
         if number >= sums.size or sums[number] != _crc32(tensor_pieces(container, name)):
             raise ImageError(
-                f"{path}: the tensor {shortened(name)} is not as it was written; "
+                f"{path}: the tensor {shortened(name)} does not match its checksum; "
                 "remove the image and pack it again"
             )
     if sums[len(covered) + 1 :].any():
-        raise ImageError(f"{path}: there are more checksums than tensors; remove the image and pack it again")
+        raise ImageError(f"{path}: has more checksums than tensors; remove the image and pack it again")
     return groups
 
 
 def _read_groups(container: Container) -> dict[str, Group]:
-    """The tensors of bundles as the metadata describe them, or ImageError if the entries say otherwise."""
+    """The tensors of bundles as the metadata describe them; ImageError if the header contradicts that."""
     metadata, entries = container.metadata, container.tensors
     groups = {}
     try:
@@ -304,33 +317,34 @@ def _read_groups(container: Container) -> dict[str, Group]:
         known = {"crc32", *groups, *(f"{name}.crc32" for name in groups)}
         for name in entries.keys() - known:
             if OWN_NAME.fullmatch(name) and not name.startswith("pad."):
-                raise ValueError(f"nothing is said of {shortened(name)}")
+                raise ValueError(f"{shortened(name)} is not described")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ImageError(
-            f"{container.path}: its metadata do not describe its tensors ({error}); remove it, pack again"
+            f"{container.path}: its metadata do not describe its tensors ({error}); remove the image and "
+            "pack it again"
         ) from error
     return groups
 
 
 def _read_group(container: Container, name: str, record: object, block: int, bundled: bool) -> Group:
-    """One tensor of bundles, or an exception that says why it is not what its record tells."""
+    """One tensor of bundles, or an exception that says why it contradicts its record."""
     if not isinstance(record, dict) or record.keys() != set(RECORD):
         raise ValueError(f"{shortened(name)} is not described by {', '.join(RECORD)}")
     layer, fields, d, stride, order = (record[key] for key in RECORD)
     in_order = [field for field in BUNDLE_FIELDS if field in fields]
-    if any(type(number) is not int for number in (layer, d, *(order or ()))):  # true is none
-        raise ValueError(f"{shortened(name)} has a layer, d or order that is no whole number")
+    if any(type(number) is not int for number in (layer, d, *(order or ()))):  # refuses true and false
+        raise ValueError(f"{shortened(name)} has a layer, d or order that is not a whole number")
     if fields != in_order or name != group_name(layer, in_order, bundled):
         raise ValueError(f"{shortened(name)} is not the name of its layer and fields")
     entry, sums = container.tensors[name], container.tensors[f"{name}.crc32"]
     layout = bundle_layout(entry.shape[0], d, entry.dtype, fields, block, entry.offset, order)
     if (layout.stride, entry.shape, sums[:2]) != (stride, bundles_shape(layout), ("U32", (layout.n,))):
-        raise ValueError(f"{name} is not of the shape that they imply")
+        raise ValueError(f"{name} does not have the shape that they imply")
     return Group(layer, layout, {})
 
 
 def _require_blocks(container: Container, written: str) -> None:
-    """ValueError unless each tensor, but for the pads, starts on a block, and the file ends on one."""
+    """ValueError unless each tensor except the pads starts on a block, and the file ends on one."""
     starts = [entry.offset for name, entry in container.tensors.items() if not name.startswith("pad.")]
     block = int(written)
     if (
@@ -343,7 +357,7 @@ def _require_blocks(container: Container, written: str) -> None:
 
 
 def _crc32(pieces: Iterator[npt.NDArray[np.uint8]]) -> int:
-    """The CRC-32 of bytes that come in pieces."""
+    """The CRC-32 of bytes that are given in pieces."""
     crc = 0
     for piece in pieces:
         crc = zlib.crc32(piece.data, crc)

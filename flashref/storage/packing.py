@@ -1,7 +1,7 @@
-"""The parts of a flash image, and the bytes of each: what pack_image writes. Chapter: specs/54-image.md.
+"""Plans a flash image, and gives the bytes of its tensors to `pack_image`. Chapter: specs/54-image.md.
 
-A part is one tensor of the image's file. Which parts there are, and how long, is known before a byte is
-written; then each part's bytes come in pieces, and the checksums of what passed are collected in `Sums`.
+The header's entries, which are all tensors of the image with their sizes, are known before a byte is written.
+Then the bytes of each tensor come in pieces, and `Checksums` collects the checksums of the bytes that passed.
 """
 
 import json
@@ -28,43 +28,52 @@ from flashref.storage.container import (
 from flashref.types import STORED_DTYPES, Array, ImageError, LayoutError, ShapeError
 
 FORMAT, VERSION = "flashref-image", 1
-BLOCKS = (512, 1 << 20)  # smallest and largest block
-PACKED_ROWS = 136  # bundles packed at a time; no power of two, or transposing down thrashes the cache
+BLOCKS = (512, 1 << 20)  # the smallest and the largest block
+# Bundles that are packed at a time. With a power of two, transposing `down` would thrash the cache.
+PACKED_ROWS = 136
 BUNDLE_FIELDS = ("gate", "up", "down")  # their order in a bundle (decision 13)
-RECORD = ("layer", "fields", "d", "stride", "order")  # what the metadata say of a tensor of bundles
-# Tensors that packing adds; a checkpoint has none of these names.
+RECORD = ("layer", "fields", "d", "stride", "order")  # the metadata of a tensor of bundles
+# The names of the tensors that packing adds; a checkpoint with such a name is refused.
 OWN_NAME = re.compile(r"crc32|pad\.[0-9]+|layers\.[0-9]+\.(bundles|gate|up|down)(\.crc32)?")
 
 Bytes = npt.NDArray[np.uint8]
-Parts = dict[str, tuple[str, tuple[int, ...]]]  # tensors of the image in file order: name → dtype, shape
+Entries = dict[str, tuple[str, tuple[int, ...]]]  # the image's tensors in file order: name → (dtype, shape)
 
 
 class Group(NamedTuple):
-    """One tensor of bundles: its layer, layout (start 0 while packing), field → the checkpoint's tensor."""
+    """One tensor of bundles.
+
+    layout: starts at 0 while the image is planned and packed; sources: field → the checkpoint's tensor.
+    """
 
     layer: int
     layout: Layout
     sources: Mapping[str, str]
 
 
-class Plan(NamedTuple):
-    """An image before it is written: all but the bytes of its tensors, and the fingerprint in its metadata.
+class ImagePlan(NamedTuple):
+    """An image before it is written: everything except its tensors' bytes and its fingerprint.
 
-    header_bytes: where the tensors begin; size: of the file. Both in bytes.
+    groups: the tensors of bundles by name; header_bytes: where the first tensor begins; size: of the file, in
+    bytes.
     """
 
     groups: dict[str, Group]
-    parts: Parts
+    entries: Entries
     metadata: dict[str, str]
     header_bytes: int
     size: int
 
 
-class Sums(NamedTuple):
-    """What packing collects: CRC-32 of the checkpoint's tensors, of the image's, and of bundles by neuron."""
+class Checksums(NamedTuple):
+    """The checksums (CRC-32) that packing collects.
+
+    sources: of the checkpoint's tensors; entries: of the image's tensors outside the bundles; bundles: the
+    name of a tensor of bundles → (n,) uint32 by neuron.
+    """
 
     sources: dict[str, int]
-    parts: dict[str, int]
+    entries: dict[str, int]
     bundles: dict[str, Array]
 
 
@@ -75,22 +84,25 @@ def plan_image(
     block: int = 4096,
     orders: Mapping[int, npt.ArrayLike] | None = None,
     bundled: bool = True,
-) -> Plan:
-    """What pack_image will write, from headers alone: all that can be refused before a weight is read.
+) -> ImagePlan:
+    """Plan an image from the checkpoint's headers alone, and refuse all that they show to be wrong.
 
     Args: as for `pack_image`.
 
+    Returns:
+        The plan.
+
     Raises:
-        ImageError: a file lacks a tensor, or has one with a name that images use themselves.
+        ImageError: a tensor is missing, or has a name that images use themselves.
         ShapeError, LayoutError: the weights of a layer do not belong together.
     """
     groups = image_groups(tensors, layers, block, orders or {}, bundled)
-    parts = image_parts(tensors, groups, block)
+    entries = image_entries(tensors, groups, block)
     metadata = image_metadata(groups, config, block, bundled)
     # The fingerprint is known last but has a fixed width, so the header's length is known first.
-    header_bytes = len(encode_header(parts, metadata, block))
-    size = header_bytes + sum(tensor_bytes(*part) for part in parts.values())
-    return Plan(groups, parts, metadata, header_bytes, size)
+    header_bytes = len(encode_header(entries, metadata, block))
+    size = header_bytes + sum(tensor_bytes(*part) for part in entries.values())
+    return ImagePlan(groups, entries, metadata, header_bytes, size)
 
 
 def image_groups(
@@ -100,7 +112,7 @@ def image_groups(
     orders: Mapping[int, npt.ArrayLike],
     bundled: bool,
 ) -> dict[str, Group]:
-    """The tensors of bundles that an image will have, by layer; everything about them is checked here."""
+    """The tensors of bundles that an image will have, in the order of the layers, once they are checked."""
     if not BLOCKS[0] <= block <= BLOCKS[1]:
         raise LayoutError(f"block must be a power of two from {BLOCKS[0]} to {BLOCKS[1]}, not {block}")
     if any(layer < 0 for layer in layers) or not orders.keys() <= layers.keys():
@@ -108,7 +120,7 @@ def image_groups(
     named = [name for sources in layers.values() for name in sources.values()]
     if len(named) > len(set(named)):
         raise LayoutError(
-            "a tensor is named twice among the layers' weights; each belongs to one layer and field"
+            "a tensor is named twice among the layers' weights; name each for one layer and field only"
         )
     groups = {}
     for layer in sorted(layers):
@@ -131,10 +143,10 @@ def bundles_shape(layout: Layout) -> tuple[int, int]:
     return layout.n, layout.stride // STORED_DTYPES[layout.dtype].itemsize
 
 
-def image_parts(tensors: Mapping[str, Container], groups: Mapping[str, Group], block: int) -> Parts:
-    """Every tensor of the image: resident ones, bundles with their sums, pads between them, all the sums."""
+def image_entries(tensors: Mapping[str, Container], groups: Mapping[str, Group], block: int) -> Entries:
+    """Every tensor of the image: resident ones, bundles and their checksums, pads, and at last `crc32`."""
     bundled = {name for group in groups.values() for name in group.sources.values()}
-    wanted: Parts = {}
+    wanted: Entries = {}
     for name in sorted(tensors.keys() - bundled, key=_natural):
         if OWN_NAME.fullmatch(name):
             raise ImageError(
@@ -144,18 +156,18 @@ def image_parts(tensors: Mapping[str, Container], groups: Mapping[str, Group], b
     for name, (_, layout, _) in groups.items():
         wanted[name] = (layout.dtype, bundles_shape(layout))
         wanted[f"{name}.crc32"] = ("U32", (layout.n,))
-    parts: Parts = {}
+    entries: Entries = {}
     for name, part in wanted.items():
-        parts[name] = part
+        entries[name] = part
         if gap := -tensor_bytes(*part) % block:
-            parts[f"pad.{len(parts) - 1}"] = ("U8", (gap,))
-    # The header's sum and one a tensor; zeros fill whole blocks, so that no pad has to follow.
-    values = 1 + len(parts) - len(groups)
-    return parts | {"crc32": ("U32", (-(-4 * values // block) * block // 4,))}
+            entries[f"pad.{len(entries) - 1}"] = ("U8", (gap,))
+    # The checksum of the header and one for each tensor; zeros fill the last block, so that no pad is needed.
+    values = 1 + len(entries) - len(groups)
+    return entries | {"crc32": ("U32", (-(-4 * values // block) * block // 4,))}
 
 
 def image_metadata(groups: Mapping[str, Group], config: str, block: int, bundled: bool) -> dict[str, str]:
-    """What the header says beside the tensors; a fingerprint of zeros holds the true one's place."""
+    """The image's metadata, with a fingerprint of zeros as a placeholder for the true one."""
     bundles = {}
     for name, (layer, layout, _) in groups.items():
         order = None if layout.order is None else layout.order.tolist()
@@ -172,58 +184,61 @@ def image_metadata(groups: Mapping[str, Group], config: str, block: int, bundled
     }
 
 
-def part_pieces(
+def entry_pieces(
     name: str,
-    parts: Parts,
+    entries: Entries,
     tensors: Mapping[str, Container],
     groups: Mapping[str, Group],
-    sums: Sums,
+    sums: Checksums,
     beside: Executor,
 ) -> Iterator[Bytes]:
-    """The bytes of one tensor of the image, but for `crc32`, which is known when all others have passed.
+    """The bytes of one tensor of the image; `crc32` gives none, since it is known only after all others.
 
-    What has been read is summed by `beside`, while it is packed and written here: zlib does without the GIL.
+    The thread of `beside` computes the checksums of what has been read while this thread packs and the caller
+    writes; zlib releases the GIL.
 
     Args:
-        name: of the tensor.
-        parts, groups: of the plan.
-        tensors: the checkpoint's, by name the file that holds it.
-        sums: gets the checksums.
-        beside: another thread.
+        name: the tensor's name.
+        entries, groups: the plan's.
+        tensors: the name of each tensor of the checkpoint → the file that holds it.
+        sums: the checksums, which are added to.
+        beside: an executor with one other thread.
 
     Returns:
-        Pieces, each valid until the next.
+        Pieces of uint8; each is valid until the next one.
     """
     if name in groups:
         yield from _bundle_pieces(name, groups[name], tensors, sums, beside)
     elif name != "crc32":
         crc = 0
-        for piece in _copied(tensors, name) if name in tensors else [_own_bytes(name, parts, sums)]:
+        for piece in _copied(tensors, name) if name in tensors else [_own_bytes(name, entries, sums)]:
             summed = beside.submit(zlib.crc32, piece.data, crc)
             yield piece
             crc = summed.result()
-        sums.parts[name] = crc
+        sums.entries[name] = crc
         if name in tensors:
             sums.sources[name] = crc
 
 
-def all_sums(header: bytes, parts: Parts, sums: Sums) -> Bytes:
-    """The bytes of `crc32`: the header's checksum, then every covered tensor's in file order, then zeros."""
-    table = np.zeros(parts["crc32"][1], "<u4")
-    values = [zlib.crc32(header), *(sums.parts[name] for name in parts if name in sums.parts)]
+def all_sums(header: bytes, entries: Entries, sums: Checksums) -> Bytes:
+    """The bytes of `crc32`: the checksums of the header and of the tensors in file order, then zeros."""
+    table = np.zeros(entries["crc32"][1], "<u4")
+    values = [zlib.crc32(header), *(sums.entries[name] for name in entries if name in sums.entries)]
     table[: len(values)] = values
     return table.view(np.uint8)
 
 
 def _source(tensors: Mapping[str, Container], name: str) -> TensorEntry:
-    """A checkpoint's tensor, or ImageError if none of its files is said to hold it."""
+    """The entry of a checkpoint's tensor, or ImageError if there is no such tensor."""
     if name not in tensors:
-        raise ImageError(f"the checkpoint has no tensor {name!r}; is it a checkpoint of this model?")
+        raise ImageError(
+            f"the checkpoint has no tensor {name!r}; check that it is a checkpoint of this model"
+        )
     return tensor_entry(tensors[name], name)
 
 
 def _common_shape(tensors: Mapping[str, Container], sources: Mapping[str, str]) -> tuple[int, int, str]:
-    """n, d and dtype of a layer's weights, or ShapeError if they do not belong together."""
+    """The n, d and dtype of a layer's weights, or ShapeError if these do not belong together."""
     if not sources or not sources.keys() <= set(BUNDLE_FIELDS):
         raise LayoutError(f"a layer's weights are some of {', '.join(BUNDLE_FIELDS)}, not {list(sources)}")
     shapes = {}
@@ -240,31 +255,31 @@ def _common_shape(tensors: Mapping[str, Container], sources: Mapping[str, str]) 
 
 
 def _natural(name: str) -> tuple[object, ...]:
-    """A key that sorts layer 2 before layer 10: runs of digits compare as numbers, longer ones later."""
+    """A sort key that puts layer 2 before layer 10: runs of digits are compared as numbers."""
     runs = re.split("([0-9]+)", name)
     return *((len(run.lstrip("0")), run.lstrip("0")) if i % 2 else run for i, run in enumerate(runs)), name
 
 
 def _copied(tensors: Mapping[str, Container], name: str) -> Iterator[Bytes]:
-    """A resident tensor's bytes, once they are seen to be finite."""
+    """The bytes of a resident tensor, checked to be finite."""
     for piece in tensor_pieces(tensors[name], name):
         require_finite(tensors[name], name, piece)
         yield piece
 
 
-def _own_bytes(name: str, parts: Parts, sums: Sums) -> Bytes:
-    """The bytes of a pad, or of the sums of a tensor of bundles."""
+def _own_bytes(name: str, entries: Entries, sums: Checksums) -> Bytes:
+    """The bytes of a pad, or of the checksums of a tensor of bundles."""
     if name.startswith("pad."):
-        return np.zeros(parts[name][1], np.uint8)
+        return np.zeros(entries[name][1], np.uint8)
     return sums.bundles[name.removesuffix(".crc32")].view(np.uint8)
 
 
 def _bundle_pieces(
-    name: str, group: Group, tensors: Mapping[str, Container], sums: Sums, beside: Executor
+    name: str, group: Group, tensors: Mapping[str, Container], sums: Checksums, beside: Executor
 ) -> Iterator[Bytes]:
-    """The bytes of pack_bundles, a few neurons at a time; their checksums, by neuron, go to `sums`.
+    """The bytes that `pack_bundles` would give, some neurons at a time; their checksums are added to `sums`.
 
-    The layer's weights are in memory once, as they lie in the checkpoint; down is transposed piece by piece.
+    The layer's weights are in memory once, as the checkpoint has them; `down` is transposed piece by piece.
     """
     layout = group.layout
     weights, summed = {}, {}
@@ -277,7 +292,7 @@ def _bundle_pieces(
     padded = np.zeros((min(layout.n, PACKED_ROWS), bundles_shape(layout)[1]), STORED_DTYPES[layout.dtype])
     for first in range(0, layout.n, PACKED_ROWS):
         part = slice(first, min(first + PACKED_ROWS, layout.n))
-        packed = padded[: part.stop - first]  # every piece fills the same columns: the padding stays zero
+        packed = padded[: part.stop - first]  # every piece fills the same columns, so the padding stays zero
         ids = part if layout.order is None else layout.order[part]
         for j, field in enumerate(layout.fields):
             matrix = weights[field]

@@ -1,4 +1,4 @@
-"""The read plan: which aligned reads fetch the extents that are wanted. Chapter: specs/52-plan.md.
+"""The read plan: which aligned reads fetch the wanted extents. Chapter: specs/52-plan.md.
 
 Satisfies: PLN-1 to PLN-8.
 """
@@ -14,14 +14,18 @@ from flashref.types import IO, DomainError, Extent, LayoutError
 
 
 def read_plan(extents: Iterable[Extent], block: int, max_gap: int) -> tuple[Extent, ...]:
-    """The aligned, ascending, disjoint reads that cover the extents (paper §3.2, §4; decision 18).
+    """Plan the aligned, ascending, disjoint reads that cover some extents (paper §3.2, §4; decision 18).
 
-    Rounds out to blocks, joins what touches or overlaps, and reads over gaps of at most max_gap bytes.
+    Extents are rounded out to whole blocks. Two reads become one if they touch or overlap, or if the gap
+    between them is at most max_gap bytes.
 
     Args:
-        extents: what is wanted, in any order.
-        block: bytes, a power of two.
-        max_gap: bytes, ≥ 0.
+        extents: the wanted extents, in any order.
+        block: the block of the device, in bytes; a power of two.
+        max_gap: the largest gap that is read too, in bytes; at least 0.
+
+    Returns:
+        The reads.
 
     Raises:
         DomainError: block or max_gap is not in its domain.
@@ -51,15 +55,15 @@ def read_plan(extents: Iterable[Extent], block: int, max_gap: int) -> tuple[Exte
 def plan_bytes(
     plan: Sequence[Extent], buffers: Sequence[npt.NDArray[np.uint8]], extent: Extent
 ) -> npt.NDArray[np.uint8]:
-    """The bytes of one extent among what was read.
+    """Find the bytes of one extent in the buffers of the reads.
 
     Args:
         plan: the reads.
-        buffers: one uint8 array for each read of the plan.
-        extent: what is wanted of them.
+        buffers: a uint8 array for each read of the plan.
+        extent: the extent whose bytes are wanted.
 
     Returns:
-        (length,) uint8, a view of one buffer, valid as long as that.
+        (length,) uint8, a view of one of the buffers, valid as long as the buffer is.
 
     Raises:
         LayoutError: no read of the plan contains the extent, or a buffer is missing.
@@ -78,12 +82,15 @@ def plan_bytes(
 
 
 def plan_io(plan: Sequence[Extent], extents: Iterable[Extent], nanoseconds: int) -> IO:
-    """What it costs to fetch the extents by this plan: requests, bytes wanted, bytes read, time.
+    """Count what it costs to fetch extents by a plan.
 
     Args:
         plan: the reads.
-        extents: what is wanted.
-        nanoseconds: the batch's time, from its reader.
+        extents: the wanted extents.
+        nanoseconds: the time of the batch, as its reader reports it.
+
+    Returns:
+        The number of reads, the bytes that were wanted, the bytes that were read, and the time.
 
     Requirement: PLN-8.
     """

@@ -1,9 +1,10 @@
-"""Progress: how a function that takes long tells how far it has come."""
+"""Progress: how a long function reports how far it has come."""
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
+# Called with what is being done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
 
 
 def unseen(what: str, done: int, total: int) -> None:
-    """A Progress that nobody looks at."""
+    """A Progress that shows nothing."""

@@ -1,4 +1,4 @@
-"""Readers: the only way that bundles are read; simulated and real alike. Chapter: specs/56-readers.md.
+"""Readers, simulated and real: the only way in which bundles are read. Chapter: specs/56-readers.md.
 
 Satisfies: RDR-1 to RDR-13.
 """
@@ -25,37 +25,43 @@ from flashref.types import DomainError, Extent, LayoutError, Read, Reader, ReadE
 Bytes = npt.NDArray[np.uint8]
 Shard = Callable[[], None]
 
-STALE = 0xA5  # what a buffer of the memory reader holds once it is no longer valid
+STALE = 0xA5  # the byte that fills a buffer of the memory reader when it is no longer valid
 HUGE_PAGE = 2 * 1024 * 1024
-REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # what file systems without O_DIRECT answer
+REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # the errors of file systems without O_DIRECT
 
 
 class Batch(NamedTuple):
-    """One batch as recording_reader logs it."""
+    """One batch in the log of `recording_reader`."""
 
     extents: tuple[Extent, ...]
     nanoseconds: int
 
 
 def memory_reader(image: Bytes | bytes, device: Device) -> Reader:
-    """A reader of an image in memory, or mapped into it, whose times are those of a device.
+    """Make a reader of an image in memory, which reports the times of a simulated device.
 
-    Every read overwrites the buffers of the one before, so that a caller who keeps a view is found out.
+    Every read overwrites the buffers of the previous one, so that a caller who keeps a view too long gets
+    wrong bytes.
 
     Args:
-        image: bytes, or (size,) uint8.
-        device: whose block is kept to, and whose time is taken.
+        image: bytes, or (size,) uint8, which may be mapped from a file.
+        device: the device, which gives the block and the times.
+
+    Returns:
+        The reader.
 
     Raises:
-        ShapeError: the image is no row of uint8.
-        DomainError: the device is not in its domain.
+        ShapeError: the image is not a one-dimensional array of uint8.
+        DomainError: a field of the device is outside its domain.
 
-    Decision 18: reads are whole blocks, as the plan has them. Requirements: RDR-1 to RDR-6.
+    Decision 18: reads are whole blocks, as planned. Requirements: RDR-1 to RDR-6.
     """
     check_device(device)
     stored = np.frombuffer(image, np.uint8) if isinstance(image, bytes) else image
     if stored.dtype != np.uint8 or stored.ndim != 1:
-        raise ShapeError(f"an image must be a row of uint8, not {stored.dtype} of shape {stored.shape}")
+        raise ShapeError(
+            f"an image must be a one-dimensional array of uint8, not {stored.dtype} of shape {stored.shape}"
+        )
     scratch, used = np.empty(0, np.uint8), 0
 
     def read(extents: tuple[Extent, ...]) -> Read:
@@ -74,11 +80,14 @@ def memory_reader(image: Bytes | bytes, device: Device) -> Reader:
 
 
 def recording_reader(reader: Reader, log: list[Batch]) -> Reader:
-    """The same reader, which also logs every batch.
+    """Make a reader that also logs every batch.
 
     Args:
-        reader: that is asked.
-        log: gets the extents and the time of every batch that did not fail.
+        reader: the reader that reads.
+        log: the extents and the time of every batch that did not fail are appended to it.
+
+    Returns:
+        The reader that logs.
 
     Requirement: RDR-13.
     """
@@ -92,16 +101,16 @@ def recording_reader(reader: Reader, log: list[Batch]) -> Reader:
 
 
 class DirectReader:
-    """A reader of a file past the page cache, with a thread for each outstanding read; pass `.read` on.
+    """Reads a file past the page cache, with a thread for each outstanding read; its `read` is the reader.
 
-    `direct` is False where only buffered reads are possible. It serves one caller at a time.
+    `direct` is False where only buffered reads are possible. Only one caller at a time may use it.
 
     Args:
-        path: of an image.
-        queue_depth: reads that are outstanding at a time.
-        block: bytes, a power of two of at least 512.
-        clock: nanoseconds.
-        preadv: reads, as `os.preadv` does; None for that.
+        path: the file, such as an image.
+        queue_depth: the most reads outstanding.
+        block: the block of the device, in bytes; a power of two of at least 512.
+        clock: gives the time in nanoseconds.
+        preadv: a function that reads like `os.preadv`, which None stands for.
 
     Raises:
         DomainError: queue_depth or block is not in its domain.
@@ -139,7 +148,7 @@ class DirectReader:
             else:
                 self._descriptor = self._buffered
                 warnings.warn(
-                    f"{path} cannot be read past the page cache here; times say nothing about the disk",
+                    f"{path} cannot be read past the page cache here; its times say nothing about the disk",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -158,7 +167,7 @@ class DirectReader:
         self.close()
 
     def close(self) -> None:
-        """End the workers and close the file; buffers that were given stay readable. Requirement: RDR-11."""
+        """Stop the workers and close the file; earlier buffers stay readable. Requirement: RDR-11."""
         held, self._held = self._held, None
         if held:
             held.close()
@@ -167,14 +176,14 @@ class DirectReader:
         """Read one batch, at most queue_depth reads at a time.
 
         Args:
-            extents: whole blocks of the file.
+            extents: extents of whole blocks of the file.
 
         Returns:
-            A buffer for each extent, valid until the next read, and the nanoseconds that the clock measured.
+            A buffer for each extent, valid until the next read, and the time in nanoseconds.
 
         Raises:
-            LayoutError: an extent is not aligned, or not in the file; nothing has been read.
-            ReadError: a read failed; the reader can be used again.
+            LayoutError: an extent is not aligned or not inside the file; nothing has been read.
+            ReadError: a read failed; the reader can still be used.
 
         Requirements: RDR-1 to RDR-3, RDR-7 to RDR-11.
         """
@@ -184,9 +193,9 @@ class DirectReader:
         if not extents:
             return Read((), 0)
         targets = _cut(self._room(sum(extent.length for extent in extents)), extents)
-        # While one thread runs Python the others cannot: all that a read needs is made before the clock
-        # starts, and freed after it stops. The workers share one iterator: each takes the next read when its
-        # own is done.
+        # Only one thread at a time runs Python. So everything that a read needs is made before the clock
+        # starts, and is freed after it stops. The workers share one iterator: each takes the next read when
+        # its own read has completed.
         prepared = [
             ([view.data], position, length) for view, (position, length) in zip(targets, extents, strict=True)
         ]
@@ -204,7 +213,7 @@ class DirectReader:
                     if done < length:
                         self._fill(views[0], position, done)
             except BaseException as error:
-                list(jobs)  # the others need not go on
+                list(jobs)  # so that the other workers stop
                 outcomes.put(error)
             else:
                 outcomes.put(None)
@@ -215,7 +224,7 @@ class DirectReader:
             for _ in range(workers):
                 self._tasks.put(shard)
             errors = [error for error in (outcomes.get() for _ in range(workers)) if error]
-        except BaseException:  # Ctrl-C: workers may still be writing, so the next batch gets other memory
+        except BaseException:  # Ctrl-C: workers may still write into this memory, so it is not used again
             list(jobs)
             self._memory = np.empty(0, np.uint8)
             raise
@@ -225,10 +234,10 @@ class DirectReader:
         return Read(_read_only(targets), elapsed)
 
     def _fill(self, target: memoryview, offset: int, done: int) -> None:
-        """Read on until the target is full: a system call may stop short, or be interrupted, at any byte."""
+        """Read until the target is full; a system call may end at any byte, or be interrupted."""
         while done < len(target):
             position = offset + done
-            # O_DIRECT cannot go on inside a block; the buffered descriptor can.
+            # O_DIRECT cannot start inside a block; the buffered descriptor can.
             descriptor = self._buffered if position % self.block else self._descriptor
             try:
                 count = self._preadv(descriptor, [target[done:]], position)
@@ -236,17 +245,17 @@ class DirectReader:
                 done += self._after_error(error, position)
                 continue
             if count == 0:
-                raise ReadError(f"{self.path} ends at byte {position}, before the {self.size} it had")
+                raise ReadError(f"{self.path} ends at byte {position}, but had {self.size} bytes when opened")
             done += count
 
     def _after_error(self, error: OSError, position: int) -> int:
-        """The bytes that were read after all: none, if the call was only interrupted; else ReadError."""
+        """0, the bytes that were read, if the call was only interrupted; else ReadError."""
         if isinstance(error, InterruptedError):
             return 0
         raise ReadError(f"{self.path} cannot be read at byte {position}: {error.strerror}") from error
 
     def _room(self, size: int) -> Bytes:
-        """Page-aligned memory in huge pages, touched, so that neither faults nor 4 KiB segments are timed."""
+        """Page-aligned memory in huge pages, touched in advance so that page faults are not timed."""
         if size > self._memory.size:
             mapped = -(-size // HUGE_PAGE) * HUGE_PAGE
             memory = mmap.mmap(-1, mapped, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -278,17 +287,18 @@ def _open_buffered(path: Path) -> tuple[int, int]:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise ReadError(f"{path} is not a file; give the path of an image")
+        raise ReadError(f"{path} is not a regular file; give the path of an image")
     return descriptor, status.st_size
 
 
 def _open_direct(path: Path, block: int) -> int | None:
-    """A descriptor whose reads go past the page cache, or None where there is no such thing."""
+    """A descriptor whose reads go past the page cache, or None where this is not possible."""
     if hasattr(os, "O_DIRECT"):
         descriptor = -1
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-            os.preadv(descriptor, [mmap.mmap(-1, max(block, mmap.PAGESIZE))], 0)  # some refuse only here
+            # Some file systems refuse only the first read.
+            os.preadv(descriptor, [mmap.mmap(-1, max(block, mmap.PAGESIZE))], 0)
         except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -306,18 +316,18 @@ def _open_direct(path: Path, block: int) -> int | None:
 
 
 def _check_extents(extents: Sequence[Extent], block: int, size: int, source: str) -> None:
-    """LayoutError unless every extent is aligned, not empty, and inside the source."""
+    """LayoutError unless every extent is aligned, not empty and inside the source."""
     for offset, length in extents:
         if offset % block or length % block or length < 1:
             raise LayoutError(
                 f"a read must be whole blocks of {block} bytes, not {length} bytes at {offset}; use read_plan"
             )
         if offset < 0 or offset + length > size:
-            raise LayoutError(f"{source} has {size} bytes; it cannot give {length} bytes at {offset}")
+            raise LayoutError(f"{source} has {size} bytes, so {length} bytes at {offset} cannot be read")
 
 
 def _cut(memory: Bytes, extents: Sequence[Extent]) -> tuple[Bytes, ...]:
-    """One view a read, one after the other."""
+    """Cut memory into a view for each extent, one after the other."""
     ends = np.cumsum([extent.length for extent in extents], dtype=np.int64).tolist()
     return tuple(memory[end - length : end] for end, (_, length) in zip(ends, extents, strict=True))
 

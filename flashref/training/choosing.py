@@ -1,4 +1,4 @@
-"""Choosing ranks and thresholds, by the errors that they make on text that nothing was fitted on."""
+"""Chooses ranks and thresholds by the errors that they make on text that nothing was fitted on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,13 +15,17 @@ from flashref.types import FFN, DomainError, Predictor
 Masks = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
-LIMIT = 8.0  # thresholds lie between −8 and 8: probabilities of 0.03 % and 99.97 %
+LIMIT = 8.0  # the grid of thresholds goes from −8 to 8: probabilities of 0.03 % and 99.97 %
 EDGES = np.linspace(-LIMIT, LIMIT, 1601, dtype=np.float32)
-PRICES = np.geomspace(1e-3, 1e5, 400)  # of a false negative, in false positives
+PRICES = np.geomspace(1e-3, 1e5, 400)  # how many false positives a false negative may cost
 
 
 class Curve(NamedTuple):
-    """A layer's errors at every threshold of a grid, (thresholds,) each, and how many pairs are active."""
+    """A layer's errors at every threshold of a grid.
+
+    thresholds, false_negatives, false_positives: (thresholds,) each; active: the number of pairs of a token
+    and a neuron in which the neuron is truly active.
+    """
 
     thresholds: Floats
     false_negatives: Counts
@@ -30,27 +34,33 @@ class Curve(NamedTuple):
 
 
 def error_curve(logits: Floats, active: Masks) -> Curve:
-    """Count the errors at 1,601 thresholds between −8 and 8.
+    """Count the errors that each of 1,601 thresholds between −8 and 8 makes.
 
     Args:
-        logits: (tokens, n).
-        active: (tokens, n) mask of the truly active neurons.
+        logits: (tokens, n) float32, the predictor's logits.
+        active: (tokens, n) bool, the truly active neurons.
+
+    Returns:
+        The errors at each threshold.
     """
-    place = (logits + LIMIT) * ((len(EDGES) - 1) / (2 * LIMIT))
-    bins = np.clip(np.ceil(place), 0, len(EDGES)).astype(np.int64)  # bin j: edge j-1 < logit ≤ edge j
-    at = [np.bincount(bins[which], minlength=len(EDGES) + 1) for which in (active, ~active)]
-    missed = np.cumsum(at[0])[:-1]
-    extra = at[1].sum() - np.cumsum(at[1])[:-1]
-    return Curve(EDGES, missed, extra, int(active.sum()))
+    position = (logits + LIMIT) * ((len(EDGES) - 1) / (2 * LIMIT))
+    bins = np.clip(np.ceil(position), 0, len(EDGES)).astype(np.int64)  # bin j: edge j-1 < logit ≤ edge j
+    of_active, of_inactive = (np.bincount(bins[mask], minlength=len(EDGES) + 1) for mask in (active, ~active))
+    false_negatives = np.cumsum(of_active)[:-1]
+    false_positives = of_inactive.sum() - np.cumsum(of_inactive)[:-1]
+    return Curve(EDGES, false_negatives, false_positives, int(active.sum()))
 
 
 def curve_on(ffn: FFN, predictor: Predictor, inputs: Floats) -> Curve:
-    """The errors of a stored predictor.
+    """Count the errors of a stored predictor at each of the 1,601 thresholds.
 
     Args:
         ffn: the layer, float32 on the device.
-        predictor: of this layer, as it is stored.
-        inputs: (tokens, d), what the layer's up projection received.
+        predictor: the layer's predictor, as its file stores it.
+        inputs: (tokens, d) float32, what the layer's up projection received.
+
+    Returns:
+        The errors at each threshold.
     """
     wide = widened(predictor)
     size = max(AT_ONCE // len(ffn.up), 1)
@@ -64,31 +74,31 @@ def curve_on(ffn: FFN, predictor: Predictor, inputs: Floats) -> Curve:
 
 
 def choose_thresholds(curves: Sequence[Curve], rate: float) -> list[float]:
-    """The thresholds with the fewest false positives that miss at most a share of the active neurons.
+    """Choose the thresholds with the fewest false positives among those that keep to a false negative rate.
 
-    At the best choice one false negative costs the same number of false positives in every layer; the lowest
-    such price that keeps to the limit is taken.
+    At the best choice, one false negative costs the same number of false positives in every layer. The lowest
+    such price that keeps to the rate is taken.
 
     Args:
-        curves: of each layer.
-        rate: the share of the active neurons of all layers that may be missed.
+        curves: the errors of each layer's predictor.
+        rate: the largest false negative rate, over all layers together.
 
     Returns:
-        A threshold for each layer.
+        A threshold for each layer, a logit.
 
     Raises:
-        DomainError: no price keeps to the limit.
+        DomainError: no price keeps to the rate.
     """
     allowed = _allowed(curves, rate)
     for price in PRICES:
         best = [_cheapest(curve, float(price)) for curve in curves]
-        if sum(missed for _, missed, _ in best) <= allowed:
+        if sum(false_negatives for _, false_negatives, _ in best) <= allowed:
             return [threshold for threshold, _, _ in best]
     raise _unreachable(rate)
 
 
 def tried_ranks(total: int, layers: int, largest: int) -> tuple[int, ...]:
-    """Ranks to try in every layer: half, one, one and a half and two times the mean; at most the largest."""
+    """The ranks to try in every layer: ½, 1, 1½ and 2 times the mean rank, but at most `largest`."""
     mean = total // layers
     return tuple(sorted({min(max(mean * halves // 2, 1), largest) for halves in (1, 2, 3, 4)}))
 
@@ -96,22 +106,22 @@ def tried_ranks(total: int, layers: int, largest: int) -> tuple[int, ...]:
 def choose_ranks(
     ranks: Sequence[int], curves: Sequence[Sequence[Curve]], total: int, rate: float
 ) -> list[int]:
-    """The ranks with the fewest false positives.
+    """Choose the ranks with the fewest false positives among those that keep to a false negative rate.
 
-    Between two ranks that were tried, errors are taken to fall in a line. At the lowest price of a false
-    negative that keeps to the limit, one rank after the other goes to the layer that saves most by it.
+    Between two ranks that were tried, the errors are interpolated linearly. At the lowest price of a false
+    negative that keeps to the rate, each further rank goes to the layer whose errors it lowers most.
 
     Args:
-        ranks: that were tried, ascending.
-        curves: of each layer, one for each of these ranks.
-        total: the most that the chosen ranks may add up to.
-        rate: the share of the active neurons of all layers that may be missed.
+        ranks: the ranks that were tried, ascending.
+        curves: for each layer, the errors at each of these ranks.
+        total: the largest sum of the chosen ranks.
+        rate: the largest false negative rate, over all layers together.
 
     Returns:
         A rank for each layer.
 
     Raises:
-        DomainError: no price keeps to the limit.
+        DomainError: no price keeps to the rate.
     """
     allowed = _allowed([row[0] for row in curves], rate)
     grid = np.arange(ranks[0], ranks[-1] + 1)
@@ -119,14 +129,15 @@ def choose_ranks(
     every = np.arange(len(curves))
     for price in PRICES:
         best = np.array([[_cheapest(curve, float(price))[1:] for curve in row] for row in curves])
-        missed, extra = (
-            np.array([np.interp(grid, ranks, row) for row in best[:, :, which]]) for which in (0, 1)
+        false_negatives, false_positives = (
+            np.array([np.interp(grid, ranks, row) for row in best[:, :, kind]]) for kind in (0, 1)
         )
-        saved = -np.diff(extra + price * missed, axis=1, append=np.inf)  # by one rank more
+        cost = false_positives + price * false_negatives
+        saved = -np.diff(cost, axis=1, append=np.inf)  # what one rank more saves
         chosen = np.zeros(len(curves), np.int64)
         for _ in range(spare):
             chosen[np.argmax(saved[every, chosen])] += 1
-        if missed[every, chosen].sum() <= allowed:
+        if false_negatives[every, chosen].sum() <= allowed:
             return [int(rank) for rank in grid[chosen]]
     raise _unreachable(rate)
 
@@ -137,11 +148,12 @@ def _logits_and_active(ffn: FFN, predictor: Predictor, x: jax.Array) -> tuple[ja
 
 
 def _allowed(curves: Sequence[Curve], rate: float) -> int:
+    """How many false negatives a false negative rate allows in all layers together."""
     return int(rate * sum(curve.active for curve in curves))
 
 
 def _cheapest(curve: Curve, price: float) -> tuple[float, int, int]:
-    """Threshold, false negatives and false positives at which their sum costs least."""
+    """The threshold at which the errors cost least, with its false negatives and false positives."""
     index = int(np.argmin(curve.false_positives + price * curve.false_negatives))
     return (
         float(curve.thresholds[index]),
@@ -152,6 +164,6 @@ def _cheapest(curve: Curve, price: float) -> tuple[float, int, int]:
 
 def _unreachable(rate: float) -> DomainError:
     return DomainError(
-        f"no ranks and thresholds miss at most {rate:.3g} of the active neurons; allow more with "
-        "--false-negatives, or give more ranks"
+        f"no ranks and thresholds reach a false negative rate of {rate:.3g}; allow more false negatives with "
+        "--false-negatives, or larger predictors with --share or --ranks"
     )

@@ -1,4 +1,4 @@
-"""What `fit` and `judge` give: the figures of predictors, for each layer and for all of them."""
+"""The result of `fit` and `judge`: the figures of predictors, for each layer and for all layers together."""
 
 import html
 import math
@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 
 from flashref.models.checkpoint import Checkpoint
 from flashref.models.predictors import ErrorCounts, Predictors, predictor_tensors
-from flashref.training.judging import Judgement, Perplexities, Swept, Verdict, total_errors
+from flashref.training.judging import Judgement, LayerJudgement, Perplexities, SweepRow, total_errors
 from flashref.training.plan import model_bytes
 from flashref.types import Predictor
 
 
-class Subject(NamedTuple):
-    """What was judged: a model with an activation, and its predictors; sizes in bytes."""
+class JudgedModel(NamedTuple):
+    """A model, its activation and its predictors.
+
+    model, predictors: the paths of the model's folder and of the predictors' file; tau: the threshold of
+    FATReLU, 0 for ReLU; model_bytes, predictor_bytes: the sizes of their tensors.
+    """
 
     model: str
     predictors: str
@@ -24,10 +28,11 @@ class Subject(NamedTuple):
     predictor_bytes: int
 
 
-class Shares(NamedTuple):
-    """Shares of a layer's neurons, mean over the tokens, and the two rates of errors.
+class NeuronShares(NamedTuple):
+    """Shares of a layer's neurons: the mean over the tokens, and the predictor's error rates.
 
-    false_negative_rate: of the active neurons; false_positive_rate: of the inactive.
+    active, predicted: mean shares of all neurons; false_negative_rate: the share of the active neurons that
+    are not predicted; false_positive_rate: the share of the inactive neurons that are predicted.
     """
 
     active: float
@@ -36,29 +41,30 @@ class Shares(NamedTuple):
     false_positive_rate: float
 
 
-class Resident(NamedTuple):
-    """Shares of a layer's neurons that windows of 1, 2, … tokens keep: their mean, and the largest."""
+class ResidentShares(NamedTuple):
+    """The mean and the largest share of a layer's neurons that windows of 1, 2, … tokens keep."""
 
     mean: tuple[float, ...] = ()
     largest: tuple[float, ...] = ()
 
 
 class LayerFigures(NamedTuple):
-    """One layer, or all that have a predictor together.
+    """The figures of one layer, or of all layers that have a predictor together.
 
-    rank, threshold, steps: None where there is none, and rank is the sum for all; bytes: of the predictor's
-    maps and bias; steps: that its fit made.
+    rank, threshold: of the predictor, None for a dense layer; for all layers, rank is the sum of the ranks
+    and threshold is None. bytes: the size of the predictor's maps and bias. steps: the steps that the fit
+    took, None if nothing was fitted.
     """
 
     rank: int | None
     bytes: int
     threshold: float | None
     steps: int | None
-    shares: Shares
-    resident: Resident
+    shares: NeuronShares
+    resident: ResidentShares
 
     def as_json(self) -> dict[str, Any]:
-        """Names and plain values."""
+        """Names and plain values, as `flashref train --json` prints them."""
         return {
             **{name: value for name, value in self._asdict().items() if name not in ("shares", "resident")},
             **self.shares._asdict(),
@@ -68,16 +74,20 @@ class LayerFigures(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What one threshold for all layers would give, and the text that this was counted on."""
+    """What one threshold for all layers would give on a text; a row for each threshold."""
 
     text: str
-    rows: tuple[Swept, ...]
+    rows: tuple[SweepRow, ...]
 
 
 class Evaluation(NamedTuple):
-    """Predictors, judged. text: what they were judged on; tokens: of it; window: tokens of the window."""
+    """The figures of predictors that were judged.
 
-    subject: Subject
+    text: a phrase for the text that they were judged on; tokens: its length; window: the length of the
+    window, in tokens; total: all layers that have a predictor together.
+    """
+
+    judged: JudgedModel
     text: str
     tokens: int
     window: int
@@ -88,18 +98,18 @@ class Evaluation(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """What `flashref train --json` prints, in this order."""
-        model, predictors, activation, tau, whole, size = self.subject
+        judged = self.judged
         return {
-            "model": model,
-            "predictors": predictors,
-            "activation": activation,
-            "tau": tau,
+            "model": judged.model,
+            "predictors": judged.predictors,
+            "activation": judged.activation,
+            "tau": judged.tau,
             "judged_on": self.text,
             "tokens": self.tokens,
             "window": self.window,
-            "model_bytes": whole,
-            "predictor_bytes": size,
-            "share": size / whole,
+            "model_bytes": judged.model_bytes,
+            "predictor_bytes": judged.predictor_bytes,
+            "share": judged.predictor_bytes / judged.model_bytes,
             "layers": [layer.as_json() for layer in self.layers],
             "total": self.total.as_json(),
             # JSON has no infinity: a loss beyond every float is null.
@@ -108,48 +118,59 @@ class Evaluation(NamedTuple):
                 for name, value in self.perplexities._asdict().items()
             },
             "swept_on": None if self.sweep is None else self.sweep.text,
-            "sweep": None if self.sweep is None else [_swept_json(row) for row in self.sweep.rows],
+            "sweep": None if self.sweep is None else [_sweep_json(row) for row in self.sweep.rows],
         }
 
     def __str__(self) -> str:
-        """The tables, at most 80 columns wide but for names of files, with every column explained."""
-        model, predictors, activation, tau, whole, size = self.subject
-        named = f"{activation} (tau {tau:g})" if activation == "fatrelu" else activation
-        parts = [
-            "\n".join(
-                [
-                    f"judged on {self.text}: {self.tokens:,} tokens",
-                    f"{predictors}: {size:,} bytes, {size / whole:.2%} of the model, for {named}",
-                ]
-            ),
+        """The tables, with every column explained; only a long file name makes a line wider than 80."""
+        paragraphs = [
+            self._summary(),
             _layers_table(self.layers, self.total, self.window),
-            COLUMNS.format(window=self.window),
+            LAYER_LEGEND.format(window=self.window),
             _perplexity_table(self.perplexities),
-            PERPLEXITIES.format(window=self.window),
+            PERPLEXITY_LEGEND.format(window=self.window),
         ]
         if self.sweep is not None:
-            parts += [f"One threshold for all layers, on {self.sweep.text}:", _sweep_table(self.sweep.rows)]
-        return "\n\n".join(parts)
+            paragraphs += [
+                f"What one threshold for all layers would give on {self.sweep.text}:",
+                _sweep_table(self.sweep.rows),
+                SWEEP_LEGEND,
+            ]
+        return "\n\n".join(paragraphs)
+
+    def _summary(self) -> str:
+        _, predictors, activation, tau, whole, size = self.judged
+        named = f"{activation} (tau {tau:g})" if activation == "fatrelu" else activation
+        return (
+            f"{predictors}: {size:,} bytes, {size / whole:.2%} of the model's;\n"
+            f"fitted to the activation {named}, judged on {self.tokens:,} tokens:\n{self.text}"
+        )
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self), quote=False)}</pre>"
 
 
-HEADINGS = ("layer", "rank", "kB", "above", "active", "predicted", "missed", "extra", "resident", "most")
-COLUMNS = """\
-kB         The size of the predictor.
-above      A neuron is predicted if its logit is above this threshold.
+HEADINGS = ("layer", "rank", "kB", "above", "active", "predicted", "FN", "FP", "resident", "most")
+LAYER_LEGEND = """\
+layer      The number of the layer; "all" is every layer that has a predictor.
+rank       The rank of the predictor; a dense layer has no predictor.
+kB         The size of the predictor, in units of 1000 bytes.
+above      The threshold: a neuron is predicted if its logit is above it.
 active     The mean share of the layer's neurons that are truly active.
 predicted  The mean share of the layer's neurons that are predicted.
-missed     The share of the active neurons that are not predicted.
-extra      The share of the inactive neurons that are predicted.
+FN         False negative rate: the share of active neurons not predicted.
+FP         False positive rate: the share of inactive neurons predicted.
 resident   The mean share of the neurons that a window of {window} tokens keeps.
-most       The largest share that this window kept after any token."""
-PERPLEXITIES = """\
-dense      The FFNs sum all neurons.
-exact      The FFNs sum the truly active neurons.
-predicted  The FFNs sum the predicted neurons.
-resident   The FFNs sum the neurons that a window of {window} tokens keeps."""
+most       The largest share that this window kept after any of the tokens."""
+PERPLEXITY_LEGEND = """\
+neurons     The neurons that the FFNs sum: all (dense), the truly active ones
+            (exact), the predicted ones, or those that a window of {window}
+            tokens keeps (resident).
+perplexity  The perplexity of the model on this text.
+change      The change in perplexity against the dense model."""
+SWEEP_LEGEND = """\
+probability  The threshold as a probability; "above" has it as a logit.
+             The other columns are those of the first table, for all layers."""
 
 
 def evaluate(
@@ -160,24 +181,27 @@ def evaluate(
     text: str,
     steps: Sequence[int] | None = None,
 ) -> Evaluation:
-    """The figures of a judgement.
+    """Put together the figures of predictors that were judged.
 
     Args:
-        checkpoint: of the model.
-        path: of the predictors' file.
-        predictors: that were judged.
-        judgement: of these predictors.
-        text: a phrase for what they were judged on.
-        steps: that each layer's fit made, or None if nothing was fitted.
+        checkpoint: the model.
+        path: the file of the predictors.
+        predictors: the predictors that were judged.
+        judgement: what judging them found.
+        text: a phrase for the text that they were judged on.
+        steps: the steps that the fit of each layer took, or None if nothing was fitted.
+
+    Returns:
+        The figures, without a sweep.
     """
     config = checkpoint.config
     layers = tuple(
-        _figures(predictor, verdict, config.neurons, None if steps is None else steps[number])
-        for number, (predictor, verdict) in enumerate(zip(predictors.layers, judgement.verdicts, strict=True))
+        _figures(predictor, judged, config.neurons, None if steps is None else steps[number])
+        for number, (predictor, judged) in enumerate(zip(predictors.layers, judgement.layers, strict=True))
     )
     size = sum(array.nbytes for array in predictor_tensors(predictors).values())
     return Evaluation(
-        Subject(
+        JudgedModel(
             str(checkpoint.directory),
             str(path),
             config.activation,
@@ -189,15 +213,17 @@ def evaluate(
         judgement.tokens,
         judgement.window,
         layers,
-        _total(layers, _shares(total_errors(predictors.layers, judgement.verdicts))),
+        _total(layers, _shares(total_errors(predictors.layers, judgement.layers))),
         judgement.perplexities,
     )
 
 
-def _figures(predictor: Predictor | None, verdict: Verdict, neurons: int, steps: int | None) -> LayerFigures:
-    shares, residency = _shares(verdict.errors), verdict.residency
+def _figures(
+    predictor: Predictor | None, judged: LayerJudgement, neurons: int, steps: int | None
+) -> LayerFigures:
+    shares, residency = _shares(judged.errors), judged.residency
     if predictor is None or residency is None:
-        return LayerFigures(None, 0, None, None, shares, Resident())
+        return LayerFigures(None, 0, None, None, shares, ResidentShares())
     maps = (predictor.a, predictor.b, predictor.bias)
     return LayerFigures(
         len(predictor.a),
@@ -205,15 +231,18 @@ def _figures(predictor: Predictor | None, verdict: Verdict, neurons: int, steps:
         predictor.threshold,
         steps,
         shares,
-        Resident(
+        ResidentShares(
             tuple((residency.kept / residency.tokens / neurons).tolist()),
             tuple((residency.largest / neurons).tolist()),
         ),
     )
 
 
-def _total(layers: Sequence[LayerFigures], shares: Shares) -> LayerFigures:
-    """Of the layers that have a predictor; the largest is the mean of their largest, as rows are shared."""
+def _total(layers: Sequence[LayerFigures], shares: NeuronShares) -> LayerFigures:
+    """The layers that have a predictor, together.
+
+    The largest share is the mean of the layers' largest ones, because layers share the rows of a cache.
+    """
     counted = [layer for layer in layers if layer.rank is not None]
     mean, largest = (
         tuple(sum(row) / len(counted) for row in zip(*rows, strict=True))
@@ -225,14 +254,14 @@ def _total(layers: Sequence[LayerFigures], shares: Shares) -> LayerFigures:
         None,
         None,
         shares,
-        Resident(mean, largest),
+        ResidentShares(mean, largest),
     )
 
 
-def _shares(errors: ErrorCounts) -> Shares:
+def _shares(errors: ErrorCounts) -> NeuronShares:
     pairs = max(errors.active + errors.inactive, 1)
     predicted = errors.active - errors.false_negatives + errors.false_positives
-    return Shares(
+    return NeuronShares(
         errors.active / pairs,
         predicted / pairs,
         errors.false_negative_rate,
@@ -244,12 +273,12 @@ def _probability(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
 
 
-def _swept_json(swept: Swept) -> dict[str, float]:
+def _sweep_json(row: SweepRow) -> dict[str, float]:
     return {
-        "probability": _probability(swept.threshold),
-        "threshold": swept.threshold,
-        **_shares(swept.errors)._asdict(),
-        "mean_resident": swept.resident_share,
+        "probability": _probability(row.threshold),
+        "threshold": row.threshold,
+        **_shares(row.errors)._asdict(),
+        "mean_resident": row.resident_share,
     }
 
 
@@ -259,14 +288,14 @@ def _layers_table(layers: Sequence[LayerFigures], total: LayerFigures, window: i
 
 
 def _layer_row(name: str, layer: LayerFigures, window: int) -> list[str]:
-    active, predicted, missed, extra = (f"{share:.2%}" for share in layer.shares)
+    active, *others = (f"{share:.2%}" for share in layer.shares)
     if layer.rank is None:
         return [name, "dense", "", "", active, "", "", "", "100.0%", "100.0%"]
     kilobytes = layer.bytes / 1000
     above = "" if layer.threshold is None else f"{layer.threshold:.2f}"
     resident = (f"{shares[window - 1]:.1%}" for shares in layer.resident)
     size = f"{kilobytes:,.0f}" if kilobytes >= 100 else f"{kilobytes:.3g}"
-    return [name, str(layer.rank), size, above, active, predicted, missed, extra, *resident]
+    return [name, str(layer.rank), size, above, active, *others, *resident]
 
 
 def _perplexity_table(perplexities: Perplexities) -> str:
@@ -276,20 +305,20 @@ def _perplexity_table(perplexities: Perplexities) -> str:
         change = value / perplexities.dense - 1 if math.isfinite(value) else math.nan
         known = name != "dense" and math.isfinite(change)
         rows.append([name, shown, f"{change:+.2%}" if known else ""])
-    return _table(["summed", "perplexity", "against dense"], rows)
+    return _table(["neurons", "perplexity", "change"], rows)
 
 
-def _sweep_table(swept: Sequence[Swept]) -> str:
+def _sweep_table(swept: Sequence[SweepRow]) -> str:
     rows = []
     for row in swept:
-        _, predicted, missed, extra = _shares(row.errors)
-        shares = (f"{share:.2%}" for share in (predicted, missed, extra, row.resident_share))
+        _, *others = _shares(row.errors)
+        shares = (f"{share:.2%}" for share in (*others, row.resident_share))
         rows.append([f"{_probability(row.threshold):.2f}", f"{row.threshold:.2f}", *shares])
-    return _table(["probability", "above", "predicted", "missed", "extra", "resident"], rows)
+    return _table(["probability", "above", "predicted", "FN", "FP", "resident"], rows)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], last: Sequence[str] = ()) -> str:
-    """Columns two spaces apart, the first to the left and the others to the right; a rule before `last`."""
+    """A table whose first column is left-aligned and whose others are right-aligned; a rule before `last`."""
     every = [headings, *rows, *([last] if last else [])]
     widths = [max(map(len, column)) for column in zip(*every, strict=True)]
 

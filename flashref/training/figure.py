@@ -1,4 +1,4 @@
-"""An evaluation as a figure: errors and densities of each layer, and what windows keep (Fig. 9a and 4a)."""
+"""Draws an evaluation: the errors of each layer's predictor, and what windows keep (Fig. 9a and 4a)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,29 +12,33 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 def draw(
     figure: Any, evaluation: Evaluation, colours: Sequence[str] = COLOURS, markers: Sequence[str] = MARKERS
 ) -> None:
-    """Draw an evaluation into an empty figure of matplotlib, which is wider than it is high.
+    """Draw an evaluation into an empty figure: on the left the errors, on the right the windows.
 
     Args:
-        figure: a `matplotlib.figure.Figure`.
-        evaluation: as `fit` and `judge` give it.
-        colours, markers: of lines; as many layers as there are colours have a line.
+        figure: a `matplotlib.figure.Figure`; it should be about twice as wide as it is high.
+        evaluation: the result of `fit` or `judge`.
+        colours, markers: the colours and markers of the lines; at most `len(colours)` layers get a line.
     """
     errors, windows = figure.subplots(1, 2)
     _draw_errors(errors, evaluation, colours)
     _draw_windows(windows, evaluation, colours, markers)
-    title = f"{evaluation.subject.predictors}, judged on {evaluation.tokens:,} tokens"
+    title = f"{evaluation.judged.predictors}, judged on {evaluation.tokens:,} tokens"
     figure.suptitle(title, fontsize="medium")
 
 
 def _draw_errors(axes: Any, evaluation: Evaluation, colours: Sequence[str]) -> None:
-    """A bar for each layer: missed and found together are the active, found and extra the predicted."""
+    """A bar for each layer: false negatives, then true positives, then false positives."""
     numbers = [number for number, layer in enumerate(evaluation.layers) if layer.rank is not None]
     shares = [evaluation.layers[number].shares for number in numbers]
-    missed = [100 * share.active * share.false_negative_rate for share in shares]
-    found = [100 * share.active - miss for share, miss in zip(shares, missed, strict=True)]
-    extra = [100 * share.predicted - hit for share, hit in zip(shares, found, strict=True)]
+    negatives = [100 * share.active * share.false_negative_rate for share in shares]
+    found = [100 * share.active - one for share, one in zip(shares, negatives, strict=True)]
+    positives = [100 * share.predicted - one for share, one in zip(shares, found, strict=True)]
     below = [0.0] * len(numbers)
-    parts = (("missed", missed, 1), ("active and predicted", found, 0), ("extra", extra, 4))
+    parts = (
+        ("false negatives", negatives, 1),
+        ("active and predicted", found, 0),
+        ("false positives", positives, 4),
+    )
     for label, heights, colour in parts:
         axes.bar(numbers, heights, bottom=below, color=colours[colour], label=label)
         below = [low + high for low, high in zip(below, heights, strict=True)]
@@ -44,7 +48,7 @@ def _draw_errors(axes: Any, evaluation: Evaluation, colours: Sequence[str]) -> N
 
 
 def _draw_windows(axes: Any, evaluation: Evaluation, colours: Sequence[str], markers: Sequence[str]) -> None:
-    """The mean share of a layer's neurons that the last 1, 2, … tokens keep; layers are evenly chosen."""
+    """A line for each of some layers, evenly chosen: the mean share that windows of 1, 2, … tokens keep."""
     rows = [(number, layer) for number, layer in enumerate(evaluation.layers) if layer.rank is not None]
     count = min(len(rows), len(colours))
     for line in range(count):

@@ -1,6 +1,7 @@
-"""The predictors of all layers: ranks shared out, a predictor fitted for each layer, thresholds chosen.
+"""Fits the predictors of all layers: chooses ranks, fits each layer, and chooses thresholds.
 
-Each layer is fitted by itself, from the tensors that the dense model gives it, and is kept when it is done.
+Each layer is fitted on its own, from what its up projection receives in the dense model, and is saved as soon
+as it is done.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,40 +26,43 @@ from flashref.training.judging import Judgement
 from flashref.training.layers import Recorded, record
 from flashref.training.low_rank import fit_low_rank, stored
 from flashref.training.partial_dir import load_part, save_part
-from flashref.training.plan import Fit, Plan, complete_plan, total_rank
-from flashref.training.texts import Parts
+from flashref.training.plan import FitPlan, FitSchedule, complete_plan, total_rank
+from flashref.training.texts import TextParts
 from flashref.types import Array, Predictor
 
 
 class FittedLayer(NamedTuple):
-    """A layer's predictor without a threshold, its errors on the part to choose on, and the steps it took."""
+    """A layer's predictor without a threshold, its errors on the text to choose on, and the fit's steps."""
 
     predictor: Predictor
     curve: Curve
     steps: int
 
 
-class Outcome(NamedTuple):
-    """The predictors that were fitted, and the steps that each took; None and 0 for a dense layer."""
+class FittedPredictors(NamedTuple):
+    """The predictor of each layer, and the steps that its fit took; None and 0 for a dense layer."""
 
     predictors: tuple[Predictor | None, ...]
     steps: tuple[int, ...]
 
 
 def fit_predictors(
-    checkpoint: Checkpoint, parts: Parts, plan: Plan, partial_dir: Path, progress: Progress
-) -> Outcome:
-    """A predictor for each layer: fitted on one part of a text, ranks and thresholds chosen on the next.
+    checkpoint: Checkpoint, parts: TextParts, plan: FitPlan, partial_dir: Path, progress: Progress
+) -> FittedPredictors:
+    """Fit a predictor for each layer on one part of a text, and choose ranks and thresholds on the next part.
 
     Args:
-        checkpoint: of the model.
-        parts: of the text; the third is not looked at.
+        checkpoint: the model.
+        parts: the parts of the text; the part to judge on is not used.
         plan: what to fit.
-        partial_dir: what it holds is not done again, and what is done is kept there.
-        progress: called with what is being done.
+        partial_dir: the folder of finished layers: these are not fitted again, and new ones are saved there.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        The predictors and the steps of their fits.
 
     Raises:
-        DomainError: the model or the text cannot keep to the plan.
+        DomainError: no predictors of this model on this text keep to the plan.
         ImageError: the folder cannot be read or written.
     """
     ranks = complete_plan(checkpoint, plan).ranks or _search_ranks(
@@ -68,14 +72,14 @@ def fit_predictors(
     for layer in _unfinished(checkpoint, parts, partial_dir, names, progress):
         before = names.index(f"layer-{layer.number}") * plan.fit.steps
 
-        def fitting(step: int, before: int = before) -> None:
+        def advance(step: int, before: int = before) -> None:
             progress("fitting", before + step, len(names) * plan.fit.steps)
 
-        fitted = _fit(layer, ranks[layer.number], plan.fit, fitting)
+        fitted = _fit(layer, ranks[layer.number], plan.fit, advance)
         a, b, bias, _ = fitted.predictor
         arrays = {"a": a, "b": b, "bias": np.asarray(bias), "steps": np.array([fitted.steps])}
         save_part(partial_dir, f"layer-{layer.number}", arrays | _arrays([fitted.curve]))
-        fitting(plan.fit.steps)
+        advance(plan.fit.steps)  # a fit may stop early
     layers = {name: _fitted_layer(load_part(partial_dir, name) or {}) for name in names}
     if plan.threshold is None:
         thresholds = choose_thresholds([layer.curve for layer in layers.values()], plan.false_negatives)
@@ -86,15 +90,27 @@ def fit_predictors(
         for (name, layer), threshold in zip(layers.items(), thresholds, strict=True)
     }
     every = [f"layer-{number}" for number in range(len(ranks))]
-    return Outcome(
+    return FittedPredictors(
         tuple(predictors.get(name) for name in every),
         tuple(layers[name].steps if name in layers else 0 for name in every),
     )
 
 
-def with_statistics(outcome: Outcome, judgement: Judgement, neurons: int, origin: Origin) -> Predictors:
-    """What is saved: the predictors, their windows on the text that they were judged on, and their origin."""
-    found = [verdict.residency for verdict in judgement.verdicts]
+def with_statistics(
+    outcome: FittedPredictors, judgement: Judgement, neurons: int, origin: Origin
+) -> Predictors:
+    """Put together what the predictors' file holds.
+
+    Args:
+        outcome: the fitted predictors.
+        judgement: what judging them found, of which the windows are saved.
+        neurons: the number of neurons of a layer.
+        origin: the model and the texts that the predictors were made of.
+
+    Returns:
+        The predictors, the statistics of their windows, and their origin.
+    """
+    found = [layer.residency for layer in judgement.layers]
     windows = next(len(one.kept) for one in found if one is not None)
     dense = np.full(windows, neurons)
     mean = [dense if one is None else one.kept / one.tokens for one in found]
@@ -103,9 +119,9 @@ def with_statistics(outcome: Outcome, judgement: Judgement, neurons: int, origin
 
 
 def _search_ranks(
-    checkpoint: Checkpoint, parts: Parts, plan: Plan, partial_dir: Path, progress: Progress
+    checkpoint: Checkpoint, parts: TextParts, plan: FitPlan, partial_dir: Path, progress: Progress
 ) -> tuple[int, ...]:
-    """Short fits of a few ranks in every layer, and the ranks that their errors speak for."""
+    """The ranks that short fits of a few ranks in every layer suggest."""
     config = checkpoint.config
     total = total_rank(checkpoint, plan)
     tried = tried_ranks(total, config.layers, min(config.width, config.neurons))
@@ -122,9 +138,9 @@ def _search_ranks(
 
 
 def _unfinished(
-    checkpoint: Checkpoint, parts: Parts, partial_dir: Path, names: Sequence[str], progress: Progress
+    checkpoint: Checkpoint, parts: TextParts, partial_dir: Path, names: Sequence[str], progress: Progress
 ) -> Iterator[Recorded]:
-    """The layers whose part, named with their number, is not kept; the hidden states of others only pass."""
+    """Record the layers that are not finished; names: a part for each layer, ending in the layer's number."""
     missing = {int(name.rpartition("-")[2]) for name in names if load_part(partial_dir, name) is None}
     if missing:
         for layer in record(checkpoint, [parts.fit, parts.choose], progress):
@@ -135,7 +151,7 @@ def _unfinished(
 
 
 def _fit(
-    layer: Recorded, rank: int, fit: Fit, advance: Callable[[int], None] = lambda step: None
+    layer: Recorded, rank: int, fit: FitSchedule, advance: Callable[[int], None] = lambda step: None
 ) -> FittedLayer:
     inputs, choose = layer.inputs
     fitted = fit_low_rank(layer.ffn, inputs, choose, rank, fit, advance)
@@ -144,7 +160,7 @@ def _fit(
 
 
 def _arrays(curves: Sequence[Curve]) -> dict[str, Array]:
-    """Curves as they are kept: a row for each."""
+    """Error curves as a part stores them: a row for each curve."""
     return {name: np.stack([getattr(curve, name) for curve in curves]) for name in Curve._fields[1:]}
 
 

@@ -1,4 +1,4 @@
-"""Fit and judge the predictors of a model that lies on disk: what `flashref train` does, as two functions."""
+"""Fits and judges the predictors of a model on disk: the two functions behind `flashref train`."""
 
 import importlib.util
 import os
@@ -16,9 +16,9 @@ from flashref.training import judging
 from flashref.training.evaluation import Evaluation, Sweep, evaluate
 from flashref.training.layers import require_sparse
 from flashref.training.partial_dir import open_partial_dir, remove_partial_dir
-from flashref.training.plan import Plan, complete_plan
+from flashref.training.plan import FitPlan, complete_plan
 from flashref.training.texts import (
-    Parts,
+    TextParts,
     Tokens,
     chunk_length,
     cut_parts,
@@ -29,11 +29,13 @@ from flashref.training.texts import (
 )
 from flashref.types import DomainError, MissingExtra, Predictor
 
-HIDDEN_STATES = 12  # bytes a token and unit of the width: before a layer, after it, and what its FFN received
-MEMORY = 1 << 31  # of all of them, unless a number of tokens is given
-DEFAULT_PLAN = Plan()
+# The bytes that recording takes for each token and each unit of the model's width: in float32 the hidden
+# states before a layer, those after it, and what the layer's FFN received.
+HIDDEN_STATES = 12
+MEMORY = 1 << 31  # the most bytes that recording takes, unless a number of tokens is given
+DEFAULT_PLAN = FitPlan()
 
-Activation = tuple[str, float]  # its name and tau, which is FATReLU's and else 0
+Activation = tuple[str, float]  # the name of an activation, and its tau, which is 0 for all but FATReLU
 PathLike = str | os.PathLike[str]
 
 
@@ -42,7 +44,7 @@ def fit(
     text: PathLike,
     out: PathLike | None = None,
     *,
-    plan: Plan = DEFAULT_PLAN,
+    plan: FitPlan = DEFAULT_PLAN,
     activation: Activation | None = None,
     sweep: Sequence[float] = (),
     progress: Progress = unseen,
@@ -50,26 +52,28 @@ def fit(
 ) -> Evaluation:
     """Fit a predictor for each layer of a model, judge the predictors, and write them to a file.
 
-    They are fitted on eight tenths of the text, ranks and thresholds are chosen on the ninth, and the last
-    is judged on. What is done is kept in a folder beside the file: the same call, after an interrupt, goes on
-    from there. The text's SHA-256 and the model's fingerprint are written into the file.
+    The predictors are fitted on the first eight tenths of the text, ranks and thresholds are chosen on the
+    ninth tenth, and the predictors are judged on the last. Finished layers are kept in a folder beside the
+    file, so that the same call continues after an interrupt. The file records the text's SHA-256 and the
+    model's fingerprint.
 
     Args:
-        model_dir: a Hugging Face checkpoint.
-        text: a file in UTF-8.
-        out: the file to write; None: `predictors.safetensors` in model_dir. It must not be there yet.
-        plan: ranks or a share of the model's bytes, thresholds, steps, tokens.
-        activation: to fit to, in place of the model's own.
-        sweep: logits; the evaluation also says what each of them, as the threshold of all layers, would give.
-        progress: called with what is being done, how far it is, and of how much.
-        announce: called with a sentence on the memory that is needed.
+        model_dir: the folder of a Hugging Face checkpoint.
+        text: a text file in UTF-8.
+        out: the file to write, which must not exist; None stands for `predictors.safetensors` in model_dir.
+        plan: what to fit.
+        activation: the activation to fit to, instead of the model's own.
+        sweep: logits; the result also says what each of them would give as the threshold of all layers.
+        progress: called with what is being done, how much of it is done, and how much there is.
+        announce: called with a sentence that says how much memory is needed.
 
     Returns:
         The figures on the last tenth; `print` shows them as tables.
 
     Raises:
-        DomainError: model, text and plan do not fit each other, or the extra `train` is not installed.
-        ImageError: a file cannot be read or written, or another process is at this.
+        DomainError: the model, the text and the plan do not suit each other.
+        MissingExtra: the extra `train` is not installed.
+        ImageError: a file cannot be read or written, or another process is fitting to the same file.
 
     Paper §3.1, appendix B; decisions 4 to 7 and 22.
     """
@@ -88,7 +92,10 @@ def fit(
     parts = _some_parts(cut_parts(ids, ranges, length), _tenth(checkpoint, plan.tokens), plan.tokens)
     recorded = parts.fit.size + parts.choose.size
     states = HIDDEN_STATES * config.width * recorded / 1e6
-    announce(f"recording {recorded:,} tokens; their hidden states take {states:,.1f} MB, beside one layer")
+    announce(
+        f"recording {recorded:,} tokens; their hidden states take {states:,.1f} MB of memory, in addition to "
+        "one layer"
+    )
     identity = fingerprint(checkpoint.tensors, checkpoint.config_text, progress)
     made_of = {
         "version of flashref": __version__,
@@ -105,7 +112,7 @@ def fit(
                 checkpoint, outcome.predictors, parts.judge, plan.window, plan.windows, progress
             )
             swept = _swept(checkpoint, outcome.predictors, parts.choose, plan.window, sweep, progress)
-        except DomainError:  # of the model: the same call would end there again
+        except DomainError:  # the same call would fail in the same way again
             remove_partial_dir(partial_dir)
             raise
         sources = (Source(sha256, part) for part in ranges)
@@ -130,22 +137,22 @@ def judge(
 ) -> Evaluation:
     """Judge the predictors of a model on a text.
 
-    Of a text that they were fitted and chosen on, only the part that was kept for judging is used.
+    In the text that the predictors were fitted on, only the part that was kept for judging is used.
 
     Args:
-        model_dir: a Hugging Face checkpoint.
-        text: a file in UTF-8.
-        predictors: their file; None: `predictors.safetensors` in model_dir.
-        window: tokens of the window whose residency and perplexity are reported.
-        tokens: of the text, ten times as many as are judged on, at most; None takes as many as `fit` would.
-        activation: of the model; None: the one that the predictors were fitted to.
+        model_dir: the folder of a Hugging Face checkpoint.
+        text: a text file in UTF-8.
+        predictors: the predictors' file; None stands for `predictors.safetensors` in model_dir.
+        window: the window, in tokens, whose residency and perplexity are reported.
+        tokens: ten times the most tokens that are judged on; None takes as many as `fit` would.
+        activation: the model's activation; None stands for the one that the predictors were fitted to.
         sweep, progress: as for `fit`.
 
     Returns:
         The figures; `print` shows them as tables.
 
     Raises:
-        DomainError: model, predictors and text do not fit each other.
+        DomainError: the model, the predictors and the text do not suit each other.
         ImageError: a file cannot be read.
 
     Paper §3.1, Fig. 9; decision 22.
@@ -159,40 +166,42 @@ def judge(
     asked = activation or (origin and (origin.activation, origin.tau))
     if origin and asked != (origin.activation, origin.tau):
         raise DomainError(
-            f"{path}: was fitted to {origin.activation}, tau {origin.tau:g}; leave --activation out"
+            f"{path}: these predictors were fitted to the activation "
+            f"{shown_activation(origin.activation, origin.tau)}; leave --activation out"
         )
     checkpoint = with_activation(checkpoint, asked)
     require_sparse(checkpoint)
     ids, sha256 = open_text(Path(text), checkpoint)
     chunks, what = unseen_chunks(ids, sha256, origin, chunk_length(checkpoint))
     chunks = some_chunks(chunks, _tenth(checkpoint, tokens), 0)
-    windows = Plan(window=window).windows
+    windows = FitPlan(window=window).windows
     judgement = judging.judge_predictors(checkpoint, loaded.layers, chunks, window, windows, progress)
     swept = _swept(checkpoint, loaded.layers, chunks, window, sweep, progress)
     found = evaluate(checkpoint, path, loaded, judgement, what.format(text))
-    same = "the same text (do not choose a threshold by it)"
+    same = "the same text (do not choose a threshold by this table)"
     return found if swept is None else found._replace(sweep=Sweep(same, swept))
 
 
 def _tenth(checkpoint: Checkpoint, tokens: int | None) -> int:
-    """Chunks in a tenth of so many tokens, or of as many as memory allows."""
+    """The number of chunks in a tenth of this many tokens; None stands for as many as memory allows."""
     most = tokens or MEMORY // (HIDDEN_STATES * checkpoint.config.width)
     return most // (10 * chunk_length(checkpoint))
 
 
-def _some_parts(parts: Parts, tenth: int, tokens: int | None) -> Parts:
-    """Of each part as many chunks as there is room for. DomainError if that is none."""
+def _some_parts(parts: TextParts, tenth: int, tokens: int | None) -> TextParts:
+    """Draw chunks of each part, a tenth for choosing and judging each; DomainError if a tenth has none."""
     if not tenth:
         length = parts.fit.shape[1]
         raise DomainError(
-            f"--tokens {tokens} are too few; fitting takes ten chunks of {length}, so {10 * length}"
+            f"--tokens {tokens} is too small; fitting takes ten chunks of {length} tokens, so give at least "
+            f"--tokens {10 * length}"
         )
     sizes = (8 * tenth, tenth, tenth)
-    return Parts(*(some_chunks(part, size, 0) for part, size in zip(parts, sizes, strict=True)))
+    return TextParts(*(some_chunks(part, size, 0) for part, size in zip(parts, sizes, strict=True)))
 
 
-def _options_of(plan: Plan) -> dict[str, object]:
-    """The options of `flashref train` that the kept parts depend on, with their values."""
+def _options_of(plan: FitPlan) -> dict[str, object]:
+    """The options of `flashref train` that the finished parts depend on, with their values."""
     others = [[fit.batch, fit.rate, fit.every, fit.patience] for fit in (plan.search, plan.fit)]
     options: dict[str, object] = {
         "--steps": plan.fit.steps,
@@ -215,8 +224,8 @@ def _swept(
     window: int,
     thresholds: Sequence[float],
     progress: Progress,
-) -> tuple[judging.Swept, ...] | None:
-    """What each threshold would give, or None if none was asked for."""
+) -> tuple[judging.SweepRow, ...] | None:
+    """What each threshold would give as the threshold of all layers, or None if there is no threshold."""
     if not thresholds:
         return None
     return tuple(judging.sweep(checkpoint, predictors, chunks, window, thresholds, progress))

@@ -1,4 +1,4 @@
-"""Judging predictors on text that nothing was fitted or chosen on: errors, windows, and four perplexities."""
+"""Judges predictors by their errors, by what windows keep, and by the perplexity of four models."""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from flashref.models.whole_text import losses
 from flashref.storage.progress import Progress, unseen
 from flashref.training.layers import (
     Floats,
-    Passed,
-    Way,
+    LayerOutput,
+    Selection,
     batches,
     embed_chunks,
     load_ends,
@@ -25,7 +25,7 @@ from flashref.training.layers import (
     pass_layer,
     record,
 )
-from flashref.training.masks import Windowed, predicted, resident, truly_active, widened
+from flashref.training.masks import WindowedPredictor, predicted, resident, truly_active, widened
 from flashref.training.texts import Tokens
 from flashref.types import FFN, Predictor
 
@@ -34,10 +34,10 @@ Counts = npt.NDArray[np.int64]
 
 
 class Residency(NamedTuple):
-    """What windows of k = 1, 2, … tokens (index k − 1) keep, the token itself included (decision 1).
+    """What windows of 1, 2, … tokens keep; a window includes the current token (decision 1).
 
-    tokens: how many were seen; kept: the sum of |C_t|; largest: the largest |C_t|; new: the sum of
-    |P_t \\ C_(t−1)|.
+    tokens: how many tokens were counted. The others have a number for each window, k tokens at index k − 1:
+    kept: the sum of |C_t| over the tokens; largest: the largest |C_t|; new: the sum of |P_t \\ C_(t−1)|.
     """
 
     tokens: int
@@ -46,15 +46,15 @@ class Residency(NamedTuple):
     new: Counts
 
 
-class Verdict(NamedTuple):
-    """One layer: errors of its predictor, and its windows; without one it is dense, and all is resident."""
+class LayerJudgement(NamedTuple):
+    """The errors of one layer's predictor, and its windows; a dense layer predicts all, without windows."""
 
     errors: ErrorCounts
     residency: Residency | None
 
 
 class Perplexities(NamedTuple):
-    """Per token: of the dense model, and of one that sums the truly active, predicted or resident neurons."""
+    """Perplexities of four models, which sum all, the truly active, the predicted or the resident neurons."""
 
     dense: float
     exact: float
@@ -63,16 +63,19 @@ class Perplexities(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What predictors are worth on a text of so many tokens; a verdict for each layer."""
+    """What judging found.
+
+    tokens, window: the lengths of the text and of the window; layers: an entry for each layer.
+    """
 
     tokens: int
     window: int
-    verdicts: tuple[Verdict, ...]
+    layers: tuple[LayerJudgement, ...]
     perplexities: Perplexities
 
 
-class Swept(NamedTuple):
-    """All layers at one threshold, a logit: pooled errors, and the mean |C_t| as a share of the neurons."""
+class SweepRow(NamedTuple):
+    """All layers at one threshold, a logit: their pooled errors, and the mean share of resident neurons."""
 
     threshold: float
     errors: ErrorCounts
@@ -87,42 +90,47 @@ def judge_predictors(
     windows: int,
     progress: Progress = unseen,
 ) -> Judgement:
-    """Judge predictors: errors and windows along the dense model, and the perplexity of four models.
+    """Judge predictors: their errors and windows in the dense model, and the perplexity of four models.
 
     Args:
-        checkpoint: of the model.
-        predictors: of each layer; None for a dense one.
-        chunks: (texts, tokens) ids; the window is empty before each text.
-        window: tokens of the window of the model that sums the resident neurons.
-        windows: residency is counted for windows of 1, 2, … up to so many tokens.
-        progress: called for every layer, with the texts that have passed it in four models.
+        checkpoint: the model.
+        predictors: a predictor for each layer, None for a dense layer.
+        chunks: (texts, tokens) token ids; the window is empty before each text.
+        window: the window, in tokens, of the model that sums the resident neurons.
+        windows: the longest of the windows of 1, 2, … tokens whose residency is counted.
+        progress: called for every layer, with the number of texts that have passed it in the four models.
+
+    Returns:
+        The errors and windows of each layer, and the perplexities.
     """
     config, model = checkpoint.config, load_ends(checkpoint)
     streams = [embed_chunks(model, chunks)] * len(Perplexities._fields)
     total = config.layers * len(streams) * len(chunks)
-    verdicts = []
+    judged: list[LayerJudgement] = []
     for index, predictor in enumerate(predictors):
         layer = load_layer(checkpoint, index)
         wide = None if predictor is None else widened(predictor)
-        ways = [Way(), Way(truly_active, layer.ffn), Way(), Way()]
+        selections = [Selection(), Selection(truly_active, layer.ffn), Selection(), Selection()]
         if wide is not None:
-            ways[2:] = [Way(predicted, wide), Way(resident, Windowed(wide, jnp.int32(window)))]
-        passed: list[Passed] = []
-        for hidden, way in zip(streams, ways, strict=True):
-            before = (index * len(ways) + len(passed)) * len(chunks)
-            passed.append(pass_layer(config, layer, hidden, way, partial(_advance, progress, before, total)))
-            if len(passed) == 1:
-                verdicts.append(_verdict(layer.ffn, wide, passed[0].inputs, windows))
-        streams = [each.hidden for each in passed]
+            windowed = WindowedPredictor(wide, jnp.int32(window))
+            selections[2:] = [Selection(predicted, wide), Selection(resident, windowed)]
+        outputs: list[LayerOutput] = []
+        for hidden, selection in zip(streams, selections, strict=True):
+            before = (index * len(selections) + len(outputs)) * len(chunks)
+            advance = partial(_advance, progress, before, total)
+            outputs.append(pass_layer(config, layer, hidden, selection, advance))
+            if len(outputs) == 1:  # the dense model, along which errors are counted
+                judged.append(_judge_layer(layer.ffn, wide, outputs[0].ffn_inputs, windows))
+        streams = [output.hidden for output in outputs]
     values = [_perplexity(np.asarray(losses(model, hidden, chunks))) for hidden in streams]
-    return Judgement(chunks.size, window, tuple(verdicts), Perplexities(*values))
+    return Judgement(chunks.size, window, tuple(judged), Perplexities(*values))
 
 
-def total_errors(predictors: Sequence[Predictor | None], verdicts: Sequence[Verdict]) -> ErrorCounts:
-    """The errors of all layers that have a predictor, together."""
-    pairs = zip(predictors, verdicts, strict=True)
+def total_errors(predictors: Sequence[Predictor | None], layers: Sequence[LayerJudgement]) -> ErrorCounts:
+    """Add up the errors of all layers that have a predictor; a layer whose predictor is None is left out."""
+    pairs = zip(predictors, layers, strict=True)
     return pool_errors(
-        [ErrorCounts(0, 0, 0, 0), *(verdict.errors for one, verdict in pairs if one is not None)]
+        [ErrorCounts(0, 0, 0, 0), *(judged.errors for one, judged in pairs if one is not None)]
     )
 
 
@@ -133,28 +141,33 @@ def sweep(
     window: int,
     thresholds: Sequence[float],
     progress: Progress = unseen,
-) -> list[Swept]:
-    """What one threshold for all layers would give; layers without a predictor do not count.
+) -> list[SweepRow]:
+    """Count what one threshold for all layers would give; layers without a predictor do not count.
 
     Args:
         checkpoint, predictors, chunks, window: as for `judge_predictors`.
-        thresholds: logits, each tried in turn.
-        progress: called for every layer, with the texts that have passed it.
+        thresholds: the thresholds to try, logits.
+        progress: called for every layer, with the number of texts that have passed it.
+
+    Returns:
+        A row for each threshold.
     """
-    found: list[list[Verdict]] = [[] for _ in thresholds]
+    found: list[list[LayerJudgement]] = [[] for _ in thresholds]
     for layer, predictor in zip(record(checkpoint, [chunks], progress), predictors, strict=True):
         if predictor is not None:
             inputs = layer.inputs[0].reshape(*chunks.shape, -1)
             for threshold, row in zip(thresholds, found, strict=True):
                 wide = widened(predictor._replace(threshold=threshold))
-                row.append(_verdict(layer.ffn, wide, inputs, window))
+                row.append(_judge_layer(layer.ffn, wide, inputs, window))
     neurons = checkpoint.config.neurons
     return [
-        Swept(
+        SweepRow(
             threshold,
-            pool_errors([ErrorCounts(0, 0, 0, 0), *(verdict.errors for verdict in row)]),
+            pool_errors([ErrorCounts(0, 0, 0, 0), *(judged.errors for judged in row)]),
             float(
-                np.mean([each.residency.kept[-1] for each in row if each.residency]) / chunks.size / neurons
+                np.mean([judged.residency.kept[-1] for judged in row if judged.residency])
+                / chunks.size
+                / neurons
             )
             if row
             else 0.0,
@@ -164,11 +177,14 @@ def sweep(
 
 
 def residency(masks: Masks, windows: int) -> Residency:
-    """What windows of 1, 2, … tokens keep, each empty before a text.
+    """Count what windows of 1, 2, … tokens keep; every window is empty before a text.
 
     Args:
-        masks: (texts, tokens, n), each row a P_t.
+        masks: (texts, tokens, n) bool, the predicted neurons P_t of each token.
         windows: the longest window, in tokens.
+
+    Returns:
+        The counts for each window.
     """
     union = np.zeros_like(masks)
     kept, largest, new = [], [], []
@@ -183,8 +199,8 @@ def residency(masks: Masks, windows: int) -> Residency:
     return Residency(tokens, *(np.array(each, np.int64) for each in (kept, largest, new)))
 
 
-def _verdict(ffn: FFN, wide: Predictor | None, inputs: Floats, windows: int) -> Verdict:
-    """Of one layer; inputs: (texts, tokens, d). Without a predictor every neuron is as good as predicted."""
+def _judge_layer(ffn: FFN, wide: Predictor | None, inputs: Floats, windows: int) -> LayerJudgement:
+    """Judge one layer on its inputs (texts, tokens, d); a dense layer predicts every neuron."""
     errors, parts = [], []
     for texts in batches(inputs, len(ffn.up)):
         active, chosen = map(np.asarray, _active_and_predicted(ffn, wide, jnp.asarray(inputs[texts])))
@@ -192,10 +208,10 @@ def _verdict(ffn: FFN, wide: Predictor | None, inputs: Floats, windows: int) -> 
         if wide is not None:
             parts.append(residency(chosen, windows))
     if not parts:
-        return Verdict(pool_errors(errors), None)
+        return LayerJudgement(pool_errors(errors), None)
     tokens, kept, largest, new = zip(*parts, strict=True)
     pooled = Residency(sum(tokens), np.sum(kept, axis=0), np.max(largest, axis=0), np.sum(new, axis=0))
-    return Verdict(pool_errors(errors), pooled)
+    return LayerJudgement(pool_errors(errors), pooled)
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""A model layer by layer over a text: what its up projections receive, and which neurons fire."""
+"""Passes texts through a model layer by layer, and records what each layer's up projection receives."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,35 +20,38 @@ from flashref.types import FFN, DomainError, widen
 
 Floats = npt.NDArray[np.float32]
 
-AT_ONCE = 1 << 22  # pre-activations that are in memory at a time
+AT_ONCE = 1 << 22  # the most pre-activations that are in memory at a time
 
 
 class Layer(NamedTuple):
-    """One layer in float32, on the device. block: of the family's own kind; ffn: neuron-major."""
+    """One layer in float32, on the device. block: the weights outside the FFN, in the family's own tuple."""
 
     block: Any
     ffn: FFN
 
 
-class Way(NamedTuple):
-    """Which neurons an FFN sums: arguments of `pass_block`."""
+class Selection(NamedTuple):
+    """Which neurons an FFN sums: the arguments `choose` and `chosen_by` of `pass_block`."""
 
     choose: Choose = every_neuron
     chosen_by: Any = None
 
 
-DENSE = Way()
+DENSE = Selection()
 
 
-class Passed(NamedTuple):
-    """Texts after a layer, (texts, tokens, d) each: hidden states, and what the up projection received."""
+class LayerOutput(NamedTuple):
+    """What a layer gives: the hidden states after it, and what its up projection received.
+
+    Both are (texts, tokens, d).
+    """
 
     hidden: Floats
-    inputs: Floats
+    ffn_inputs: Floats
 
 
 class Recorded(NamedTuple):
-    """A layer and what its up projection received, (tokens, d) for each text that was asked for."""
+    """A layer and what its up projection received: (tokens, d) for each of the recorded texts."""
 
     number: int
     ffn: FFN
@@ -56,26 +59,29 @@ class Recorded(NamedTuple):
 
 
 def require_sparse(checkpoint: Checkpoint) -> None:
-    """Refuse an activation that leaves no neuron at rest (decision 7), for then nothing can be predicted.
+    """Refuse a model whose activation makes every neuron active (decision 7): nothing can be predicted there.
+
+    Args:
+        checkpoint: the model.
 
     Raises:
-        DomainError: the model's activation is such a one.
+        DomainError: every neuron of the model is always active.
     """
     name = checkpoint.config.activation
     if name not in SPARSE_ACTIVATIONS:
         raise DomainError(
             f"{checkpoint.directory}: every neuron of a {name} model is active, so there is nothing to "
-            "predict; fit to another activation with --activation relu or fatrelu:T"
+            "predict; choose another activation with --activation relu or --activation fatrelu:T"
         )
 
 
 def load_ends(checkpoint: Checkpoint) -> Model:
-    """The model without its layers."""
+    """Load the embeddings and the head of a model, without its layers."""
     return load_model(checkpoint.config._replace(layers=0), partial(load_tensor, checkpoint))
 
 
 def load_layer(checkpoint: Checkpoint, index: int) -> Layer:
-    """A layer of a checkpoint."""
+    """Load one layer of a checkpoint, in float32, onto the device."""
     config = checkpoint.config
     block = FAMILIES[config.family].block(config, index)
     stored = Layer(fill(block, lambda leaf: load_tensor(checkpoint, leaf.name)), load_ffn(checkpoint, index))
@@ -84,7 +90,7 @@ def load_layer(checkpoint: Checkpoint, index: int) -> Layer:
 
 
 def embed_chunks(model: Model, chunks: Tokens) -> Floats:
-    """What the first layer receives, (texts, tokens, d)."""
+    """The hidden states that the first layer receives, (texts, tokens, d), for chunks of token ids."""
     return np.asarray(embed_texts(model, chunks))
 
 
@@ -92,27 +98,30 @@ def pass_layer(
     config: Config,
     layer: Layer,
     hidden: Floats,
-    way: Way = DENSE,
-    passed: Callable[[int], None] = lambda texts: None,
-) -> Passed:
-    """Every text through one layer, some texts at a time.
+    selection: Selection = DENSE,
+    advance: Callable[[int], None] = lambda texts: None,
+) -> LayerOutput:
+    """Pass every text through one layer, some texts at a time.
 
     Args:
-        config: of the model.
-        layer: on the device.
-        hidden: (texts, tokens, d), what the layer receives.
-        way: which neurons its FFN sums.
-        passed: called with the number of texts that have passed so far.
+        config: the model's config.
+        layer: the layer, on the device.
+        hidden: (texts, tokens, d) float32, the hidden states that the layer receives.
+        selection: which neurons the layer's FFN sums.
+        advance: called with the number of texts that have passed so far.
+
+    Returns:
+        The hidden states after the layer, and what its up projection received.
     """
     after, inputs = np.empty_like(hidden), np.empty_like(hidden)
     for texts in batches(hidden, config.neurons):
-        after[texts], inputs[texts] = pass_block(config, *layer, jnp.asarray(hidden[texts]), *way)
-        passed(min(texts.stop, len(hidden)))
-    return Passed(after, inputs)
+        after[texts], inputs[texts] = pass_block(config, *layer, jnp.asarray(hidden[texts]), *selection)
+        advance(min(texts.stop, len(hidden)))
+    return LayerOutput(after, inputs)
 
 
 def batches(hidden: Floats, neurons: int) -> list[slice]:
-    """The texts, as many at a time as memory allows, in numbers as equal as can be."""
+    """Slices of the texts, each with as many texts as memory allows, of nearly equal size."""
     count, length = hidden.shape[:2]
     pieces = -(-count // max(AT_ONCE // (length * neurons), 1))
     size = -(-count // pieces)
@@ -122,14 +131,17 @@ def batches(hidden: Floats, neurons: int) -> list[slice]:
 def record(
     checkpoint: Checkpoint, texts: Sequence[Tokens], progress: Progress = unseen
 ) -> Iterator[Recorded]:
-    """Each layer in turn with the very tensors that its up projection receives (decision 5).
+    """Record what the up projection of each layer receives, which is what a predictor sees (decision 5).
 
-    In memory are one layer and three times tokens · d float32 values.
+    One layer and 3 · tokens · d float32 values are in memory at a time.
 
     Args:
-        checkpoint: of the model.
-        texts: (chunks, length) token ids each.
-        progress: called for every layer, with the chunks that have passed it.
+        checkpoint: the model.
+        texts: for each text, (chunks, length) token ids; each chunk is a text of its own for the model.
+        progress: called for every layer, with the number of chunks that have passed the layer.
+
+    Returns:
+        The layers in turn, each with what its up projection received.
     """
     config = checkpoint.config
     hidden = embed_chunks(load_ends(checkpoint), np.concatenate(texts))
@@ -138,7 +150,7 @@ def record(
         layer = load_layer(checkpoint, index)
         what = f"recording layer {index + 1} of {config.layers}"
         hidden, inputs = pass_layer(
-            config, layer, hidden, passed=partial(_advance, progress, what, len(hidden))
+            config, layer, hidden, advance=partial(_advance, progress, what, len(hidden))
         )
         width = inputs.shape[-1]
         yield Recorded(index, layer.ffn, tuple(part.reshape(-1, width) for part in np.split(inputs, ends)))

@@ -1,4 +1,4 @@
-"""Fitting the predictor of one layer: class-balanced loss, a start from the layer itself, an early stop."""
+"""Fits the predictor of one layer, from the layer's own weights on, with a class-balanced loss."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,12 +11,12 @@ import optax
 
 from flashref.training.layers import Floats
 from flashref.training.masks import logits, truly_active
-from flashref.training.plan import Fit
+from flashref.training.plan import FitSchedule
 from flashref.types import FFN, Predictor
 
 
 class LowRank(NamedTuple):
-    """A predictor while it is fitted, float32: a (r, d), b (n, r), bias (n,); it has no threshold yet."""
+    """A predictor while it is fitted, in float32 and without a threshold: a (r, d), b (n, r), bias (n,)."""
 
     a: jax.Array
     b: jax.Array
@@ -24,7 +24,7 @@ class LowRank(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """The best predictor of a fit, the steps that the fit made, and the best one's loss on held-out text."""
+    """The best predictor of a fit, its loss on held-out text, and the number of steps that the fit took."""
 
     low: LowRank
     steps: int
@@ -36,21 +36,21 @@ def fit_low_rank(
     inputs: Floats,
     held_out: Floats,
     rank: int,
-    fit: Fit,
+    fit: FitSchedule,
     advance: Callable[[int], None] = lambda step: None,
 ) -> Fitted:
     """Fit the predictor of one layer to its truly active neurons, by the layer's own float32 arithmetic.
 
     Args:
         ffn: the layer, float32 on the device.
-        inputs: (tokens, d), what the up projection receives in the text to fit on.
-        held_out: (tokens, d), the same in the text to choose on.
-        rank: of the predictor.
-        fit: how long and how fast. On one machine its seed decides every bit.
-        advance: called with the steps made, whenever the loss has been measured.
+        inputs: (tokens, d) float32, what the up projection receives in the text to fit on.
+        held_out: (tokens, d) float32, the same in the text to choose on.
+        rank: the rank of the predictor.
+        fit: the schedule. On one machine its seed decides every bit of the result.
+        advance: called with the number of steps taken, whenever the loss has been measured.
 
     Returns:
-        Of all predictors whose loss on held-out text was measured, the one with the least.
+        The predictor with the least loss on held-out text, among all whose loss was measured.
     """
     random = np.random.default_rng(fit.seed)
     sample = inputs[random.integers(0, len(inputs), 8 * fit.batch)]
@@ -82,27 +82,31 @@ def class_balanced_loss(logits: jax.Array, active: jax.Array, share: jax.Array) 
     Args:
         logits: (tokens, n).
         active: (tokens, n) mask.
-        share: () of all pairs of a token and a neuron, those that are active. It is taken from many tokens,
-            so that a batch's own share does not move the weights.
+        share: (), the share of active neurons, which sets the weights. It is counted on many tokens, because
+            a batch's own share would vary from batch to batch.
 
     Returns:
-        () float32.
+        () float32, the mean loss of a neuron.
     """
     weight = jnp.where(active, 1 / (2 * share), 1 / (2 * (1 - share)))
     return (weight * jax.nn.softplus(jnp.where(active, -logits, logits))).mean()
 
 
 def initial_low_rank(ffn: FFN, inputs: Floats, rank: int) -> LowRank:
-    """The map of this rank that is nearest in mean square to the pre-activations, each at variance 1.
+    """The low-rank map that is nearest in mean square to the pre-activations, each scaled to variance 1.
 
-    It is the truncated SVD of the projection that decides, seen through the covariance of its inputs; the
-    fit starts from here instead of from noise. What the map leaves out is noise to it, and a logit is steep
-    where that noise is small: 1.7 / its standard deviation makes a logistic function of a normal one.
+    It is the truncated SVD of the up projection (of the gate projection where there is one) times the square
+    root of the inputs' covariance. A fit that starts here needs far fewer steps than one from random weights.
+    Each logit is scaled by 1.7 / σ, where σ is the standard deviation of what the map leaves out: with this
+    factor the logistic function is close to the normal distribution function.
 
     Args:
         ffn: the layer.
-        inputs: (tokens, d), a sample of what its up projection receives.
-        rank: of the map.
+        inputs: (tokens, d) float32, a sample of what the layer's up projection receives.
+        rank: the rank of the map.
+
+    Returns:
+        The predictor that a fit starts from.
     """
     weight, given = (ffn.up, ffn.up_bias) if ffn.gate is None else (ffn.gate, ffn.gate_bias)
     weight = np.asarray(weight, np.float64)
@@ -123,9 +127,17 @@ def initial_low_rank(ffn: FFN, inputs: Floats, rank: int) -> LowRank:
 
 
 def stored(low: LowRank, threshold: float = 0.0) -> Predictor:
-    """The predictor as a file has it: F16 maps and bias, and a threshold that float32 holds.
+    """Convert a predictor to what its file stores: F16 maps and bias, and a threshold rounded to float32.
 
-    Powers of two pass between the maps, which changes no logit, so that F16 holds both.
+    Each row of a and column of b are scaled by opposite powers of two, so that both fit into F16. This
+    changes no logit.
+
+    Args:
+        low: the fitted predictor.
+        threshold: its threshold, a logit.
+
+    Returns:
+        The predictor in its stored dtypes.
     """
     a, b, bias = (np.asarray(part) for part in low)
     sizes = [np.maximum(np.abs(part).max(axis), 1e-30) for part, axis in ((a, 1), (b, 0))]
@@ -138,7 +150,7 @@ def stored(low: LowRank, threshold: float = 0.0) -> Predictor:
     return Predictor(a, b, bias, float(np.float32(threshold)))
 
 
-def _optimiser(fit: Fit) -> optax.GradientTransformation:
+def _optimiser(fit: FitSchedule) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(fit.rate, fit.steps), b2=0.99)
 
 
@@ -155,7 +167,7 @@ def _loss(low: LowRank, ffn: FFN, share: jax.Array, x: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=0)
 def _step(
-    fit: Fit, low: LowRank, memory: optax.OptState, ffn: FFN, share: jax.Array, x: jax.Array
+    fit: FitSchedule, low: LowRank, memory: optax.OptState, ffn: FFN, share: jax.Array, x: jax.Array
 ) -> tuple[LowRank, optax.OptState]:
     slopes = jax.grad(_loss)(low, ffn, share, x)
     changes, memory = _optimiser(fit).update(slopes, memory, low)

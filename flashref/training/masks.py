@@ -1,8 +1,8 @@
-"""Which neurons, as masks: the truly active A_t, the predicted P_t, and the resident C_t. In JAX.
+"""Masks of neurons in JAX: the truly active A_t, the predicted P_t and the resident C_t of every token.
 
-The network and the predictor are those of `flashref.xla`, over any number of tokens. The window is not:
-`xla.window_update` goes from token to token, while C_t of a matrix without a limit is one cumulative maximum
-over the text, and a judgement of 65,536 tokens takes it in every layer.
+The FFN and the predictor are those of `flashref.xla`, applied to many tokens at once. The window is computed
+here in another way: `xla.window_update` goes from token to token, whereas without a limit on the rows C_t is
+one cumulative maximum over the text, which is fast enough for 65,536 tokens in every layer.
 """
 
 from functools import partial
@@ -14,21 +14,21 @@ import jax.numpy as jnp
 from flashref.types import FFN, Predictor, widen
 from flashref.xla import pre_activations, predictor_logits
 
-BEFORE_ANY = -(1 << 30)  # the token of a prediction that never was
+BEFORE_ANY = -(1 << 30)  # stands for the last predicting token of a neuron that no token has predicted
 
 
-class Windowed(NamedTuple):
-    """A predictor, and for how many tokens, k, a neuron stays after its last prediction."""
+class WindowedPredictor(NamedTuple):
+    """A predictor and the length k of its window, in tokens."""
 
     predictor: Predictor
     k: jax.Array
 
 
 def truly_active(ffn: FFN, inputs: Any) -> jax.Array:
-    """A_t of every token: z > tau, where tau is 0 for all but FATReLU (decision 7: what is not at rest).
+    """The truly active neurons A_t of every token: those whose pre-activation exceeds tau (decision 7).
 
     Args:
-        ffn: the network, float32 on the device.
+        ffn: the layer, float32 on the device; its tau is 0 unless the activation is FATReLU.
         inputs: (…, d) float32, what the up projection receives.
 
     Returns:
@@ -39,16 +39,16 @@ def truly_active(ffn: FFN, inputs: Any) -> jax.Array:
 
 
 def logits(predictor: Predictor, inputs: Any) -> jax.Array:
-    """The logits of every token, (…, n) float32; arguments as for `predicted`."""
+    """The predictor's logits of every token, (…, n) float32; the arguments are those of `predicted`."""
     found: jax.Array = _each_token(partial(predictor_logits, predictor=predictor))(inputs)
     return found
 
 
 def predicted(predictor: Predictor, inputs: Any) -> jax.Array:
-    """P_t of every token: logits strictly above the threshold (decision 4).
+    """The predicted neurons P_t of every token: those whose logit exceeds the threshold (decision 4).
 
     Args:
-        predictor: float32, on the device.
+        predictor: the predictor, float32 on the device.
         inputs: (…, d) float32, what the up projection receives.
 
     Returns:
@@ -57,12 +57,14 @@ def predicted(predictor: Predictor, inputs: Any) -> jax.Array:
     return logits(predictor, inputs) > predictor.threshold
 
 
-def resident(windowed: Windowed, inputs: jax.Array) -> jax.Array:
-    """C_t of a matrix without a limit: the neurons that were predicted for one of the last k tokens.
+def resident(windowed: WindowedPredictor, inputs: jax.Array) -> jax.Array:
+    """The resident neurons C_t of every token: those predicted for one of the last k tokens.
+
+    The DRAM matrix has as many rows as the window needs.
 
     Args:
         windowed: the predictor, and k.
-        inputs: (tokens, d) float32 of one text, whose window is empty at first.
+        inputs: (tokens, d) float32, what the up projection receives in one text.
 
     Returns:
         (tokens, n) bool.
@@ -73,12 +75,12 @@ def resident(windowed: Windowed, inputs: jax.Array) -> jax.Array:
 
 
 def widened(predictor: Predictor) -> Predictor:
-    """A stored predictor in float32, on the device."""
+    """Convert a stored predictor to float32, on the device."""
     a, b, bias, threshold = predictor
     wide: Any = None if bias is None else jnp.asarray(widen(bias))
     return Predictor(jnp.asarray(widen(a)), jnp.asarray(widen(b)), wide, jnp.float32(threshold))  # type: ignore[arg-type]
 
 
 def _each_token(function: Any) -> Any:
-    """A function of one token's (d,), over the tokens of (…, d)."""
+    """Apply a function of one token's input (d,) to all tokens of (…, d)."""
     return jnp.vectorize(function, signature="(d)->(n)")

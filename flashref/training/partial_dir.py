@@ -1,6 +1,7 @@
-"""What a fit has done so far, in a folder beside its file, so that a second start goes on where one ended.
+"""Keeps finished layers in a folder beside the output: the same command continues after an interrupt.
 
-Every file in the folder appears whole, and none is ever changed. One process at a time has the folder.
+Every file in the folder appears whole or not at all, and none is ever changed. The folder is locked, so that
+only one process at a time uses it.
 """
 
 import json
@@ -20,20 +21,24 @@ MADE_OF = "made_of.json"
 
 
 def partial_dir_of(output: Path) -> Path:
-    """The folder `.NAME.partial` beside a file."""
+    """The path of the folder `.NAME.partial` beside the file NAME."""
     return output.with_name(f".{output.name}.partial")
 
 
 @contextmanager
 def open_partial_dir(output: Path, made_of: Mapping[str, object]) -> Iterator[Path]:
-    """The folder beside a file, new or found, which nobody else gets meanwhile.
+    """Open the folder beside a file, or make it, and lock it while the context lasts.
 
     Args:
         output: the file that will be written at the end.
-        made_of: all that the results depend on, by the option that decides it (`--steps`) or by its name.
+        made_of: everything that the results depend on; the key is the option that decides it, such as
+            `--steps`, or its name.
+
+    Returns:
+        The path of the folder.
 
     Raises:
-        ImageError: another process has the folder, or what was found was made of something else.
+        ImageError: another process has the folder, or the folder was made by a command with other options.
     """
     folder = partial_dir_of(output)
     try:
@@ -44,14 +49,21 @@ def open_partial_dir(output: Path, made_of: Mapping[str, object]) -> Iterator[Pa
         if not ours:
             raise ImageError(
                 f"{folder}: another process is fitting predictors for {output.name} right now; wait until "
-                "it is done, or give another place with --out"
+                "it has finished, or choose another file with --out"
             )
         _check_made_of(folder, made_of)
         yield folder
 
 
 def load_part(partial_dir: Path, name: str) -> dict[str, Array] | None:
-    """The arrays of a finished part, or None if it is not there.
+    """Load the arrays of a finished part.
+
+    Args:
+        partial_dir: the folder.
+        name: the name of the part, such as `layer-3`.
+
+    Returns:
+        The arrays by name, or None if the part is not finished.
 
     Raises:
         ImageError: the part cannot be read.
@@ -63,22 +75,22 @@ def load_part(partial_dir: Path, name: str) -> dict[str, Array] | None:
         container = read_container(path)
         return {each: tensor_array(container, each) for each in container.tensors}
     except ImageError as error:
-        raise ImageError(f"{error}; or remove {partial_dir} and begin again") from None
+        raise ImageError(f"{error}; or remove {partial_dir} and start again") from None
 
 
 def save_part(partial_dir: Path, name: str, arrays: Mapping[str, Array]) -> None:
-    """Keep the arrays of a finished part, whole or not at all."""
+    """Save the arrays of a finished part into a file that appears whole or not at all."""
     contiguous = {each: np.ascontiguousarray(array) for each, array in arrays.items()}
     save_file(partial_dir / f"{name}.safetensors", save(contiguous))
 
 
 def remove_partial_dir(partial_dir: Path) -> None:
-    """Remove the folder, because its file is written, or because the same command would fail again."""
+    """Remove the folder: its file has been written, or the same command would only fail again."""
     shutil.rmtree(partial_dir)
 
 
 def _check_made_of(folder: Path, made_of: Mapping[str, object]) -> None:
-    """Write what a new folder is made of; ImageError if a folder that was found is of something else."""
+    """Write what a new folder is made of; ImageError if an existing folder is made of something else."""
     path, text = folder / MADE_OF, json.dumps(made_of, sort_keys=True, indent=1)
     try:
         begun = path.read_text() if path.exists() else None
@@ -89,7 +101,7 @@ def _check_made_of(folder: Path, made_of: Mapping[str, object]) -> None:
     elif begun != text:
         raise ImageError(
             f"{folder}: was begun {_difference(begun, json.loads(text))}; repeat that command, or remove the "
-            "folder"
+            "folder to start again"
         )
 
 
@@ -114,4 +126,4 @@ def _difference(begun: str | None, made_of: Mapping[str, object]) -> str:
 
 
 def _unusable(folder: Path, error: OSError) -> ImageError:
-    return ImageError(f"{folder}: cannot be made or read ({error.strerror}); give another place with --out")
+    return ImageError(f"{folder}: cannot be made or read ({error.strerror}); choose another file with --out")

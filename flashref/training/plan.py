@@ -1,4 +1,4 @@
-"""What to fit, in plain numbers: ranks or a share of the model's bytes, thresholds, steps."""
+"""What to fit: ranks or a share of the model's bytes, thresholds, and the schedule of the fits."""
 
 import math
 from typing import NamedTuple
@@ -8,11 +8,12 @@ from flashref.models.checkpoint import Checkpoint
 from flashref.types import DomainError
 
 
-class Fit(NamedTuple):
-    """How long and how fast to fit: Adam whose rate falls to 0 by a cosine, over at most `steps` batches.
+class FitSchedule(NamedTuple):
+    """The schedule of a fit by Adam, whose learning rate falls to 0 along a cosine.
 
-    every: steps between two measurements of the loss on held-out text; patience: measurements without a
-    new best before it ends.
+    steps: the most batches; batch: tokens in a batch; rate: the learning rate at first; seed: of the batches;
+    every: steps between two measurements of the loss on held-out text; patience: the fit ends after so many
+    measurements without a new best.
     """
 
     steps: int = 3000
@@ -23,16 +24,17 @@ class Fit(NamedTuple):
     patience: int = 10
 
 
-class Plan(NamedTuple):
+class FitPlan(NamedTuple):
     """What to fit.
 
-    ranks: one for each layer, or a single one for all; 0 leaves a layer dense (decision 15: it is resident
-    whole). None: the share of the model's bytes pays for ranks, and they go to the layers that gain most.
-    false_negatives: the share of the active neurons that thresholds, chosen for each layer, may miss.
-    threshold: one logit for all layers instead, or None.
-    window: tokens of the window whose residency is reported.
-    tokens: of the text, at most; None takes as many as 2 GiB of hidden states hold.
-    search, fit: how ranks are tried, and how predictors of the chosen ranks are fitted.
+    ranks: one rank for each layer, or a single one for all; a layer with rank 0 is dense, and resident as a
+        whole (decision 15). None: ranks are chosen, and go to the layers that gain most by them.
+    share: the share of the model's bytes that the predictors may take, if ranks are chosen.
+    false_negatives: the largest false negative rate, by which the threshold of each layer is chosen.
+    threshold: one threshold for all layers instead, a logit, or None.
+    window: the longest window whose residency is reported, in tokens.
+    search, fit: the schedule by which ranks are tried, and that of the final fits.
+    tokens: the most tokens of the text that are used; None takes as many as 2 GiB of hidden states hold.
     """
 
     ranks: tuple[int, ...] | None = None
@@ -40,21 +42,28 @@ class Plan(NamedTuple):
     false_negatives: float = 0.048
     threshold: float | None = None
     window: int = LARGEST_WINDOW
-    search: Fit = Fit(steps=150, batch=1024, every=50)
-    fit: Fit = Fit()
+    search: FitSchedule = FitSchedule(steps=150, batch=1024, every=50)
+    fit: FitSchedule = FitSchedule()
     tokens: int | None = None
 
     @property
     def windows(self) -> int:
-        """How many windows, of 1, 2, … tokens, the file has statistics of."""
+        """The longest of the windows of 1, 2, … tokens of which the predictors' file holds statistics."""
         return max(LARGEST_WINDOW, self.window)
 
 
-def complete_plan(checkpoint: Checkpoint, plan: Plan) -> Plan:
-    """The plan with a rank for each layer, if it has ranks at all, and nothing that this model cannot have.
+def complete_plan(checkpoint: Checkpoint, plan: FitPlan) -> FitPlan:
+    """Check a plan against a model, and give each layer its rank if the plan has ranks.
+
+    Args:
+        checkpoint: the model.
+        plan: the plan to check.
+
+    Returns:
+        The plan, with as many ranks as the model has layers, or with none.
 
     Raises:
-        DomainError: the ranks or the share do not suit the model.
+        DomainError: the model cannot have these ranks, or the share is too small for it.
     """
     config = checkpoint.config
     if plan.ranks is None:
@@ -64,27 +73,34 @@ def complete_plan(checkpoint: Checkpoint, plan: Plan) -> Plan:
     if len(ranks) != config.layers:
         raise DomainError(
             f"{len(ranks)} ranks were given, but the model has {config.layers} layers; "
-            "give one for all, or one each"
+            "give one rank for all layers, or one for each"
         )
     largest = min(config.width, config.neurons)
     if not all(0 <= rank <= largest for rank in ranks) or not any(ranks):
         raise DomainError(
-            f"ranks must lie in 0 … {largest} in a model of width {config.width} and {config.neurons} "
-            "neurons, and one must be above 0"
+            f"the ranks must be from 0 to {largest} in a model of width {config.width} with "
+            f"{config.neurons} neurons in a layer, and at least one must be above 0"
         )
     return plan._replace(ranks=ranks)
 
 
 def model_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the checkpoint's tensors."""
+    """The size of a checkpoint's tensors, in bytes."""
     return sum(container.tensors[name].length for name, container in checkpoint.tensors.items())
 
 
-def total_rank(checkpoint: Checkpoint, plan: Plan) -> int:
-    """The sum of the layers' ranks that the share pays for: all that a file of predictors holds counts.
+def total_rank(checkpoint: Checkpoint, plan: FitPlan) -> int:
+    """The largest sum of the layers' ranks within the plan's share; every tensor of the file counts.
+
+    Args:
+        checkpoint: the model.
+        plan: the plan, of which the share and the windows count.
+
+    Returns:
+        The sum of the ranks.
 
     Raises:
-        DomainError: the share does not pay for rank 1 in every layer; the smallest that does is named.
+        DomainError: the share is too small for rank 1 in every layer; the message names the smallest share.
     """
     layers, neurons, whole = checkpoint.config.layers, checkpoint.config.neurons, model_bytes(checkpoint)
     of_layer = 2 * neurons + 4 + 8 * plan.windows  # bias, threshold, statistics
@@ -93,7 +109,7 @@ def total_rank(checkpoint: Checkpoint, plan: Plan) -> int:
     if total < layers:
         smallest = math.ceil(10_000 * layers * (of_layer + of_rank) / whole) / 10_000
         raise DomainError(
-            f"{plan.share:g} of the model's {whole} bytes do not pay for a predictor of rank 1 in each of "
-            f"its {layers} layers; the smallest share that does is {smallest:g}"
+            f"a share of {plan.share:g} of the model's {whole:,} bytes is too small for a predictor of rank "
+            f"1 in each of its {layers} layers; give at least --share {smallest:g}"
         )
     return total

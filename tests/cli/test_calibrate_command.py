@@ -50,9 +50,10 @@ def test_the_command_shows_keeps_and_says_what_it_writes(asked, calibration, tmp
     [row] = [line for line in out.splitlines() if line.split()[:3] == ["4", "KiB", str(point.depth)]]
     assert f"{rate:.3f}" in row and row.rstrip().endswith("%")
     assert f"median {kept.error.median:.1%}, 90th percentile {kept.error.p90:.1%}" in out
-    assert "own noise" in out and "median 0.0%" in out
+    assert "Noise, which is" in out and "median 0.0%" in out
+    assert not any(line != line.rstrip() for line in out.splitlines())
     assert "Linux 6.1, load average 0.5, Python 3.11; threads, huge pages; /disk (ext4)" in out
-    assert f"--device {out_file}" in out.replace("\n", "") and "mixed" not in out
+    assert f"--device {out_file}" in out.replace("\n", "") and "Mixed" not in out
     assert list(tmp_path.iterdir()) == [out_file]
 
 
@@ -66,7 +67,7 @@ def test_the_command_verifies(asked, calibration, monkeypatch, capsys):
     trace = calibration.verification.traces[3]
     [row] = [line for line in out.splitlines() if line.split()[:2] == [trace.kind, str(trace.depth)]]
     assert f"{trace.reads:,}" in row and f"{trace.predicted_ns / 1e6:.1f}" in row
-    assert "not kept" in out
+    assert "Not saved" in out
 
     slow = Device(0, 0, 10**9)  # a nanosecond a byte
     late = trace._replace(predicted_ns=2 * trace.nanoseconds[0])

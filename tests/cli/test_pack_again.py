@@ -39,8 +39,8 @@ def test_the_whole_image_of_this_checkpoint_is_left_as_it_is(run, report, whole,
     }
     outcome = run("--image", path)
     assert (outcome.code, outcome.err) == (0, "")
-    told = f"{path}: is the whole image of this checkpoint; nothing was written\n"
-    assert outcome.out.startswith(told) and "to check all of it" in outcome.out
+    told = f"{path}: is already the image of this checkpoint; nothing was written\n"
+    assert outcome.out.startswith(told) and "to check it, at " in outcome.out
     assert contents(tmp_path) == {"image": whole} and path.stat().st_mtime_ns == changed
 
 
@@ -97,9 +97,9 @@ def test_a_damaged_image(refused, whole, tmp_path):
     entries = open_image(path).container.tensors
     bundles, embed = entries["layers.1.bundles"], entries["model.decoder.embed_tokens.weight"]
     path.write_bytes(whole[:-1])
-    assert "it is damaged" in refused()
+    assert "the file is damaged" in refused()
     for place, told in (
-        (embed.offset, "embed_tokens.weight' is not as it was written"),
+        (embed.offset, "embed_tokens.weight' does not match its checksum"),
         (9, "damaged|header"),
     ):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
@@ -114,7 +114,7 @@ def test_a_damaged_image(refused, whole, tmp_path):
 
 def test_what_is_no_image(refused, model, run, tmp_path):
     (tmp_path / "image").write_text("precious")
-    assert "no safetensors file" in refused()
+    assert "not a safetensors file" in refused()
     shutil.copy(model / "model.safetensors", tmp_path / "model.safetensors")
     assert "is not a flash image" in refused(name="model.safetensors")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")

@@ -79,23 +79,16 @@ def test_the_same_in_words(run, report, tmp_path):
     assert (outcome.code, outcome.err) == (0, "")
     first, *lines = outcome.out.splitlines()
     assert first == f"{tmp_path}/[b]: packed"
-    rows = {found[1]: line for line in lines if (found := re.match(r"(\w[\w ]*?)  ", line))}
-    assert list(rows) == [
-        "image",
-        "bundles",
-        "their weights",
-        "resident",
-        "padding",
-        "other",
-        "time",
-        "memory",
-    ]
+    assert not any(line != line.rstrip() or len(line) > 80 for line in lines)
+    rows = {found[1]: line for line in lines if (found := re.match(r" (\w+)  ", line))}
+    names = ("part", "image", "bundles", "weights", "resident", "padding", "other", "time", "memory")
+    assert tuple(rows) == names
     assert f" {told['size_bytes'] / 1000:.0f} kB " in rows["image"] and "4,096 bytes" in rows["image"]
-    assert re.search(r" 10  of up, down: 48 bytes each, stride 64$", rows["bundles"].rstrip())
-    assert " 480 B " in rows["their weights"]
+    assert re.search(r" 10  of up, down: 48 bytes each, 64 with padding$", rows["bundles"])
+    assert " 480 B " in rows["weights"]
     assert re.search(r"\d s .*/s", rows["time"]) and re.search(r"\d [MG]B ", rows["memory"])
     outcome = run("--image", tmp_path / "c", "--without-bundling")
-    assert re.search(r"^rows +20  of up, down: 24 bytes each, stride 32 *$", outcome.out, re.M)
+    assert re.search(r"^ rows +20  of up, down: 24 bytes each, 32 with padding$", outcome.out, re.M)
 
 
 def test_the_block_is_the_devices_and_at_least_a_page(report, tmp_path):

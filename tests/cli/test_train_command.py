@@ -23,7 +23,14 @@ from flashref.models.model import load_model, one_at_a_time
 from flashref.models.predictors import ErrorCounts, Predictors, load_predictors
 from flashref.storage.image import fingerprint
 from flashref.training import draw, fitting, judging, layers, low_rank
-from flashref.training.evaluation import Evaluation, LayerFigures, Resident, Shares, Subject, evaluate
+from flashref.training.evaluation import (
+    Evaluation,
+    JudgedModel,
+    LayerFigures,
+    NeuronShares,
+    ResidentShares,
+    evaluate,
+)
 from flashref.types import ImageError, Predictor
 
 hurried = hurried_jax.hurried
@@ -166,11 +173,11 @@ def test_residency_is_shown_as_shares_of_a_layer_and_their_mean(small):
     none = np.zeros((LAYERS, 2), np.int64)
     predictors = Predictors((maps, maps), none.astype(np.float32), none, None)
     found = [(np.array([48, 96]), np.array([12, 24])), (np.array([96, 192]), np.array([24, 48]))]
-    verdicts = tuple(
-        judging.Verdict(ErrorCounts(1, 1, 0, 0), judging.Residency(8, kept, largest, kept))
+    layers = tuple(
+        judging.LayerJudgement(ErrorCounts(1, 1, 0, 0), judging.Residency(8, kept, largest, kept))
         for kept, largest in found
     )
-    judgement = judging.Judgement(8, 2, verdicts, judging.Perplexities(1.0, 1.0, 1.0, 1.0))
+    judgement = judging.Judgement(8, 2, layers, judging.Perplexities(1.0, 1.0, 1.0, 1.0))
     told = evaluate(open_checkpoint(small), small, predictors, judgement, "text").as_json()
     assert [row["mean_resident"] for row in told["layers"]] == [[1 / 8, 1 / 4], [1 / 4, 1 / 2]]
     assert [row["largest_resident"] for row in told["layers"]] == [[1 / 4, 1 / 2], [1 / 2, 1]]
@@ -221,14 +228,14 @@ def test_the_tables_hold_what_json_says(small, train):
     )
 
 
-SHARES, RESIDENT = Shares(0.1, 0.2, 0.1, 0.1), Resident((0.1, 0.2), (0.2, 0.3))
+SHARES, RESIDENT = NeuronShares(0.1, 0.2, 0.1, 0.1), ResidentShares((0.1, 0.2), (0.2, 0.3))
 LAYER = LayerFigures(1, 2, 0.0, None, SHARES, RESIDENT)
-SUBJECT = Subject("model", "predictors", "relu", 0.0, 1, 1)
+JUDGED = JudgedModel("model", "predictors", "relu", 0.0, 1, 1)
 
 
 def test_a_perplexity_beyond_all_bounds_is_shown_short_and_is_null_in_json():
     values = judging.Perplexities(2.0, 2.0, 6.594164e22, float("inf"))
-    found = Evaluation(SUBJECT, "text", 8, 2, (LAYER,), LAYER, values)
+    found = Evaluation(JUDGED, "text", 8, 2, (LAYER,), LAYER, values)
     lines = [line.split() for line in str(found).splitlines()]
     assert ["dense", "2.0000"] in lines and ["resident", "∞"] in lines
     assert any(line[:2] == ["predicted", "6.59e+22"] for line in lines)
@@ -258,18 +265,18 @@ def test_a_figure_shows_what_json_says(small, train, monkeypatch):
     told = json.loads(train(small, "--text", small / "text", *words).out)
     (row,) = (row for row in told["layers"] if row["rank"])  # a dense layer has no bar and no line
     bars, windows = figures[0].axes
-    missed, found, extra = (container[0] for container in bars.containers)
-    assert missed.get_height() == pytest.approx(100 * row["active"] * row["false_negative_rate"])
-    assert missed.get_height() + found.get_height() == pytest.approx(100 * row["active"])
-    assert found.get_height() + extra.get_height() == pytest.approx(100 * row["predicted"])
-    assert (found.get_y(), extra.get_y()) == pytest.approx(
-        (missed.get_height(), missed.get_height() + found.get_height())
+    negatives, found, positives = (container[0] for container in bars.containers)
+    assert negatives.get_height() == pytest.approx(100 * row["active"] * row["false_negative_rate"])
+    assert negatives.get_height() + found.get_height() == pytest.approx(100 * row["active"])
+    assert found.get_height() + positives.get_height() == pytest.approx(100 * row["predicted"])
+    assert (found.get_y(), positives.get_y()) == pytest.approx(
+        (negatives.get_height(), negatives.get_height() + found.get_height())
     )
     (line,) = windows.lines
     assert list(line.get_xdata()) == [1, 2, 3, 4, 5]
     assert list(line.get_ydata()) == pytest.approx([100 * share for share in row["mean_resident"]])
     drawn = (small / "fig.svg").read_text()
-    for word in ("missed", "active and predicted", "extra", "layer 0", "window, tokens"):
+    for word in ("false negatives", "active and predicted", "false positives", "layer 0", "window, tokens"):
         assert f">{word}<" in drawn
 
 
@@ -277,7 +284,7 @@ def test_lines_of_six_layers_are_drawn_from_the_first_to_the_last():
     matplotlib = pytest.importorskip("matplotlib.figure")
     figure = matplotlib.Figure()
     one = judging.Perplexities(1.0, 1.0, 1.0, 1.0)
-    draw(figure, Evaluation(SUBJECT, "text", 8, 2, (LAYER,) * 24, LAYER, one))
+    draw(figure, Evaluation(JUDGED, "text", 8, 2, (LAYER,) * 24, LAYER, one))
     _, windows = figure.axes
     assert [line.get_label() for line in windows.lines] == [f"layer {n}" for n in (0, 4, 9, 13, 18, 23)]
 

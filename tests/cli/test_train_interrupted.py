@@ -46,7 +46,7 @@ def test_an_interrupted_fit_goes_on_at_the_next_layer_to_the_same_bits(small, tr
             outcome = train(*words, small / "parts")
         if outcome.code == 130:
             assert not (small / "parts").exists()
-            assert f"kept in {small / '.parts.partial'}; the same command goes on" in outcome.err
+            assert f"kept in {small / '.parts.partial'}; the same command continues" in outcome.err
     assert outcome.code == 0 and len(pieces) > 1
     assert [rank for piece in pieces for rank in piece] == in_one_go  # none was fitted twice, or never
     assert (small / "parts").read_bytes() == (small / "whole").read_bytes()
@@ -77,7 +77,7 @@ def test_what_was_begun_with_something_else_is_refused_and_stays(small, train, m
     assert " and with --ranks 4,4; repeat" in outcome.err
     (folder / "layer-0.safetensors").write_bytes(b"damaged")
     outcome = train(small, "--text", small / "text", *QUICK)
-    assert outcome.code == 2 and f"or remove {folder} and begin again" in outcome.err
+    assert outcome.code == 2 and f"or remove {folder} and start again" in outcome.err
     (folder / "made_of.json").unlink()
     assert "was begun with something else" in train(small, "--text", small / "text", *QUICK).err
 
@@ -121,6 +121,6 @@ def test_two_at_once_are_one_too_many_and_the_second_leaves_the_first_alone(smal
 
     monkeypatch.setattr(fitting, "fit_low_rank", fit)
     assert train(small, "--text", small / "text", *QUICK).code == 0
-    told = "another process is fitting predictors for predictors.safetensors right now; wait until it is done"
+    told = "another process is fitting predictors for predictors.safetensors right now; wait until"
     assert second[0].code == 2 and told in second[0].err
     assert len(loaded(small).layers) == LAYERS

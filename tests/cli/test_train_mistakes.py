@@ -21,8 +21,8 @@ small = train_runs.small
 
 REFUSALS = {
     "no model": (("--judge-not",), "unknown argument"),
-    "no text": (("MODEL",), "to fit takes --text FILE; or judge what is there with --judge"),
-    "nothing": ((), "to fit takes MODEL"),
+    "no text": (("MODEL",), "fitting needs --text FILE; to judge existing predictors, add --judge"),
+    "nothing": ((), "fitting needs MODEL"),
     "no such model": (("MODEL/x", "--text", "TEXT"), "there is no such folder"),
     "empty": (("MODEL", "--text", "MODEL/empty"), "is empty"),
     "not UTF-8": (("MODEL", "--text", "MODEL/latin"), "is not UTF-8 at byte 1"),
@@ -31,15 +31,18 @@ REFUSALS = {
         ("MODEL", "--text", "TEXT", "--ranks", "4,4,4"),
         "3 ranks were given, but the model has 2 layers",
     ),
-    "rank": (("MODEL", "--text", "TEXT", "--ranks", "17"), "ranks must lie in 0 … 16 in a model of width 16"),
-    "no rank": (("MODEL", "--text", "TEXT", "--ranks", "0"), "one must be above 0"),
-    "negative": (("MODEL", "--text", "TEXT", "--ranks=-1"), "ranks must be at least 0, not -1"),
-    "share": (("MODEL", "--text", "TEXT", "--share", "0.001"), "the smallest share that does is 0.0"),
-    "threshold": (("MODEL", "--text", "TEXT", "--threshold", "1"), "no probability between 0 and 1"),
+    "rank": (
+        ("MODEL", "--text", "TEXT", "--ranks", "17"),
+        "the ranks must be from 0 to 16 in a model of width 16",
+    ),
+    "no rank": (("MODEL", "--text", "TEXT", "--ranks", "0"), "at least one must be above 0"),
+    "negative": (("MODEL", "--text", "TEXT", "--ranks=-1"), "a rank must be at least 0, not -1"),
+    "share": (("MODEL", "--text", "TEXT", "--share", "0.001"), "give at least --share 0.0"),
+    "threshold": (("MODEL", "--text", "TEXT", "--threshold", "1"), "not a probability between 0 and 1"),
     "out": (("MODEL", "--text", "TEXT", "--out", "TEXT"), "exists, and files are never overwritten"),
     "folder": (("MODEL", "--text", "TEXT", "--out", "MODEL/no/x"), "is no folder that can be written"),
-    "fit and judge": (("MODEL", "--judge", "--ranks", "3"), "--ranks is for fitting"),
-    "predictors": (("MODEL", "--text", "TEXT", "--predictors", "TEXT"), "say --judge too"),
+    "fit and judge": (("MODEL", "--judge", "--ranks", "3"), "--ranks is an option for fitting"),
+    "predictors": (("MODEL", "--text", "TEXT", "--predictors", "TEXT"), "add --judge"),
     "none to judge": (("MODEL", "--judge", "--text", "TEXT"), "predictors.safetensors: cannot be read"),
 }
 
@@ -69,7 +72,7 @@ def test_a_silu_model_needs_another_activation(small, train):
     folder = write_family(small / "silu", "llama", activation_name="silu")
     outcome = train(folder, "--text", small / "text")
     assert outcome.code == 2 and "every neuron of a silu model is active" in outcome.err
-    assert "--activation relu or fatrelu:T" in outcome.err
+    assert "--activation relu or --activation fatrelu:T" in outcome.err
 
 
 def test_without_the_extra_the_sentence_says_what_to_install(small, train, monkeypatch):
@@ -98,18 +101,18 @@ def test_predictors_of_other_weights_or_another_activation_are_not_judged(small,
     )
     assert outcome.code == 2 and "was fitted to another model, or to other weights" in outcome.err
     outcome = train(small, "--judge", "--activation", "fatrelu:0.5", "--text", small / "text")
-    assert outcome.code == 2 and "was fitted to relu, tau 0; leave --activation out" in outcome.err
+    assert outcome.code == 2 and "were fitted to the activation relu; leave --activation out" in outcome.err
 
 
 def test_tokens_for_ten_chunks_are_the_fewest(small, train):
     ended = train(small, "--text", small / "text", *QUICK, "--tokens", str(10 * CONTEXT - 1))
-    assert ended.code == 2 and f"fitting takes ten chunks of {CONTEXT}, so {10 * CONTEXT}" in ended.err
+    assert ended.code == 2 and f"give at least --tokens {10 * CONTEXT}" in ended.err
     assert train(small, "--text", small / "text", *QUICK, "--tokens", str(10 * CONTEXT)).code == 0
 
 
 def test_judging_without_a_text_says_how_to_give_one(small, train):
     ended = train(small, "--judge")
-    told = f"flashref train: {small}: has no held_out.txt to judge on; give a text with --text FILE\n"
+    told = f"flashref train: {small} has no held_out.txt to judge on; give a text with --text FILE\n"
     assert (ended.code, ended.err) == (2, told)
 
 
@@ -127,7 +130,7 @@ def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(sma
     monkeypatch.setattr(fitting, "fit_predictors", lambda *_: pytest.fail("fitted before it was refused"))
     (small / "here.png").touch()
     names = (("a.jpg", ".png, .svg, .pdf"), ("here.png", "exists"), ("no/a.png", "no folder"))
-    for name, sentence in (*names, ("one.png", "is where the predictors go")):
+    for name, sentence in (*names, ("one.png", "the predictors go into this file")):
         out = ("--out", small / "one.png")
         ended = train(small, "--text", small / "text", *QUICK, *out, "--plot", small / name)
         assert ended.code == 2 and sentence in ended.err and ended.err.count("\n") == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simulated_disk
-from simulated_disk import CONDITIONS, DISK, FILE_BYTES, MIB, NOW, TRACES, measured_on
+from simulated_disk import CONDITIONS, DISK, FILE_BYTES, MIB, MIXED, NOW, measured_on
 
 from flashref.cli import main
 from flashref.storage import calibrate as calibrating
@@ -23,7 +23,7 @@ from flashref.storage.files import locked_part
 from flashref.storage.fit import Point, point_errors
 from flashref.storage.readers import DirectReader
 from flashref.storage.scratch import file_system, mount_point
-from flashref.storage.verification import Trace
+from flashref.storage.verification import MixedBatch
 from flashref.types import Extent
 
 calibration = simulated_disk.calibration
@@ -47,7 +47,7 @@ def test_a_simulated_disk_is_found_again(calibration):
         itertools.product([16_384], (8, 32), (1, 4, 16, 64, 256))
     )
     assert [(trace.kind, trace.depth, trace.reads, trace.bytes) for trace in verification.traces] == [
-        (kind, depth, len(sizes), sum(sizes)) for kind, depth, sizes in TRACES
+        (kind, depth, len(sizes), sum(sizes)) for kind, depth, sizes in MIXED
     ]
     assert all(len(batch.nanoseconds) == 20 for batch in batches)  # five a round
     assert all(len(timed.nanoseconds) == 4 for timed in points + verification.traces)
@@ -76,7 +76,7 @@ def test_a_point_takes_60_ms_unless_that_is_too_much_memory_or_too_few_reads():
 
 def test_every_round_has_everything_once_in_an_order_of_its_own_at_new_places():
     log = []
-    measured_on(DISK, rounds=3, traces=TRACES, log=log)
+    measured_on(DISK, rounds=3, mixed=MIXED, log=log)
     # Twelve trials of how many reads take 60 ms; a round: 12 points, 10 batches five times, 20 traces.
     assert len(log) == 12 + 3 * (12 + 50 + 20)
     assert all(sum(extent.length for extent in extents) <= 2**27 for _, extents in log)
@@ -87,7 +87,7 @@ def test_every_round_has_everything_once_in_an_order_of_its_own_at_new_places():
     assert collections.Counter(shapes[0]) == collections.Counter(shapes[1]) == collections.Counter(shapes[2])
     assert shapes[0] != shapes[1] != shapes[2] != shapes[0]
     [first, second, third] = (
-        [extents for depth, extents in part if len(extents) == len(TRACES[0].sizes) and depth == 1]
+        [extents for depth, extents in part if len(extents) == len(MIXED[0].sizes) and depth == 1]
         for part in rounds
     )
     assert first != second != third != first
@@ -103,7 +103,7 @@ def test_an_unsteady_disk_is_refused():
         Point(size, depth, 9, (100, 70) * 4) for size in (4096, 65_536, MIB) for depth in (1, 4, 8, 32)
     )
     with pytest.raises(
-        CalibrationError, match=r"43% more or less.*more than 15%; stop other work.*try again"
+        CalibrationError, match=r"43% between two halves.*at most 15% is accepted; stop other work.*try again"
     ):
         conclude(Measured(points, (), ()), CONDITIONS)
     accepted = conclude(Measured(points, points, ()), CONDITIONS, largest_noise=0.5)
@@ -124,13 +124,13 @@ def disk(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrating, "LARGEST_BATCH", 2 * MIB)
     monkeypatch.setattr(calibrating, "ROUNDS", 2)
     monkeypatch.setattr(calibrating, "VERIFIED_ROUNDS", 2)
-    monkeypatch.setattr(calibrating, "mixed_traces", lambda _: [Trace("two", 16, (4096, 8192) * 9)])
+    monkeypatch.setattr(calibrating, "mixed_batches", lambda _: [MixedBatch("two", 16, (4096, 8192) * 9)])
     # Other tests calibrate at the same time.
     monkeypatch.setattr(scratch, "mount_point", lambda folder: folder)
     with open(tmp_path / "probe", "wb") as file:
         file.write(bytes(4096))
     if readers._open_direct(tmp_path / "probe", 4096) is None or file_system(tmp_path) in ("tmpfs", "ramfs"):
-        pytest.skip("no disk here that can be read past the page cache")
+        pytest.skip("the temporary folder cannot be read past the page cache: this needs a disk with O_DIRECT")
     (tmp_path / "probe").unlink()
     return tmp_path
 
@@ -154,7 +154,7 @@ def test_a_real_file_is_measured_and_removed(disk):
     )
     assert list(disk.iterdir()) == []
     said = seen.pop(0)
-    assert said.startswith(f"writes {FILE_BYTES / 2**30:g} GiB") and f"{disk}/flashref-calibrate-" in said
+    assert said.startswith(f"writing {FILE_BYTES / 2**30:g} GiB") and f"{disk}/flashref-calibrate-" in said
     assert {ns for point in result.points + result.batches for ns in point.nanoseconds} == {60_000_000}
     assert result.verification.traces[0].nanoseconds == (60_000_000,) * 2
     assert seen == [
@@ -170,7 +170,7 @@ def test_a_real_file_is_measured_and_removed(disk):
     assert calibration_from_json(calibration_to_json(result)) == result
 
 
-@pytest.mark.parametrize(("verified", "rounds", "traces"), [(False, 8, ()), (True, 16, TRACES)])
+@pytest.mark.parametrize(("verified", "rounds", "traces"), [(False, 8, ()), (True, 16, MIXED)])
 def test_mixed_reads_take_more_rounds(tmp_path, monkeypatch, verified, rounds, traces):
     asked = []
 
@@ -225,7 +225,7 @@ def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch, "mount_point", lambda folder: folder)
     threads = threading.active_count()
     with pytest.raises(
-        CalibrationError, match="reads past the page cache are not possible on this file system"
+        CalibrationError, match="cannot be read past the page cache"
     ):
         calibrate(tmp_path, file_bytes=FILE_BYTES)
     assert list(tmp_path.iterdir()) == [] and threading.active_count() == threads
@@ -234,9 +234,9 @@ def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
 def test_memory_is_no_disk(monkeypatch):
     folder = Path("/dev/shm")
     if file_system(folder) != "tmpfs":
-        pytest.skip("no file system in memory here")
+        pytest.skip("/dev/shm is not a tmpfs: this needs a file system in memory")
     before = set(folder.iterdir())
-    with pytest.raises(CalibrationError, match=r"file system \(tmpfs\).*choose a folder on a disk"):
+    with pytest.raises(CalibrationError, match=r"file system \(tmpfs\).*choose a folder on another disk"):
         calibrate(folder, file_bytes=FILE_BYTES)
     assert not {path for path in set(folder.iterdir()) - before if "flashref" in path.name}
 

@@ -208,7 +208,7 @@ def test_a_header_longer_than_the_format_allows_is_refused_unread(tmp_path, monk
         read_container(path)
     monkeypatch.setattr("flashref.storage.container.MAX_HEADER_BYTES", 1016)
     assert len(encode_header({}, {"order": " " * 900}, 1024)) == 1024
-    with pytest.raises(ImageError, match="more than is read for such tensors"):
+    with pytest.raises(ImageError, match="too many for tensors of this size"):
         encode_header({}, {"order": " " * 1000}, 1024)
 
 

@@ -361,11 +361,11 @@ GOOD = device_to_json(PRESETS["nvme_gen4"])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "this text is none"),
-        ("{", "this text is none"),
-        (b"\xff\xfe{}x", "this text is none"),
-        ("[" * 100_000, "this text is none"),
-        ('{"latency_ns": ' + "9" * 5000 + "}", "this text is none"),
+        ("", "this text is not one"),
+        ("{", "this text is not one"),
+        (b"\xff\xfe{}x", "this text is not one"),
+        ("[" * 100_000, "this text is not one"),
+        ('{"latency_ns": ' + "9" * 5000 + "}", "this text is not one"),
         ("[]", "not a list"),
         ("3", "not a int"),
         ("{}", "is missing"),

@@ -270,6 +270,6 @@ def test_files_that_are_none_are_refused(tmp_path):
     with pytest.raises(ReadError, match="nowhere cannot be opened"):
         DirectReader(tmp_path / "nowhere")
     descriptors = len(os.listdir("/dev/fd"))
-    with pytest.raises(ReadError, match="is not a file"):
+    with pytest.raises(ReadError, match="is not a regular file"):
         DirectReader(tmp_path)
     assert len(os.listdir("/dev/fd")) == descriptors

@@ -130,9 +130,9 @@ def test_a_slow_batch_takes_longer_and_damaged_bytes_are_read_only():
 
 @pytest.mark.parametrize("kind", ["short", "interrupted", "melted"])
 def test_a_fault_that_cannot_strike_is_refused(kind):
-    with pytest.raises(DomainError, match=f"{kind}.* cannot strike here; use error, flip, torn, slow$"):
+    with pytest.raises(DomainError, match=f"{kind}.* is not possible here; use error, flip, torn, slow$"):
         faulty_reader(memory_reader(BYTES, DEVICE), {3: Fault(kind, 0)})
-    with pytest.raises(DomainError, match=r"'melted' cannot strike here; use .*, short, interrupted$"):
+    with pytest.raises(DomainError, match=r"'melted' is not possible here; use .*, short, interrupted$"):
         faulty_preadv({3: Fault("melted", 0)})
 
 

@@ -220,7 +220,7 @@ FOREIGN = {
     "no version": (in_metadata(version="one"), "is not a flash image"),
     "newer": (
         in_metadata(version="2"),
-        "made by a newer flashref .image version 2, known here is 1.; update",
+        "made by a newer flashref .image version 2; this flashref reads version 1.; update",
     ),
     "much newer": (in_metadata(version="123456789"), "made by a newer flashref"),
     "no fingerprint": (without("fingerprint", "__metadata__"), "metadata do not describe"),

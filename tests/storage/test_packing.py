@@ -184,7 +184,7 @@ def test_a_plan_says_what_is_written(folder, packing):
     plan, container = plan_image(tensors, made.layers, made.config, **options), read_container(path)
     assert plan.size == path.stat().st_size
     assert plan.header_bytes == next(iter(container.tensors.values())).offset
-    assert list(plan.parts.items()) == [
+    assert list(plan.entries.items()) == [
         (name, (entry.dtype, entry.shape)) for name, entry in container.tensors.items()
     ]
     differ = {key for key in plan.metadata if plan.metadata[key] != container.metadata[key]}

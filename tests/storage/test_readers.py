@@ -135,7 +135,7 @@ def test_images_may_be_mapped(path):
     "image", [np.zeros(8, np.int8), np.zeros((2, 4096), np.uint8), np.zeros((), np.uint8)]
 )
 def test_images_that_are_not_bytes_are_refused(image):
-    with pytest.raises(ShapeError, match="row of uint8"):
+    with pytest.raises(ShapeError, match="one-dimensional array of uint8"):
         memory_reader(image, DEVICE)
 
 

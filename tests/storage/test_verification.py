@@ -5,21 +5,21 @@ import itertools
 import numpy as np
 import pytest
 import simulated_disk
-from simulated_disk import MIB, TRACES
+from simulated_disk import MIB, MIXED
 
 from flashref.storage.device import Device
 from flashref.storage.fit import Errors
-from flashref.storage.verification import Trace, holds, mixed_traces, verify
+from flashref.storage.verification import MixedBatch, holds, mixed_batches, verify
 
 calibration = simulated_disk.calibration
 
 
 def test_mixed_traces_are_what_they_are_called():
-    assert len(TRACES) == 20
-    assert {(trace.kind, trace.depth) for trace in TRACES} == set(
+    assert len(MIXED) == 20
+    assert {(trace.kind, trace.depth) for trace in MIXED} == set(
         itertools.product(("neuron", "small", "log-uniform", "bimodal"), (1, 4, 8, 16, 32))
     )
-    for kind, _, sizes in TRACES:
+    for kind, _, sizes in MIXED:
         assert 200 <= len(sizes) <= 2000 and all(type(size) is int for size in sizes)
         if kind == "neuron":
             assert all(size % 16_384 == 0 for size in sizes)
@@ -32,12 +32,12 @@ def test_mixed_traces_are_what_they_are_called():
             assert all(size % 4096 == 0 and 4096 <= size <= MIB for size in sizes)
             below = sum(size < 65_536 for size in sizes) / len(sizes)  # half of eight doublings
             assert 0.4 < below < 0.6 and max(sizes) > 900_000
-    assert mixed_traces(np.random.default_rng(4)) == TRACES != mixed_traces(np.random.default_rng(5))
+    assert mixed_batches(np.random.default_rng(4)) == MIXED != mixed_batches(np.random.default_rng(5))
 
 
 def test_a_verification_is_of_each_traces_own_depth_and_median():
     device = Device(100_000, 0, 0, queue_depth=32)  # a read alone takes 100 µs, and q share that
-    traces = [Trace("a", 1, (4096,) * 4), Trace("b", 4, (4096, 8192) * 2)]
+    traces = [MixedBatch("a", 1, (4096,) * 4), MixedBatch("b", 4, (4096, 8192) * 2)]
     found = verify(device, traces, [(400_000, 500_000, 600_000), (100_000, 100_000, 1)])
     assert [trace.predicted_ns for trace in found.traces] == [400_000, 100_000]
     assert [trace.bytes for trace in found.traces] == [16_384, 24_576]

@@ -8,7 +8,7 @@ import pytest
 from flashref.storage.calibrate import conclude, measure
 from flashref.storage.calibration import Conditions
 from flashref.storage.device import Device, read_time
-from flashref.storage.verification import mixed_traces
+from flashref.storage.verification import mixed_batches
 from flashref.types import Read
 
 MIB = 2**20
@@ -26,7 +26,7 @@ DISK = Device(
 CONDITIONS = Conditions(
     "2026-11-22", "Linux 6.1", 0.5, "3.11", "threads", "huge pages", True, "/disk", "ext4", FILE_BYTES, 4, 0
 )
-TRACES = mixed_traces(np.random.default_rng(4))
+MIXED = mixed_batches(np.random.default_rng(4))
 
 
 def simulated_readers(device, log=None):
@@ -45,9 +45,9 @@ def simulated_readers(device, log=None):
     return {depth: reader(depth) for depth in (1, 4, 8, 16, 32)}
 
 
-def measured_on(device, rounds=4, traces=(), **options):
+def measured_on(device, rounds=4, mixed=(), **options):
     generator = np.random.default_rng(1)
-    return measure(simulated_readers(device, **options), FILE_BYTES, rounds, generator, traces)
+    return measure(simulated_readers(device, **options), FILE_BYTES, rounds, generator, mixed)
 
 
 # A test file takes the fixtures that it needs as its own: calibration = simulated_disk.calibration
@@ -56,4 +56,4 @@ def measured_on(device, rounds=4, traces=(), **options):
 @pytest.fixture(scope="module")
 def calibration():
     """Of the simulated disk, verified."""
-    return conclude(measured_on(DISK, traces=TRACES), CONDITIONS, TRACES)
+    return conclude(measured_on(DISK, mixed=MIXED), CONDITIONS, MIXED)

@@ -41,8 +41,12 @@ def train(capsys, monkeypatch):
 def hurry(change):
     """Small batches and few steps; change(object, attribute, value)."""
     fits = (6, 256, 3e-3, 0, 3, 10)
-    change(plan.Fit.__new__, "__defaults__", fits)
-    change(plan.Plan.__new__, "__defaults__", (None, 0.06, 0.048, None, 5, plan.Fit(2), plan.Fit(), None))
+    change(plan.FitSchedule.__new__, "__defaults__", fits)
+    change(
+        plan.FitPlan.__new__,
+        "__defaults__",
+        (None, 0.06, 0.048, None, 5, plan.FitSchedule(2), plan.FitSchedule(), None),
+    )
 
 
 @pytest.fixture

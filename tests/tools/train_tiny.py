@@ -50,8 +50,8 @@ from flashref.storage.image import fingerprint
 from flashref.training.fitting import fit_predictors, with_statistics
 from flashref.training.judging import Judgement, judge_predictors, total_errors
 from flashref.training.partial_dir import open_partial_dir, remove_partial_dir
-from flashref.training.plan import Plan
-from flashref.training.texts import Range, Ranges, Tokens, cut_parts, some_chunks
+from flashref.training.plan import FitPlan
+from flashref.training.texts import PartRanges, Range, Tokens, cut_parts, some_chunks
 from flashref.types import FFN
 from flashref.xla import neuron_values, sum_neurons
 
@@ -104,7 +104,7 @@ class Split(NamedTuple):
     """The verses without their references, and which bytes are to fit on, to choose on, to judge on."""
 
     verses: bytes
-    ranges: Ranges
+    ranges: PartRanges
 
 
 def split_text(text: bytes) -> Split:
@@ -121,7 +121,7 @@ def split_text(text: bytes) -> Split:
     middle = joined.index(b"\n", first + SLICE - 1) + 1
     end = joined.index(b"\n", middle + SLICE - 1) + 1
     fit = ((0, first), (end, len(joined)))
-    return Split(joined, Ranges(fit, ((first, first + SLICE),), ((middle, middle + SLICE),)))
+    return Split(joined, PartRanges(fit, ((first, first + SLICE),), ((middle, middle + SLICE),)))
 
 
 def pieces(text: bytes, ranges: tuple[Range, ...]) -> bytes:
@@ -429,7 +429,7 @@ def origin_of(split: Split, checkpoint: Checkpoint) -> Origin:
     )
 
 
-def fit_and_judge(folder: Path, split: Split, plan: Plan) -> tuple[Predictors, Judgement]:
+def fit_and_judge(folder: Path, split: Split, plan: FitPlan) -> tuple[Predictors, Judgement]:
     """Predictors of the checkpoint in a folder, as `flashref train` fits them; judged once."""
     checkpoint = open_checkpoint(folder)
     parts = cut_parts(byte_ids(split.verses), split.ranges, checkpoint.config.context)
@@ -479,9 +479,9 @@ def say_progress(what: str, done: int, total: int) -> None:
 
 def results(predictors: Predictors, judgement: Judgement, whole: int) -> dict[str, Any]:
     """What the JSON line says: all of it of the held-out text. whole: bytes of the model."""
-    errors = [verdict.errors for verdict in judgement.verdicts]
-    pooled = total_errors(predictors.layers, judgement.verdicts)
-    kept = [verdict.residency for verdict in judgement.verdicts if verdict.residency]
+    errors = [layer.errors for layer in judgement.layers]
+    pooled = total_errors(predictors.layers, judgement.layers)
+    kept = [layer.residency for layer in judgement.layers if layer.residency]
     neurons = errors[0].active + errors[0].inactive
     return {
         "nats_per_byte": math.log(judgement.perplexities.dense),
@@ -510,9 +510,9 @@ def main() -> int:
     parser.add_argument("--text", type=Path, help="the .deb, or the text that is inside it")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
     parser.add_argument("--weights", type=Path, help="a model.safetensors: fit predictors only")
-    parser.add_argument("--share", type=float, default=Plan().share, help="of the model's bytes")
+    parser.add_argument("--share", type=float, default=FitPlan().share, help="of the model's bytes")
     arguments = parser.parse_args()
-    shape, plan = Shape(), Plan(share=arguments.share, window=WINDOWS)
+    shape, plan = Shape(), FitPlan(share=arguments.share, window=WINDOWS)
     split = split_text(read_text(arguments.text))
     arguments.out.mkdir(parents=True, exist_ok=True)
 

@@ -9,7 +9,7 @@ from random_models import LAYERS
 from train_runs import QUICK
 
 from flashref.models.predictors import FILE_NAME
-from flashref.training import Fit, Plan, fit, judge
+from flashref.training import FitPlan, FitSchedule, fit, judge
 from flashref.types import DomainError
 
 hurried = hurried_jax.hurried
@@ -20,7 +20,7 @@ small = train_runs.small
 @pytest.mark.ci
 def test_the_command_prints_what_the_functions_give(small, train):
     told, seen = [], []
-    plan = Plan(ranks=(4,), fit=Fit(steps=3), window=2)
+    plan = FitPlan(ranks=(4,), fit=FitSchedule(steps=3), window=2)
     fitted = fit(
         str(small),
         str(small / "text"),
@@ -28,7 +28,9 @@ def test_the_command_prints_what_the_functions_give(small, train):
         progress=lambda *said: seen.append(said),
         announce=told.append,
     )
-    assert told == ["recording 2,304 tokens; their hidden states take 0.4 MB, beside one layer"]
+    assert told == [
+        "recording 2,304 tokens; their hidden states take 0.4 MB of memory, in addition to one layer"
+    ]
     assert [layer.rank for layer in fitted.layers] == [4] * LAYERS
     words = (small, "--text", small / "text", *QUICK, "--window", "2")
     of_command = train(*words, "--json", "--out", small / "other")

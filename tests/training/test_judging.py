@@ -99,26 +99,26 @@ def test_errors_windows_and_all_four_perplexities_are_those_of_plain_sets(tmp_pa
     assert len({round(value, 3) for value in found.perplexities}) == 3  # the others differ
 
     seen = [slow_sets(checkpoint, predictors, chunk.tolist()) for chunk in chunks]
-    for layer, verdict in enumerate(found.verdicts):
+    for layer, judged in enumerate(found.layers):
         pairs = [pair for chunk in seen for pair in chunk[layer]]
         active = sum(len(a) for a, _ in pairs)
         if layer == dense_layer:
-            assert verdict == (ErrorCounts(active, 36 * NEURONS - active, 0, 36 * NEURONS - active), None)
+            assert judged == (ErrorCounts(active, 36 * NEURONS - active, 0, 36 * NEURONS - active), None)
             continue
         missed, extra = sum(len(a - s) for a, s in pairs), sum(len(s - a) for a, s in pairs)
-        assert verdict.errors == (active, 36 * NEURONS - active, missed, extra)
+        assert judged.errors == (active, 36 * NEURONS - active, missed, extra)
         sizes = [
             len(set().union(*(s for _, s in chunk[layer][max(0, t - k + 1) : t + 1])))
             for chunk in seen
             for t in range(12)
         ]
-        assert (verdict.residency.kept[k - 1], verdict.residency.largest[k - 1]) == (sum(sizes), max(sizes))
-        assert len(verdict.residency.kept) == 4 and verdict.residency.tokens == 36
-    total = judging.total_errors(given, found.verdicts)
-    assert total.active == sum(v.errors.active for i, v in enumerate(found.verdicts) if i != dense_layer)
+        assert (judged.residency.kept[k - 1], judged.residency.largest[k - 1]) == (sum(sizes), max(sizes))
+        assert len(judged.residency.kept) == 4 and judged.residency.tokens == 36
+    total = judging.total_errors(given, found.layers)
+    assert total.active == sum(v.errors.active for i, v in enumerate(found.layers) if i != dense_layer)
 
     (one,) = judging.sweep(checkpoint, given, chunks, k, [1.5])
-    kept = [v.residency.kept[k - 1] for v in found.verdicts if v.residency]
+    kept = [v.residency.kept[k - 1] for v in found.layers if v.residency]
     assert one.errors == total and one.threshold == 1.5
     assert one.resident_share == pytest.approx(sum(kept) / len(kept) / 36 / NEURONS)
 
