@@ -62,14 +62,21 @@ class Simulation(NamedTuple):
         """The answers of the configurations that can be."""
         return [each for each in self.answers if isinstance(each, Estimate)]
 
+    def at(self, device: str, memory: float | Amount) -> list[Estimate | Impossible]:
+        """The answers for a device and a memory; policies that use no memory have one for every memory."""
+        return [
+            each
+            for each in self.answers
+            if each.configuration.device == device
+            and ("memory" in irrelevant(each.configuration.policy) or each.configuration.memory == memory)
+        ]
+
     def real(self, device: str, memory: float | Amount) -> list[Estimate]:
         """The estimates for a device and a memory that could be built: all but Belady's bound."""
         return [
             each
-            for each in self.estimates
-            if each.configuration.device == device
-            and each.configuration.policy != "belady"
-            and ("memory" in irrelevant(each.configuration.policy) or each.configuration.memory == memory)
+            for each in self.at(device, memory)
+            if isinstance(each, Estimate) and each.configuration.policy != "belady"
         ]
 
     def io_error_ms(self, estimate: Estimate) -> float | None:
@@ -268,10 +275,12 @@ def _drawn(drawn: Drawn, model: ModelShape, units: tuple[int, ...]) -> tuple[Act
     densities = model.sparse_densities
     generator, tokens = np.random.default_rng(drawn.seed), drawn.warm + drawn.tokens
     trace = synthetic_trace(generator, process, densities, units, tokens, drawn.warm)
+    mean = sum(densities) / len(densities)
     source = (
-        f"synthetic: {process.always:.2f} of a layer's density always active, the others' rates with "
-        f"concentration {process.concentration:.3g}, densities {min(densities):.1%} to "
-        f"{max(densities):.1%}, mean {sum(densities) / len(densities):.1%}; seed {drawn.seed}"
+        f"synthetic, seed {drawn.seed}: {min(densities):.1%} to {max(densities):.1%} of a layer's neurons "
+        f"are active in a token, {mean:.1%} on average; {process.always:.0%} of these are active in every "
+        "token, and the rates of the others have a beta distribution of concentration "
+        f"{process.concentration:.3g}"
     )
     return trace, Description(model.name, source)
 
