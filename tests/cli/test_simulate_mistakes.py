@@ -113,7 +113,7 @@ def test_what_would_keep_a_figure_from_being_written_is_said_before_the_work(sma
         (["--compute-bandwidth", "fast"], ["'fast' is not a number of GB/s"]),
         (["--compute-bandwidth", "nan"], ["'nan' is not a number of GB/s"]),
         (["--json", "--csv"], ["not allowed with"]),
-        (["--policy", "pinned", "--warm", "0"], ["warm it first"]),
+        (["--policy", "pinned", "--warm", "0"], ["has no warm-up tokens"]),
     ],
 )
 def test_a_mistake_gets_one_sentence(small, words, parts):
