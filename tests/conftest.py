@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     "opt_runs",
     "pack_runs",
     "proven_runs",
+    "simulate_runs",
     "simulated_disk",
     "vector_folders",
 )

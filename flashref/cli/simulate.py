@@ -1,4 +1,4 @@
-"""`flashref simulate`: what a token of a model would cost, by device, memory, window and policy."""
+"""`flashref simulate`: what a token costs, by device, memory, window and policy."""
 
 import argparse
 import csv
@@ -17,49 +17,71 @@ from flashref.simulate.orders import ORDERS
 from flashref.simulate.placement import MOVES
 from flashref.simulate.policies import POLICIES
 from flashref.simulate.sentences import (
-    INDEPENDENT,
     answer,
     choice_cell,
     columns_explained,
     overfull,
     policies_explained,
+    title,
+    trace_explained,
     values_of,
 )
 from flashref.simulate.shapes.find import find_shape
 from flashref.simulate.shapes.presets import CONFIGS
-from flashref.simulate.simulation import DEFAULT_DEVICE, DEFAULT_POLICIES, Drawn, Simulation, simulate
+from flashref.simulate.simulation import (
+    DEFAULT_DEVICE,
+    DEFAULT_POLICIES,
+    DRAWN,
+    Drawn,
+    Simulation,
+    simulate,
+)
 from flashref.simulate.sweep import Estimate, Impossible
 from flashref.simulate.tokens import M1_MAX_CPU, Host
 from flashref.simulate.trace_file import save_trace
-from flashref.simulate.wording import ROWS, choice_phrase
+from flashref.simulate.wording import ROWS
 from flashref.storage.device import PRESETS
 from flashref.types import STORED_DTYPES, DomainError
 
 Item = TypeVar("Item")
 GB = 10**9
-DRAWN = Drawn()
 # A field of a configuration, and the heading of its column.
 CHOICES = {
     "window": "window",
-    "memory": "budget",
+    "memory": "memory",
     "device": "device",
     "order": "order",
     "max_gap": "gap",
     "bundled": "rows",
 }
 BYTES = {"useful": "useful_bytes", "read": "read_bytes", "in DRAM": "dram_bytes", "copied": "copied_bytes"}
-TIMES = {"memory": "memory_ms", "compute": "compute_ms", "sum": "total_ms", "overlapped": "overlapped_ms"}
+TIMES = {
+    "copying, ms": "memory_ms",
+    "compute, ms": "compute_ms",
+    "sum, ms": "total_ms",
+    "overlapped, ms": "overlapped_ms",
+}
 # Columns that a narrow terminal does without, the first one first.
-DISPENSABLE = "useful", "reads", "overlapped, ms", "copied", "compute, ms", "memory, ms", "in DRAM", "read"
+DISPENSABLE = (
+    "useful",
+    "reads",
+    "overlapped, ms",
+    "copied",
+    "compute, ms",
+    "copying, ms",
+    "in DRAM",
+    "read",
+)
 
 
 def add_parser(commands: Any) -> None:
     """`simulate` among the commands."""
     parser = commands.add_parser(
         "simulate",
-        help="what a token would cost, by device, memory, window and policy",
-        description="Costs a model that is read from flash, token by token, without its weights: a trace of "
-        "the neurons that are active, under every combination of the lists (commas between their values).",
+        help="simulate what a token costs, by device, memory, window and policy",
+        description="Simulates what a token costs where a model is read from flash. No weights are needed: "
+        "a trace says which neurons each token uses. Every combination of the values in the LISTs, which "
+        "are separated by commas, is a configuration of its own.",
     )
     _add_trace_options(parser)
     _add_lists(parser)
@@ -68,29 +90,34 @@ def add_parser(commands: Any) -> None:
         "--placement",
         choices=MOVES,
         default="swap_with_last",
-        help="how the window places its rows in memory (default: swap_with_last)",
+        help="how the window places new rows in memory (default: swap_with_last)",
     )
     add(
         "--copy-bandwidth",
         metavar="GB/S",
         type=_bytes_per_second,
         default=M1_MAX_CPU.copy_bandwidth,
-        help="how fast rows are written and moved in memory; 0 means no limit (default: the paper's M1 Max, "
-        f"{M1_MAX_CPU.copy_bandwidth / GB:g})",
+        help="how fast rows are written and moved in memory; 0 means without a limit (default: "
+        f"{M1_MAX_CPU.copy_bandwidth / GB:g}, as on the paper's M1 Max)",
     )
     add(
         "--compute-bandwidth",
         metavar="GB/S",
         type=_bytes_per_second,
         default=M1_MAX_CPU.compute_bandwidth,
-        help="how fast weights are multiplied; 0 means no limit (default: the CPU of the paper's M1 Max, "
-        f"{M1_MAX_CPU.compute_bandwidth / GB:g})",
+        help="how fast weights are multiplied; 0 means without a limit (default: "
+        f"{M1_MAX_CPU.compute_bandwidth / GB:g}, as on the CPU of the paper's M1 Max)",
     )
-    add("--workers", metavar="N", type=at_least(1), default=1, help="use N processes (default: 1)")
+    add("--workers", metavar="N", type=at_least(1), default=1, help="number of processes (default: 1)")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    forms.add_argument("--csv", action="store_true", help="print a line for every configuration instead")
-    add("--plot", metavar="FILE", type=Path, help="draw times as .png, .svg or .pdf; never overwritten")
+    forms.add_argument("--csv", action="store_true", help="print a line for each configuration instead")
+    add(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        help="write a plot of the times to this new .png, .svg or .pdf file; needs the extra `plot`",
+    )
     add("--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(run=run, parser=parser)
 
@@ -101,10 +128,13 @@ def run(options: argparse.Namespace) -> int:
     check_plot(options.plot)
     files = [path.resolve() for path in (options.plot, options.save_trace) if path is not None]
     if len(set(files)) < len(files):
-        raise DomainError("--plot and --save-trace name one file; give each a name of its own")
+        raise DomainError("--plot and --save-trace name the same file; give each a name of its own")
     drawn = (options.tokens, options.warm, options.seed)
     if options.trace is not None and drawn != (None, None, None):
-        raise DomainError("--tokens, --warm and --seed are of a drawn trace; leave them out with --trace")
+        raise DomainError(
+            "--tokens, --warm and --seed belong to a synthetic trace, and --trace gives a recorded one; "
+            "leave either out"
+        )
     given = {field: value for field, value in zip(Drawn._fields, drawn, strict=True) if value is not None}
     with progress(options.quiet) as advance:
         simulation = simulate(
@@ -156,24 +186,34 @@ def _add_trace_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="PRESET|FILE",
         default="opt-6.7b",
-        help=f"a model's config.json, or tiny, {', '.join(CONFIGS)} (default: opt-6.7b)",
+        help=f"a config.json, or the name of a model: tiny, {', '.join(CONFIGS)} (default: opt-6.7b)",
     )
     add(
         "--dtype",
         choices=STORED_DTYPES,
-        help="how weights are stored (default: as config.json says; F16 for a preset)",
+        help="how weights are stored (default: as config.json says; F16 for a model by name)",
     )
-    add("--trace", metavar="FILE", type=Path, help="use a recorded trace (default: a trace is drawn)")
-    whole = at_least(0)
+    add(
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="use this recorded trace, which `flashref run --save-trace` writes (default: a synthetic one)",
+    )
     add(
         "--tokens",
         metavar="N",
         type=at_least(1),
-        help=f"count N tokens of a drawn trace (default: {DRAWN.tokens})",
+        help=f"number of tokens in the synthetic trace, after the warm-up (default: {DRAWN.tokens})",
     )
-    add("--warm", metavar="N", type=whole, help=f"draw N tokens before, uncounted (default: {DRAWN.warm})")
-    add("--seed", metavar="S", type=whole, help=f"draw another trace (default: {DRAWN.seed})")
-    add("--save-trace", metavar="FILE", type=Path, help="keep the trace, for --trace; never overwritten")
+    whole = at_least(0)
+    add(
+        "--warm",
+        metavar="N",
+        type=whole,
+        help=f"number of warm-up tokens before them, whose costs do not count (default: {DRAWN.warm})",
+    )
+    add("--seed", metavar="S", type=whole, help=f"seed of the synthetic trace (default: {DRAWN.seed})")
+    add("--save-trace", metavar="FILE", type=Path, help="write the trace to this new file, for --trace")
 
 
 def _add_lists(parser: argparse.ArgumentParser) -> None:
@@ -184,39 +224,47 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
         "--device",
         str,
         [DEFAULT_DEVICE],
-        f"JSON files, such as calibrate writes, or {', '.join(PRESETS)} (default: {DEFAULT_DEVICE})",
+        f"JSON files, such as `flashref calibrate` writes, or {', '.join(PRESETS)} (default: "
+        f"{DEFAULT_DEVICE})",
     )
     add(
         "--memory",
         memory,
         [0.5],
-        "shares of the model's bytes, such as 0.5 (the default); or bytes, such as 6GB or 512MiB",
+        "memory for the model: shares of its bytes, such as 0.5, or bytes, such as 6GB or 512MiB "
+        "(default: 0.5)",
     )
     add(
         "--window",
         _window,
         [None],
-        "tokens that the window remembers, or auto: the largest up to 5 whose mean need fits (default: auto)",
+        "number of tokens whose neurons the window keeps, or auto: the largest number up to 5 whose "
+        "neurons fit on average (default: auto)",
     )
     add(
         "--policy",
         _one_of(POLICIES),
         list(DEFAULT_POLICIES),
-        f"some of {', '.join(POLICIES)} (default: {','.join(DEFAULT_POLICIES)})",
+        f"what is kept in memory, some of {', '.join(POLICIES)} (default: {','.join(DEFAULT_POLICIES)})",
     )
-    add("--rows", _one_of(ROWS), list(ROWS), f"how neurons lie on flash (default: {','.join(ROWS)})")
+    add(
+        "--rows",
+        _one_of(ROWS),
+        list(ROWS),
+        "whether the parts of a neuron lie in one piece on flash: bundled, unbundled (default: both)",
+    )
     add(
         "--order",
         _one_of(ORDERS),
         ["natural"],
-        f"in which order neurons lie on flash: {', '.join(ORDERS)}; learnt from the uncounted tokens "
-        "(default: natural)",
+        f"in which order neurons lie on flash: {', '.join(ORDERS)}; the last two are learnt from the "
+        "warm-up tokens (default: natural)",
     )
     add(
         "--max-gap",
         at_least(0),
         [0],
-        "how many bytes between two reads are read over to join them (default: 0)",
+        "number of bytes between two reads that are read over, at most, to join them (default: 0)",
     )
 
 
@@ -258,17 +306,37 @@ def _bytes_per_second(word: str) -> int:
 
 
 def _show(simulation: Simulation) -> None:
-    """The table, the answer, what the words mean, and where the trace is from."""
-    shape, trace, answers = simulation.shape, simulation.trace, simulation.answers
+    """The table, the answer, what policies and columns mean, and where the trace is from."""
+    shape, answers = simulation.shape, simulation.answers
     varying = [field for field in CHOICES if len(values_of(simulation, field)) > 1]
-    constant = [
-        choice_phrase(field, value)
-        for field in CHOICES
-        for value in values_of(simulation, field)
-        if field not in varying and (field, value) != ("max_gap", 0)
-    ]
-    title = f"simulated: {shape.name} in {shape.dtype}, {size(shape.total_bytes)}"
-    say(", ".join([title, *constant]) + "; means of a token", "bold")
+    constant = [field for field in CHOICES if field not in varying]
+    say(title(simulation, constant, size(shape.total_bytes)), "bold")
+    shown = _show_table(simulation, varying)
+    for reason in dict.fromkeys(each.reason for each in answers if isinstance(each, Impossible)):
+        say(f"Not possible: {reason}.")
+    for device in simulation.devices:
+        for budget in dict.fromkeys(each.configuration.memory for each in answers):
+            say(answer(simulation, device, budget))
+    missing = [name for name in map(_name, DISPENSABLE) if name not in shown]
+    if missing:
+        say(f"This terminal is too narrow for {', '.join(missing)}; --csv and --json have every column.")
+    for lines in (policies_explained(simulation), columns_explained(simulation, shown)):
+        say("")
+        for line in lines:
+            say(line)
+    say("")
+    for line in (*overfull(simulation), *trace_explained(simulation)):
+        say(line)
+
+
+def _show_table(simulation: Simulation, varying: Sequence[str]) -> list[str]:
+    """Print a row for each configuration, and give the names of the columns that found room.
+
+    Args:
+        simulation: the simulation.
+        varying: fields with several values, each a column of words after the policy.
+    """
+    answers = simulation.answers
     columns = [Column(heading, words=True) for heading in ("policy", *(CHOICES[field] for field in varying))]
     columns += [Column(heading) for heading in _cells(simulation, answers[0])]
     rows = [
@@ -277,45 +345,25 @@ def _show(simulation: Simulation) -> None:
     ]
     kept = fitting(columns, rows, DISPENSABLE)
     columns, rows = [columns[at] for at in kept], [[row[at] for at in kept] for row in rows]
+    shown = [_name(column.heading) for column in columns]
     if not fits(columns, rows):  # the choices in one column, which may be broken between words
         headings, numbers = [column.heading for column in columns if column.words], 1 + len(varying)
         rows = [[_phrase(headings, row), *row[numbers:]] for row in rows]
         columns = [Column("configuration", words=True), *columns[numbers:]]
     print_table(columns, rows)
-    for reason in dict.fromkeys(each.reason for each in answers if isinstance(each, Impossible)):
-        say(f"not possible: {reason}")
-    budgets = dict.fromkeys(each.configuration.memory for each in answers)
-    for device in simulation.devices:
-        for budget in budgets:
-            say(answer(simulation, device, budget))
-    shown = [column.heading.removesuffix(", ms") for column in columns]
-    missing = [heading.removesuffix(", ms") for heading in DISPENSABLE]
-    missing = [heading for heading in missing if heading not in shown]
-    if missing:
-        say(f"No room here for {', '.join(missing)}: a wider terminal, --csv and --json have them.")
-    say("")
-    for line in policies_explained(simulation):
-        say(line)
-    say("")
-    for line in columns_explained(simulation, [*(CHOICES[field] for field in varying), *shown]):
-        say(line)
-    say("")
-    for line in overfull(simulation):
-        say(line)
-    counted = trace.tokens - trace.first_counted
-    uncounted = f"after {trace.first_counted:,} that are not"
-    say(f"{counted:,} tokens counted, {uncounted}; the trace: {simulation.description.source}")
-    if simulation.description.source.startswith("synthetic"):
-        say(INDEPENDENT)
-    if shape.note:
-        say(f"{shape.name}: {shape.note}")
+    return shown
+
+
+def _name(heading: str) -> str:
+    """The name of a column, without its unit."""
+    return heading.removesuffix(", ms")
 
 
 def _phrase(headings: Sequence[str], row: Sequence[str]) -> str:
     """The choices of a row in one cell, a number with its heading."""
     cells = zip(headings, row, strict=False)
     return ", ".join(
-        f"{heading} {cell}" if heading in ("window", "budget", "gap") else cell
+        f"{heading}={cell}" if heading in ("window", "memory", "gap") else cell
         for heading, cell in cells
         if cell
     )
@@ -323,12 +371,12 @@ def _phrase(headings: Sequence[str], row: Sequence[str]) -> str:
 
 def _cells(simulation: Simulation, each: Estimate | Impossible) -> dict[str, str]:
     """The numbers of a row by their headings, as the table has them."""
-    headings = [*BYTES, "reads", "I/O, ms", *(f"{heading}, ms" for heading in TIMES)]
+    headings = [*BYTES, "reads", "I/O, ms", *TIMES]
     if isinstance(each, Impossible):
         return dict.fromkeys(headings, "—")
     error = simulation.io_error_ms(each)
     cells = {heading: size(getattr(each, field)) for heading, field in BYTES.items()}
     cells["reads"] = f"{each.reads:,.0f}"
     cells["I/O, ms"] = digits(each.io_ms) + ("" if error is None else f" ±{digits(error)}")
-    cells |= {f"{heading}, ms": digits(getattr(each, field)) for heading, field in TIMES.items()}
+    cells |= {heading: digits(getattr(each, field)) for heading, field in TIMES.items()}
     return cells

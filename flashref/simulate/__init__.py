@@ -1,7 +1,7 @@
-"""What a model on flash would cost: traces, shapes, policies and sweeps; it *uses* the reference.
+"""The storage simulator: traces, shapes, policies and sweeps; this package *uses* the reference.
 
-`simulate` costs a model without its weights; `paper_tables` derives the paper's figures and tables. A name's
-module is loaded when the name is first used.
+`simulate` says what a token costs without a model's weights, and `paper_tables` derives the paper's figures
+and tables. A name's module is loaded when the name is first used.
 """
 
 import lazy_loader

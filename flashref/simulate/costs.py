@@ -1,4 +1,4 @@
-"""What reads cost on a device: `read_plan` and `read_time` for every batch of a trace at once, in arrays."""
+"""What reads cost on a device: `read_plan` and `read_time` for all batches of a trace at once, in arrays."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
@@ -11,12 +11,19 @@ from flashref.simulate.trace import Counts, Reads
 from flashref.storage.device import Device, check_device, service_time
 from flashref.types import DomainError
 
-FEW_SIZES = 256
-PART = 1 << 14  # bundles whose extents are worked out at a time: all that is made of them stays in the cache
+FEW_SIZES = 256  # blocks up to which the cost of every size is computed, used or not
+PART = (
+    1 << 14
+)  # bundles whose extents are computed at a time, so that the arrays stay in the processor's cache
 
 
 class Sizes(NamedTuple):
-    """The planned reads of many batches: blocks of each, (reads,); starts: (batches + 1,); block: bytes."""
+    """The planned reads of many batches.
+
+    blocks: (reads,) int64, how many blocks each read has.
+    starts: (batches + 1,) int64; batch b has the reads starts[b] … starts[b + 1] − 1.
+    block: bytes of a block.
+    """
 
     blocks: Counts
     starts: Counts
@@ -24,13 +31,13 @@ class Sizes(NamedTuple):
 
 
 def read_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]], max_gap: int = 0) -> Sizes:
-    """The sizes of the reads of every batch, as `read_plan` plans them (chapter 52; decision 18 joins reads).
+    """Compute the sizes of the reads of every batch, as `read_plan` plans them (chapter 52).
 
     Args:
         reads: which units each batch reads.
-        layouts: of each layer, one with the bundles or one for each field, in ascending regions; all of one
-            block.
-        max_gap: bytes between two reads that are read over to join them, ≥ 0.
+        layouts: for each layer a layout of bundles, or one for each field in ascending regions; all layouts
+            have the same block.
+        max_gap: how many bytes between two reads are read over, at most, to join them.
 
     Returns:
         The sizes, batch by batch in the order of offsets.
@@ -40,14 +47,17 @@ def read_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]], max_gap: int =
     """
     blocks = {layout.block for fields in layouts for layout in fields}
     if max_gap < 0 or len(blocks) != 1:
-        raise DomainError(f"reads need one block and max_gap ≥ 0, not blocks {blocks} and {max_gap} bytes")
+        raise DomainError(
+            f"all layouts need the same block, and max_gap must be at least 0, not blocks {sorted(blocks)} "
+            f"and a max_gap of {max_gap}"
+        )
     (block,) = blocks
     sizes, counts = [], []
     for first, end, starts in _in_blocks(reads, layouts, block):
         begins = np.ones(len(first), bool)
-        # Sorted by where they begin, extents end in that order too: the one before is the last to end.
+        # Extents that are sorted by their beginnings have sorted ends too, so only neighbours can touch.
         np.greater(first[1:] - end[:-1], max_gap // block, out=begins[1:])
-        begins[starts[:-1][starts[:-1] < len(first)]] = True  # a batch's first
+        begins[starts[:-1][starts[:-1] < len(first)]] = True  # the first of each batch
         at = np.flatnonzero(begins)
         last = np.append(at[1:], len(first))[: len(at)] - 1
         sizes.append(end.take(last) - first.take(at))
@@ -56,10 +66,14 @@ def read_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]], max_gap: int =
 
 
 def separate_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]]) -> Sizes:
-    """The sizes if every extent is a read of its own, as the paper counts chunks (§4.2, Table 2).
+    """Compute the sizes if every extent is a read of its own, as the paper counts (§4.2, Table 2).
 
     Args:
-        reads, layouts: as for `read_sizes`.
+        reads: which units each batch reads.
+        layouts: as `read_sizes` takes them.
+
+    Returns:
+        The sizes, batch by batch in the order of offsets.
     """
     block = layouts[0][0].block
     parts = list(_in_blocks(reads, layouts, block))
@@ -68,12 +82,15 @@ def separate_sizes(reads: Reads, layouts: Sequence[Sequence[Layout]]) -> Sizes:
 
 
 def sequential_sizes(length: int, piece: int, block: int) -> Sizes:
-    """One batch that reads a run of blocks front to back in pieces (decision 20 says how naive reads).
+    """Compute the sizes of one batch that reads a run of blocks front to back (decision 20).
 
     Args:
         length: bytes of the run, a multiple of block.
-        piece: bytes of every piece but the last, a multiple of block.
-        block: bytes.
+        piece: bytes of every read but the last, a multiple of block.
+        block: bytes of a block.
+
+    Returns:
+        The sizes of that batch.
     """
     whole, rest = divmod(length, piece)
     sizes = np.array([piece] * whole + [rest] * (rest > 0), np.int64)
@@ -81,17 +98,18 @@ def sequential_sizes(length: int, piece: int, block: int) -> Sizes:
 
 
 def batch_times(device: Device, sizes: Sizes) -> Counts:
-    """The nanoseconds of every batch.
+    """Compute the `read_time` of every batch (chapter 50).
 
     Args:
         device: a device.
-        sizes: of the reads of each batch.
+        sizes: the sizes of the reads of each batch.
 
     Returns:
-        (batches,) int64: the `read_time` of each batch.
+        Nanoseconds, (batches,) int64.
 
     Raises:
-        DomainError: the device is none, or no int64 holds the bytes of all reads or their time one by one.
+        DomainError: a field of the device is impossible, or an int64 cannot hold the bytes of all reads, or
+            the time that they take one after another.
     """
     check_device(device)
     reads, depth = np.diff(sizes.starts), device.queue_depth
@@ -106,7 +124,8 @@ def batch_times(device: Device, sizes: Sizes) -> Counts:
             f"{len(sizes.blocks)} reads of up to {slowest} ns each may take longer than 292 years, "
             "which is more than can be counted; correct the device's latency and bandwidths"
         )
-    # A trace has few sizes: each is costed once, exactly, for a full queue; what follows puts the rest right.
+    # A trace has few sizes, so each is costed once, as in a full queue. Then the batches that do not fill the
+    # queue, or whose longest read takes longer than the whole batch, are computed anew.
     shared = batch_sums(_costs(device, sizes, sizes.blocks, depth), sizes.starts)
     for few in np.unique(reads[(reads > 0) & (reads < depth)]).tolist():
         batches = np.flatnonzero(reads == few)
@@ -125,16 +144,16 @@ def batch_times(device: Device, sizes: Sizes) -> Counts:
 def _in_blocks(
     reads: Reads, layouts: Sequence[Sequence[Layout]], block: int
 ) -> Iterator[tuple[Counts, Counts, Counts]]:
-    """First block and block after the last of every extent, ascending in a batch; (batches + 1,) starts.
+    """The first block of each extent, the block after its last, and (batches + 1,) where batches start.
 
-    Some batches at a time.
+    Extents ascend within a batch; some batches come at a time.
     """
     firsts, ends = [], []
     for layout in chain(*layouts):
         offset = layout.start + np.arange(layout.n) * layout.stride
         firsts.append(offset // block)
         ends.append(-(-(offset + layout.bundle_bytes) // block))
-    # Looked up by place: layer by layer, in it field by field, in it position by position.
+    # Both are looked up by place: positions lie together in a field, and fields in a layer.
     first, end = np.concatenate(firsts), np.concatenate(ends)
     fields, units = len(layouts[0]), np.array([of_layer[0].n for of_layer in layouts])
     begins = np.cumsum([0, *(fields * units[:-1])])
@@ -151,7 +170,7 @@ def _in_blocks(
 
 
 def _parts(reads: Reads) -> Iterator[Reads]:
-    """The same reads, some batches at a time; at least one part."""
+    """The same reads, some batches at a time, in at least one part."""
     edges = np.searchsorted(reads.starts[:-1], np.arange(0, len(reads.ids) + 1, PART))
     for first, last in pairwise(np.unique(np.append(edges, len(reads.layer))).tolist()):
         start, stop = reads.starts[first], reads.starts[last]
@@ -160,7 +179,10 @@ def _parts(reads: Reads) -> Iterator[Reads]:
 
 
 def _positions(part: Reads, lies: Sequence[Counts | None]) -> Counts:
-    """Where in its layer's layout each unit lies: ascending in each batch. lies: the same of all units."""
+    """The positions of the units in their layers' layouts, ascending in each batch.
+
+    lies: for each layer the position of every unit; None if that is its id.
+    """
     positions = part.ids.astype(np.int64)
     for layer, (start, stop) in zip(part.layer.tolist(), pairwise(part.starts.tolist()), strict=True):
         of_layer = lies[layer]
@@ -174,9 +196,9 @@ def _starts(counts: Sequence[Counts]) -> Counts:
 
 
 def _costs(device: Device, sizes: Sizes, blocks: Counts, outstanding: int) -> Counts:
-    """The service_time of every read of so many blocks, with so many under way."""
+    """The `service_time` of reads of these numbers of blocks, with `outstanding` reads under way."""
     largest = int(blocks.max(initial=0))
-    # To look which sizes there are takes longer than to cost a few that there are not.
+    # To find out which sizes occur takes longer than to cost a few that do not.
     few = largest <= FEW_SIZES
     costs = np.zeros(largest + 1, np.int64)
     for each in range(1, largest + 1) if few else np.unique(blocks).tolist():
@@ -185,7 +207,7 @@ def _costs(device: Device, sizes: Sizes, blocks: Counts, outstanding: int) -> Co
 
 
 def batch_sums(values: Counts, starts: Counts) -> Counts:
-    """The sum of each batch's values, 0 for none."""
+    """The sum of the values of each batch, 0 for an empty one."""
     full = starts[1:] > starts[:-1]
     sums = np.zeros(len(full), np.int64)
     if full.any():

@@ -1,4 +1,4 @@
-"""Devices by name or from a file, with how far their times may be trusted."""
+"""Devices by name or from a file, with how far their times may be off."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,36 +8,36 @@ from flashref.storage.device import PRESETS, Device
 from flashref.storage.fit import Errors
 from flashref.types import DomainError
 
-# What specs/50-device.md says of a preset's error; of the others no measurement is at hand.
+# Chapter 50 says how far this preset is off; the others were not compared with a measurement.
 PRESET_ERRORS = {"paper_m1max_fig2b": Errors(median=0.038, p90=0.077, max=0.101)}
 
 
 class JudgedDevice(NamedTuple):
-    """A device, and the relative errors of its times; None where nobody measured them."""
+    """A device, and the relative errors of its times; None where they were not measured."""
 
     device: Device
     errors: Errors | None = None
 
 
 def judged_device(name: str) -> JudgedDevice:
-    """The device that a name stands for.
+    """Find the device that a name stands for, and its errors.
 
     Args:
-        name: of a preset, or the path of a JSON file of a device or of a calibration.
+        name: the name of a preset, or the path of a JSON file with a device or a calibration.
 
     Returns:
-        The device. A calibration brings its errors, and chapter 50 those of some presets.
+        The device. Errors are known of a calibration, and of a preset that chapter 50 judges.
 
     Raises:
-        DomainError: there is no such preset and no such file, or the file holds no device.
+        DomainError: there is neither such a preset nor such a file, or the file holds no device.
     """
     device = find_device(name)
     if name in PRESETS:
         return JudgedDevice(device, PRESET_ERRORS.get(name))
     try:
         calibration = calibration_from_json(Path(name).read_bytes())
-    except DomainError:  # a device without its calibration
+    except DomainError:  # the file holds a device without its calibration
         return JudgedDevice(device)
     judged = calibration.verification or calibration
-    # A quiet minute fits well, and the next one reads otherwise: the disk's own noise is a part of the error.
+    # A fit may be better than the disk is steady: then the disk's own noise is the error.
     return JudgedDevice(device, Errors(*map(max, judged.error, judged.noise)))

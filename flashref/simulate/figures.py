@@ -1,4 +1,4 @@
-"""The paper's figures as numbers, digitised: flashref/data/paper, whose README says how."""
+"""The paper's figures as numbers, which were read off its plots; flashref/data/paper/README.md says how."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from flashref.types import DomainError
 
-# The bytes and the ms of I/O that Table 2 gives for a token of OPT 6.7B.
+# What Table 2 gives for a token of OPT 6.7B: bytes read, and milliseconds of I/O.
 TABLE_2: Mapping[str, tuple[int, float]] = MappingProxyType(
     {
         "naive": (13_400_000_000, 2196),
@@ -19,27 +19,48 @@ TABLE_2: Mapping[str, tuple[int, float]] = MappingProxyType(
         "bundling": (200_000_000, 87),
     }
 )
-FIGURES = Path(__file__).parent.parent / "data" / "paper" / "figures.json"
+FILE = Path(__file__).parent.parent / "data" / "paper" / "figures.json"
 
 
 @functools.cache
 def _figures() -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(FIGURES.read_text())
+    figures: dict[str, Any] = json.loads(FILE.read_text())
     return figures
 
 
 def paper_figure(name: str) -> Any:
-    """A series as data/paper/README.md describes it, not to be changed. DomainError if unknown."""
+    """Look up a figure; what is returned must not be changed.
+
+    Args:
+        name: a key of figures.json, which flashref/data/paper/README.md describes.
+
+    Returns:
+        The figure's numbers, as the README describes them.
+
+    Raises:
+        DomainError: there is no such figure.
+    """
     if name not in _figures():
         raise DomainError(f"there is no figure {name!r}; the figures are {', '.join(_figures())}")
     return _figures()[name]
 
 
 def figure_densities(name: str) -> tuple[float, ...]:
-    """A figure of Fig. 9a–c as shares of the neurons, layer by layer; the figure is in %."""
+    """The densities of one of Figs. 9a–c.
+
+    Args:
+        name: a key of figures.json.
+
+    Returns:
+        A share of the neurons for each layer; the figure itself is in %.
+    """
     return tuple(percent / 100 for percent in paper_figure(name))
 
 
 def use_curve() -> tuple[tuple[int, float], ...]:
-    """Fig. 4a: pairs (k, s_agg(k)) for k = 1 … 31, as shares of the neurons; Falcon 7B, layer 10."""
+    """The aggregated use of neurons in Falcon 7B's layer 10 (the paper's Fig. 4a).
+
+    Returns:
+        Pairs (k, s_agg(k)) for k = 1 … 31, as shares of the neurons.
+    """
     return tuple((int(k), percent / 100) for k, percent in paper_figure("fig4a_sagg").items() if int(k) > 0)

@@ -1,4 +1,4 @@
-"""A model on flash, as policies and costs see it: layouts and sizes, no weights."""
+"""A model on flash as policies and costs see it: layouts and sizes without weights."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,14 +6,16 @@ from typing import NamedTuple
 from flashref.bundle import Layout, bundle_layout
 from flashref.types import Extent
 
-SEQUENTIAL_READ = 1024 * 1024  # naive and hybrid read front to back in pieces of 1 MiB (decision 20)
+SEQUENTIAL_READ = 1024 * 1024  # naive and hybrid read in pieces of 1 MiB, front to back (decision 20)
 
 
 class Flash(NamedTuple):
     """A model on flash, layer by layer.
 
-    bundled: a layout a layer; unbundled: one a field of each layer; image_bytes: of the whole bundled image;
-    tensor_bytes: of the checkpoint, without padding.
+    bundled: for each layer a layout of its bundles.
+    unbundled: for each layer a layout of the rows of each field.
+    image_bytes: bytes of the whole bundled image.
+    tensor_bytes: bytes of the checkpoint's tensors, without padding.
     """
 
     bundled: tuple[Layout, ...]
@@ -23,7 +25,14 @@ class Flash(NamedTuple):
 
 
 def unbundled_layouts(bundled: Layout) -> tuple[Layout, ...]:
-    """The same rows without bundling: one layout a field, one after the other with a block between."""
+    """Lay out the same rows without bundling.
+
+    Args:
+        bundled: the layout of a layer's bundles.
+
+    Returns:
+        A layout for each field, one after the other with an unused block between, so that no read joins two.
+    """
     layouts: list[Layout] = []
     start = 0
     for field in bundled.fields:
@@ -36,16 +45,16 @@ def unbundled_layouts(bundled: Layout) -> tuple[Layout, ...]:
 
 
 def ffn_run(layout: Layout) -> Extent:
-    """The bundles of one layer as one run of whole blocks."""
+    """The bundles of a layer as one run of whole blocks."""
     return Extent(layout.start, blocks_end(layout) - layout.start)
 
 
 def front_to_back(run: Extent) -> Iterator[Extent]:
-    """A run of bytes in sequential reads of 1 MiB, the last one shorter."""
+    """Divide a run of bytes into reads of 1 MiB, the last one shorter."""
     for start in range(0, run.length, SEQUENTIAL_READ):
         yield Extent(run.offset + start, min(SEQUENTIAL_READ, run.length - start))
 
 
 def blocks_end(layout: Layout) -> int:
-    """Where the last block with a bundle ends."""
+    """The offset at which the last block with a bundle ends."""
     return -(-(layout.start + layout.n * layout.stride) // layout.block) * layout.block

@@ -1,4 +1,4 @@
-"""Tables as HTML: for notebooks, and for the page of the derived figures."""
+"""Tables as HTML, for notebooks and for the page of `flashref paper --html`."""
 
 from collections.abc import Collection, Sequence
 from html import escape
@@ -11,14 +11,17 @@ def html_table(
     words: Collection[int] = (),
     links: Sequence[str] = (),
 ) -> str:
-    """A table whose first column names the rows.
+    """Write a table whose first column names the rows.
 
     Args:
-        caption: above it.
-        headings: of the columns.
-        rows: a text for each column.
-        words: the numbers of columns that hold words, beside the first one; all others hold numbers.
-        links: where the first cell of each row leads; none if it leads nowhere.
+        caption: the line above the table.
+        headings: a text for each column.
+        rows: for each row a text for each column.
+        words: the numbers of further columns that hold words; the others hold numbers.
+        links: where the first cell of each row leads; empty if none leads anywhere.
+
+    Returns:
+        The table's HTML, with all texts escaped.
     """
     heads = "".join(
         f'<th scope="col"{" class=number" * (at > 0 and at not in words)}>{escape(heading)}</th>'

@@ -1,4 +1,4 @@
-"""The one look of all plots, and an empty plot; matplotlib is an extra and slow to import."""
+"""How all plots look, and an empty plot. matplotlib is an extra, and slow to import."""
 
 import io
 from typing import TYPE_CHECKING, Any
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
-# Okabe and Ito's, told apart by colour-blind readers, in an order that keeps neighbours apart; and a marker
-# each, for those who see none. Yellow is left out: it is invisible on white.
+# The colours of Okabe and Ito, which colour-blind readers can tell apart, without the yellow, which is
+# invisible on white. Neighbours differ most. Each has a marker, for readers who see no colours.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#000000"  # text and axes
@@ -36,14 +36,29 @@ STYLE: dict[str, Any] = {
 
 
 def new_plot(width: float, height: float) -> "Plot":
-    """An empty plot of this size in points, to be drawn under `matplotlib.rc_context(STYLE)`."""
+    """Make an empty plot, to be drawn under `matplotlib.rc_context(STYLE)`.
+
+    Args:
+        width, height: its size in points.
+
+    Returns:
+        matplotlib's figure, without axes.
+    """
     from matplotlib.figure import Figure as Plot
 
     return Plot(figsize=(width / 72, height / 72), layout="constrained")
 
 
 def svg_text(plot: "Plot", salt: str) -> str:
-    """The plot as SVG, the same text every time. salt: another for each plot, from which its ids are made."""
+    """Write a plot as SVG; equal plots give equal texts.
+
+    Args:
+        plot: matplotlib's figure.
+        salt: a text from which the ids in the SVG are made, another one for each plot of a page.
+
+    Returns:
+        The SVG's text.
+    """
     import matplotlib
 
     file = io.StringIO()

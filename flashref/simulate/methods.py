@@ -1,6 +1,6 @@
-"""The five methods of the paper's Table 2: what they are, a row of their table, and how their reads are paid.
+"""The five methods of the paper's Table 2: what they are, a row of their table, and what their reads cost.
 
-`METHODS` is their one definition: a replay of a text, a sweep and the derived Table 2 use the same policies.
+`METHODS` is their only definition: a replay of a text, a sweep and the derived Table 2 use the same policies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,15 @@ from flashref.storage.device import Device, read_time
 from flashref.storage.plan import plan_io, read_plan
 from flashref.types import IO, Extent, Reader
 
-BATCH_READS = 256  # of 1 MiB, where they are really read
+BATCH_READS = 256  # reads of 1 MiB in a batch that is really read
 
 
 class Definition(NamedTuple):
     """A method of Table 2.
 
-    label: as tables name it; policy: what it reads and keeps; bundled: whether it reads bundles, or a row of
-    each field where that lies.
+    label: its name in tables.
+    policy: what it reads and keeps.
+    bundled: whether it reads bundles, or else one row of each field.
     """
 
     label: str
@@ -34,7 +35,7 @@ class Definition(NamedTuple):
     bundled: bool
 
     def layouts(self, flash: Flash) -> Sequence[Sequence[Layout]]:
-        """Where the neurons of each layer lie: one layout with the bundles, or one for each field."""
+        """Where the neurons of each layer lie: a layout of bundles, or a layout for each field."""
         return [(layout,) for layout in flash.bundled] if self.bundled else flash.unbundled
 
 
@@ -50,9 +51,9 @@ METHODS: Mapping[str, Definition] = MappingProxyType(
 
 
 class Method(NamedTuple):
-    """One row of the table: means over the forward passes that choose a new token.
+    """A row of the table: means over the forward passes that choose a new token.
 
-    measured_io_ms_per_token: None where nothing was really read.
+    measured_io_ms_per_token is None where nothing was really read.
     """
 
     name: str
@@ -66,10 +67,10 @@ class Method(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """How a replay pays for reads.
+    """What reads cost.
 
-    sequential: what runs of bytes cost that are read front to back; scattered: what the batches of a policy
-    cost, from the layouts of every layer.
+    sequential: runs of bytes that are read front to back → their cost.
+    scattered: the layouts of each layer, and the reads of a policy → their cost.
     """
 
     sequential: Callable[[Sequence[Extent]], IO]
@@ -77,14 +78,17 @@ class Cost(NamedTuple):
 
 
 def simulated_cost(device: Device) -> Cost:
-    """A cost that is simulated: nothing is read.
+    """Make the cost of reads on a simulated device; nothing is read.
 
     Args:
-        device: a modelled device.
+        device: the device.
+
+    Returns:
+        The cost.
     """
 
     def sequential(runs: Sequence[Extent]) -> IO:
-        sizes: list[int] = []  # of front_to_back, without its extents: a large model has thousands
+        sizes: list[int] = []  # those of front_to_back, whose extents would be thousands in a large model
         for run in runs:
             whole, rest = divmod(run.length, SEQUENTIAL_READ)
             sizes += [SEQUENTIAL_READ] * whole + [rest] * (rest > 0)
@@ -103,16 +107,19 @@ def simulated_cost(device: Device) -> Cost:
 
 
 def measured_cost(read_bundled: Reader, read_unbundled: Reader) -> Cost:
-    """A cost that is measured: everything is really read.
+    """Make the cost of reads as a disk takes them; everything is really read.
 
     Args:
         read_bundled: a reader of the image, for whole runs and for bundles.
         read_unbundled: a reader of the same weights without bundling, for the rows of each field.
+
+    Returns:
+        The cost.
     """
 
     def sequential(runs: Sequence[Extent]) -> IO:
         pieces = tuple(extent for run in runs for extent in front_to_back(run))
-        # Buffers of a batch are in memory together, so a whole model is read in several.
+        # The buffers of a batch are in memory together, so that a whole model must be read in several.
         batches = [pieces[i : i + BATCH_READS] for i in range(0, len(pieces), BATCH_READS)]
         return plan_io(pieces, pieces, sum(read_bundled(batch).nanoseconds for batch in batches))
 
@@ -131,6 +138,6 @@ def measured_cost(read_bundled: Reader, read_unbundled: Reader) -> Cost:
 
 
 def _useful_bytes(layouts: Sequence[Sequence[Layout]], reads: Reads) -> int:
-    """The bytes that were asked for, without what blocks and padding add."""
+    """The bytes of the units that were asked for, without what blocks and padding add."""
     unit_bytes = np.array([sum(field.bundle_bytes for field in fields) for fields in layouts])
     return int((np.diff(reads.starts) * unit_bytes[reads.layer]).sum())

@@ -1,6 +1,7 @@
-"""Orders of neurons on flash: which lie beside each other, so that one read may fetch several.
+"""Orders of neurons on flash: neurons that lie beside each other may be fetched by one read.
 
-An order is learnt from the tokens that are not counted; from the whole trace, as an oracle would, if all are.
+An order is learnt from the warm-up tokens. If there are none, it is learnt from the whole trace, as only an
+oracle could.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +14,32 @@ from flashref.simulate.statistics import closest_friends
 from flashref.simulate.trace import ActivationTrace, trace_tokens
 from flashref.types import Ids
 
-Order = Callable[
-    [ActivationTrace], Sequence[Ids | None]
-]  # of each layer: the neuron at each place, None = its number
-FRIENDS = 8  # candidates for each neuron's two neighbours
+# From a trace to the neuron at each place of each layer; None where each neuron lies at its own number.
+Order = Callable[[ActivationTrace], Sequence[Ids | None]]
+FRIENDS = 8  # how many candidates each neuron has for its two neighbours
 
 
 def natural(trace: ActivationTrace) -> list[None]:
-    """As in the checkpoint."""
+    """Keep the order of the checkpoint.
+
+    Args:
+        trace: which units each token activates.
+
+    Returns:
+        None for each layer.
+    """
     return [None] * trace.layers
 
 
 def by_use(trace: ActivationTrace) -> list[Ids]:
-    """The most used first; of equals the lower id."""
+    """Put the neurons that are used most first, and of equals the lower id.
+
+    Args:
+        trace: which units each token activates.
+
+    Returns:
+        For each layer the neuron at each place, (n,) int64.
+    """
     profile = _profile(trace)
     orders = []
     for layer, n in enumerate(profile.units):
@@ -35,10 +49,16 @@ def by_use(trace: ActivationTrace) -> list[Ids]:
 
 
 def by_coactivation(trace: ActivationTrace) -> list[Ids]:
-    """Chains of neurons that are active together: the closest pairs become neighbours first.
+    """Put neurons that are active together beside each other, the closest pairs first.
 
-    A pair is linked while both have a free side and it closes no ring; then the chains, each from its lower
-    end, the one with the lowest first.
+    A pair becomes neighbours if both neurons have a free side and the link closes no ring. The chains follow
+    each other from their lower ends on, the lowest end first.
+
+    Args:
+        trace: which units each token activates.
+
+    Returns:
+        For each layer the neuron at each place, (n,) int64.
     """
     profile = _profile(trace)
     return [_chains(profile, layer) for layer in range(profile.layers)]
@@ -65,7 +85,7 @@ def _chains(profile: ActivationTrace, layer: int) -> Ids:
     pairs = np.argsort(-together, axis=None, kind="stable")
     first, rank = np.divmod(pairs[together.reshape(-1)[pairs] > 0], together.shape[1])
     neighbours: list[list[int]] = [[] for _ in range(n)]
-    chain = list(range(n))  # a neuron nearer to the representative of its chain
+    chain = list(range(n))  # for each neuron one that is nearer to the representative of its chain
 
     def representative(neuron: int) -> int:
         while chain[neuron] != neuron:
@@ -81,7 +101,7 @@ def _chains(profile: ActivationTrace, layer: int) -> Ids:
 
 
 def _walk(neighbours: list[list[int]]) -> npt.NDArray[np.int64]:
-    """The neurons chain by chain, each from the lower of its ends."""
+    """The neurons chain by chain, each chain from its lower end on."""
     placed = [False] * len(neighbours)
     order: list[int] = []
     for end in range(len(neighbours)):

@@ -1,4 +1,4 @@
-"""The five methods of Table 2 replayed token by token, in memory for a few tokens of a text of any length."""
+"""The five methods of Table 2 replayed token by token, in the memory of a few tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import mul
@@ -18,15 +18,19 @@ from flashref.slots import empty_slots
 from flashref.types import IO, Array
 from flashref.window import empty_window, window_update
 
-PIECE = 1 << 16  # ids whose reads are costed at a time
+PIECE = 1 << 16  # how many ids have their reads costed together
 
 Batches = list[tuple[int, Array]]  # a layer, and what is read for it
 
 
 class Replay(NamedTuple):
-    """What a replay is of: a model on flash, its memory, where new rows go, and how reads are paid.
+    """What a replay needs beside the text.
 
-    costs: the simulated one, and the measured one if there is a disk; all counters are the first's.
+    flash: where the model lies on flash.
+    demand: what the model needs in memory.
+    budget: the memory, the window, and the rows of each layer.
+    place: where new rows go in memory.
+    costs: the simulated cost, and the measured one if there is a disk; all counters are those of the first.
     """
 
     flash: Flash
@@ -39,8 +43,8 @@ class Replay(NamedTuple):
 class Totals(NamedTuple):
     """What the counted tokens cost.
 
-    ios: for each method that reads what is predicted, one IO for each cost; moved_rows: inside the DRAM
-    matrices.
+    ios: for each method that reads what is predicted, an IO for each cost.
+    moved_rows: how many rows were moved in the DRAM matrices.
     """
 
     ios: Mapping[str, tuple[IO, ...]]
@@ -52,11 +56,11 @@ def replay_tokens(replay: Replay, tokens: Iterable[Sequence[Array]], first_count
 
     Args:
         replay: the model, its memory and the costs.
-        tokens: [token][layer] → ascending ids; asked for one token at a time.
-        first_counted: tokens before it warm the window, and their cost is not counted.
+        tokens: [token][layer] → ascending ids; one token is asked for at a time.
+        first_counted: the first token whose costs count; those before it fill the window.
 
     Returns:
-        The sums over all counted tokens.
+        The sums over the counted tokens.
     """
     k, capacities, bypass_rows = replay.budget.window, replay.budget.capacities, replay.demand.bypass_rows
     windows = [
@@ -84,10 +88,13 @@ def replay_tokens(replay: Replay, tokens: Iterable[Sequence[Array]], first_count
 
 
 def add_totals(weighted: Sequence[tuple[int, Totals]]) -> Totals:
-    """The sum of totals, each so many times.
+    """Add up totals, each a number of times.
 
     Args:
-        weighted: at least one pair of a number and totals, all with the same costs.
+        weighted: at least one pair of a number and totals; all totals have the same costs.
+
+    Returns:
+        The sum.
     """
     numbers = [times for times, _ in weighted]
     ios = {
@@ -100,7 +107,7 @@ def add_totals(weighted: Sequence[tuple[int, Totals]]) -> Totals:
 
 
 def methods_of(replay: Replay, totals: Totals, passes: int) -> tuple[Method, ...]:
-    """The table's rows: naive, hybrid, + predictor, + windowing, + bundling (decision 20 says what they are).
+    """Make the rows of the table from the totals.
 
     Args:
         replay: the model, its memory and the costs.
@@ -108,10 +115,11 @@ def methods_of(replay: Replay, totals: Totals, passes: int) -> tuple[Method, ...
         passes: how many tokens were counted.
 
     Returns:
-        A row for each method, in this order.
+        A row for each of METHODS (decision 20 says what naive and hybrid read).
     """
     bundled = replay.flash.bundled
-    # A text that predicts nothing shows what no text changes: the layers that are read whole, and the memory.
+    # A text for which nothing is predicted shows what does not depend on the text: runs of whole layers, and
+    # the memory.
     silent = trace_of([[np.zeros(0, np.int64)] * len(bundled)], [layout.n for layout in bundled])
     study = Study(uses_of(silent, replay.budget.window), replay.flash, replay.demand, moved_by_swap)
     rows = []
@@ -135,7 +143,7 @@ def methods_of(replay: Replay, totals: Totals, passes: int) -> tuple[Method, ...
 
 
 def _costs(replay: Replay, predicted: Batches, kept: Batches) -> Totals:
-    """What a piece of the text costs under each method that reads what is predicted."""
+    """What a piece of the text costs with each method that reads what is predicted."""
     reads = {predictor: _reads(predicted), sliding_window: _reads(kept)}
     ios = {
         name: tuple(
@@ -148,7 +156,7 @@ def _costs(replay: Replay, predicted: Batches, kept: Batches) -> Totals:
 
 
 def _run_costs(replay: Replay, kept: Kept, passes: int) -> tuple[IO, ...]:
-    """What a method costs that reads whole layers, pass by pass: on a disk no two take the same time."""
+    """What whole layers cost, read anew in each pass, for on a disk no two passes take the same time."""
     if not kept.runs:
         return (IO(0, 0, 0, 0),) * len(replay.costs)
     ones = [1] * passes
@@ -159,12 +167,12 @@ def _run_costs(replay: Replay, kept: Kept, passes: int) -> tuple[IO, ...]:
 
 
 def _sum(ios: Sequence[IO], numbers: Sequence[int]) -> IO:
-    """The sum of IOs, each so many times."""
+    """The sum of IOs, each a number of times."""
     return IO(*(sum(map(mul, column, numbers)) for column in zip(*ios, strict=True)))
 
 
 def _reads(batches: Batches) -> Reads:
-    """Batches as a cost takes them; nobody looks at the fields by token."""
+    """Batches as a cost takes them; the fields by token stay empty, for a cost does not use them."""
     ids = np.concatenate([ids for _, ids in batches]).astype(np.int32)
     starts = np.concatenate([[0], np.cumsum([len(ids) for _, ids in batches])])
     layer = np.array([layer for layer, _ in batches])

@@ -1,4 +1,4 @@
-"""Rows moved inside DRAM by a whole run, without its matrices: `flashref.slots`, all layers at once."""
+"""How many rows a placement moves in memory: `flashref.slots` for a whole run and all layers at once."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -10,15 +10,17 @@ import numpy.typing as npt
 from flashref.simulate.trace import Counts
 from flashref.types import NEVER, Ids, IdsError
 
-_FOREIGN = "a token evicts what is not in memory, or loads what is; the changes are not of one run"
+_FOREIGN = "a token evicts a unit that is not in memory, or loads one that is; give the changes of one run"
 
 
 class Changes(NamedTuple):
     """What every token loads and evicts, layer by layer: the `Delta`s of a whole run.
 
-    units: of each layer; load_ids, evict_ids: int32, ascending within a layer of a token, and in any order;
-    load_starts, evict_starts: (tokens·layers + 1,) int64, token t's layer l is ids[starts[t·layers + l] :
-    starts[t·layers + l + 1]], as in ActivationTrace.
+    units: how many units each layer has.
+    load_ids: int32, ascending within a layer of a token.
+    evict_ids: int32, in any order within a layer of a token.
+    load_starts, evict_starts: (tokens·layers + 1,) int64, where each token and layer begins, as in
+        ActivationTrace.
     """
 
     units: tuple[int, ...]
@@ -29,26 +31,32 @@ class Changes(NamedTuple):
 
 
 def moved_by_swap(changes: Changes) -> Counts:
-    """Rows that `swap_with_last` moves: a hole takes the last row (paper §3.3, Fig. 6; decision 10).
+    """Count the rows that `swap_with_last` moves: a hole takes the last row (paper §3.3, Fig. 6).
+
+    Args:
+        changes: what every token loads and evicts.
 
     Returns:
-        (tokens, layers) int64.
+        The rows that each token moves in each layer, (tokens, layers) int64.
 
     Raises:
-        IdsError: no window's memory can be the cause of these changes.
+        IdsError: a token evicts a unit that is not in memory, or loads one that is.
     """
     loads, _ = _lengths(changes)
     return _moved(changes, np.zeros_like(loads))
 
 
 def moved_by_fill(changes: Changes) -> Counts:
-    """Rows that `fill_holes` moves: new rows fill holes first (decision 11).
+    """Count the rows that `fill_holes` moves: new rows fill holes first (decision 11).
+
+    Args:
+        changes: what every token loads and evicts.
 
     Returns:
-        (tokens, layers) int64.
+        The rows that each token moves in each layer, (tokens, layers) int64.
 
     Raises:
-        IdsError: no window's memory can be the cause of these changes.
+        IdsError: a token evicts a unit that is not in memory, or loads one that is.
     """
     return _moved(changes, np.minimum(*_lengths(changes)))
 
@@ -59,18 +67,20 @@ MOVES: Mapping[str, Callable[[Changes], Counts]] = MappingProxyType(
 
 
 def _lengths(changes: Changes) -> tuple[Counts, Counts]:
-    """How many are loaded, and evicted, by each token and layer."""
+    """How many units each token and layer loads, and how many it evicts."""
     layers = len(changes.units)
     loads, evicts = np.diff(changes.load_starts), np.diff(changes.evict_starts)
     return loads.reshape(-1, layers), evicts.reshape(-1, layers)
 
 
 def _moved(changes: Changes, direct: Counts) -> Counts:
-    """Both placements: `direct` of a layer's new rows go into its lowest holes, (tokens, layers).
+    """The rows that either placement moves; the first `direct` new rows of a layer fill its lowest holes.
 
-    Of the holes left, those below the rows that remain take the highest rows; other new rows are appended.
-    A step is a token, for all layers at once, on one table: row r of layer l is row first[l] + r, and its
-    neuron i is neuron first[l] + i, for a layer has as many rows as neurons.
+    direct: (tokens, layers).
+
+    Holes that are left below the number of remaining rows take the highest rows; the other new rows are
+    appended. A step is one token in all layers, on one table: row r of layer l is row first[l] + r, and its
+    neuron i is neuron first[l] + i, for a layer has at most as many rows as neurons.
     """
     layers = len(changes.units)
     first = np.cumsum([0, *changes.units[:-1]])
@@ -78,9 +88,9 @@ def _moved(changes: Changes, direct: Counts) -> Counts:
     used = np.cumsum(loads - evicts, axis=0)
     if np.any(used < 0) or np.any(used > changes.units):
         raise IdsError(_FOREIGN)
-    count = first + used - loads + direct  # rows after the holes are gone, before the others are appended
+    count = first + used - loads + direct  # rows once the holes are gone and before new rows are appended
     left = evicts - direct
-    # Rows of a token and layer follow each other: down from the last one used, up from the count.
+    # In a token and layer, rows are taken from the last one downwards, and appended from `count` upwards.
     tail_from = count + left - 1 + _starts(left)
     put_from = (count - _starts(loads - direct)).astype(np.int32)
 
@@ -127,12 +137,12 @@ def _moved(changes: Changes, direct: Counts) -> Counts:
 
 
 def _starts(lengths: Counts) -> Counts:
-    """Where each layer's part of a token begins."""
+    """Where the part of each layer begins in a token."""
     starts: Counts = np.cumsum(lengths, axis=1) - lengths
     return starts
 
 
 def _leading(chosen: Counts, lengths: Counts) -> npt.NDArray[np.bool_]:
-    """Mask over the parts of all layers, one after the other: the first `chosen` of each."""
+    """A mask over the parts of all layers, one after another, that has the first `chosen` of each part."""
     runs = np.stack([chosen, lengths - chosen], axis=1)
     return np.tile([True, False], len(lengths)).repeat(runs.ravel())

@@ -1,8 +1,8 @@
-"""What a policy does with a model and a memory: what it reads and keeps, and in how much DRAM.
+"""Policies: what is read and kept for a model and a memory, and how much DRAM that takes.
 
-Naive, hybrid, the predictor alone and the window are the methods of the paper's Table 2. Caches are what
-others use instead, at equal memory: all of a budget that is not always resident is one pool of units, which a
-cache divides as it likes.
+Naive, hybrid, the predictor alone and the window are the methods of the paper's Table 2. The caches have the
+same memory: what a budget leaves beside the parts that are always resident is one pool of units, which a
+cache divides among the layers as it likes.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,13 @@ AGEING = 32  # tokens after which an LFU cache halves its counts
 
 
 class Study(NamedTuple):
-    """A trace of a model on flash, linked for its windows; count_moves: of the placement."""
+    """A trace of a model on flash, with all that policies ask of it.
+
+    uses: the trace, linked for windows.
+    flash: where the model lies on flash.
+    demand: what the model needs in memory.
+    count_moves: how many rows the placement moves.
+    """
 
     uses: Uses
     flash: Flash
@@ -37,10 +43,14 @@ class Study(NamedTuple):
 class Kept(NamedTuple):
     """What a policy reads and keeps.
 
-    runs: read front to back for every token, in whole blocks, useful_run_bytes of them needed; summed:
-    (tokens, layers) units that are multiplied; dense_bytes: multiplied besides for every token; dram_bytes:
-    of weights; window: k, where there is one; overfull: for what share of the counted tokens and layers the
-    rows do not hold a whole window.
+    reads: the units that it reads, batch by batch.
+    runs: runs of whole blocks that are read front to back for every token.
+    useful_run_bytes: how many bytes of these runs are needed.
+    summed: (tokens, layers) int64, units that are multiplied.
+    dense_bytes: bytes of weights that are multiplied for every token besides.
+    dram_bytes: bytes of weights in memory.
+    window: k in tokens; None where a policy has no window.
+    overfull: the share of the counted tokens and layers for which the rows do not hold the whole window.
     """
 
     reads: Reads
@@ -53,17 +63,35 @@ class Kept(NamedTuple):
     overfull: float = 0.0
 
 
-# Of a share of the model's bytes or an amount of bytes, and a window. Raises DomainError for what cannot be.
+# From a study, a memory (a share of the model's bytes, or an amount), and a window in tokens or None; a
+# DomainError says why a memory is not possible.
 Policy = Callable[[Study, float | Amount, int | None], Kept]
 
 
 def whole_layers(free: int, layer_bytes: int, layers: int) -> int:
-    """How many layers hybrid keeps whole, from the first on: as many as fit the free bytes (decision 20)."""
+    """Count the layers that hybrid keeps whole: the first ones, as many as fit (decision 20).
+
+    Args:
+        free: bytes that are left beside the parts that are always resident.
+        layer_bytes: bytes of a layer's FFN.
+        layers: how many layers the model has.
+
+    Returns:
+        A number from 0 to `layers`.
+    """
     return min(max(free // layer_bytes, 0), layers)
 
 
 def naive(study: Study, budget: Budget | None = None) -> Kept:
-    """The whole image is read for every token, nothing stays, and any budget will do (decision 20)."""
+    """Naive: the whole image is read for every token, and nothing stays (decision 20).
+
+    Args:
+        study: the trace of a model on flash.
+        budget: makes no difference.
+
+    Returns:
+        What is read and kept.
+    """
     trace, flash = study.uses.trace, study.flash
     return Kept(
         _no_reads(trace),
@@ -77,7 +105,15 @@ def naive(study: Study, budget: Budget | None = None) -> Kept:
 
 
 def hybrid(study: Study, budget: Budget) -> Kept:
-    """Embeddings, attention and the first layers' FFNs stay; the other layers are read (decision 20)."""
+    """Hybrid: embeddings, attention and the first layers' FFNs stay, the rest is read (decision 20).
+
+    Args:
+        study: the trace of a model on flash.
+        budget: the memory.
+
+    Returns:
+        What is read and kept.
+    """
     trace, demand = study.uses.trace, study.demand
     layer_bytes = demand.neurons * demand.stride
     kept = whole_layers(budget.memory - demand.resident, layer_bytes, demand.layers)
@@ -94,19 +130,35 @@ def hybrid(study: Study, budget: Budget) -> Kept:
 
 
 def predictor(study: Study, budget: Budget) -> Kept:
-    """Every predicted neuron is read for its token and none is kept; what is always resident must fit."""
+    """The predictor alone: every predicted neuron is read for its token, and none is kept.
+
+    Args:
+        study: the trace of a model on flash.
+        budget: makes no difference, but was solved, so that what is always resident fits.
+
+    Returns:
+        What is read and kept.
+    """
     trace = study.uses.trace
     return _of_units(study, unwindowed(trace), _active_units(trace), study.demand.fixed, None)
 
 
 def sliding_window(study: Study, budget: Budget) -> Kept:
-    """The paper's: the neurons of the last k tokens, as far as the rows of each layer reach (decision 8)."""
+    """The paper's window: the neurons of the last k tokens stay, as many as have rows (decision 8).
+
+    Args:
+        study: the trace of a model on flash.
+        budget: the window, and the rows of each layer.
+
+    Returns:
+        What is read and kept.
+    """
     reads = windowed(
         study.uses, budget.window, budget.capacities, study.demand.bypass_rows, study.count_moves
     )
     read = np.zeros_like(reads.resident)
     np.add.at(read, (reads.token, reads.layer), np.diff(reads.starts))
-    summed = reads.resident + read - reads.loaded  # what is in memory, and what passes by
+    summed = reads.resident + read - reads.loaded  # all rows in memory, and what bypasses them
     whole = study.uses.unions[study.uses.trace.first_counted :, :, : budget.window][:, :, -1]
     overfull = float((whole > np.array(budget.capacities)).mean())
     kept = _of_units(study, reads, summed, budget.dram_bytes, budget.window)
@@ -114,7 +166,16 @@ def sliding_window(study: Study, budget: Budget) -> Kept:
 
 
 def cached(cache: CachePolicy, study: Study, budget: Budget) -> Kept:
-    """A cache of units over the whole model, in the memory that a window would have."""
+    """A cache: one pool of units for all layers, in the memory that a window would have.
+
+    Args:
+        cache: the cache's policy.
+        study: the trace of a model on flash.
+        budget: the memory.
+
+    Returns:
+        What is read and kept.
+    """
     trace, demand = study.uses.trace, study.demand
     reads = cache(trace, (demand.stride,) * trace.layers, budget.memory - demand.fixed)
     dram = demand.fixed + int(reads.resident.sum(axis=1).max()) * demand.stride
@@ -128,16 +189,17 @@ def _of_any_memory(study: Study, memory: float | Amount, window: int | None) -> 
 def _of_memory(
     policy: Callable[[Study, Budget], Kept], study: Study, memory: float | Amount, window: int | None
 ) -> Kept:
-    """A policy, its memory solved for a budget.
+    """A policy with a budget that is solved for a memory.
 
-    The rows are in proportion to each layer's largest |C_t| in this trace, as Req_i is measured (paper §3.3).
+    The rows of a layer are in proportion to its largest |C_t| in this trace, as the paper measures Req_i
+    (§3.3).
     """
     unions = study.uses.unions
     return policy(study, solve_budget(study.demand, memory, window, unions.mean(axis=0), unions.max(axis=0)))
 
 
 def _lfu(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
-    return lfu(AGEING)(trace, sizes, capacity)  # by name: what lfu gives cannot be pickled
+    return lfu(AGEING)(trace, sizes, capacity)  # a function by name, for what lfu returns cannot be pickled
 
 
 def _s3_fifo(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
@@ -159,7 +221,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 
 
 def _of_units(study: Study, reads: Reads, summed: Counts, dram_bytes: int, window: int | None) -> Kept:
-    """Units are all that is read; what is always in memory is multiplied, and so are the predictors."""
+    """What a policy keeps that reads units only; resident weights and predictors are multiplied too."""
     return Kept(reads, (), 0, summed, study.demand.resident + study.demand.predictors, dram_bytes, window)
 
 

@@ -1,4 +1,4 @@
-"""What a text that was read from flash cost, beside the other methods of Table 2, and at OPT 6.7B's shape."""
+"""What a text costs with each method of the paper's Table 2, on its own model and at OPT 6.7B's shape."""
 
 from typing import NamedTuple
 
@@ -14,16 +14,25 @@ from flashref.simulate.trace import ActivationTrace, trace_of
 
 
 class Tables(NamedTuple):
-    """The five methods on what was read, and at OPT 6.7B's shape, empty where that was not asked for."""
+    """The five methods of Table 2 on one text.
+
+    methods: on the model that wrote the text.
+    scaled: at OPT 6.7B's shape; empty if that was not asked for.
+    """
 
     methods: tuple[Method, ...]
     scaled: tuple[Method, ...]
 
 
 def trace_of_text(model: OpenModel, text: GeneratedText) -> ActivationTrace:
-    """What was predicted for a text as a trace, which `simulate` replays and `save_trace` keeps.
+    """Make a trace of what was predicted for a text; `simulate` replays it, and `save_trace` keeps it.
 
-    The tokens of the prompt are not counted, and layers that are resident whole are left out.
+    Args:
+        model: the model that wrote the text.
+        text: a text of `generate`.
+
+    Returns:
+        The trace: of the layers that are not resident whole; the tokens of the prompt are its warm-up.
     """
     neurons = model.prepared.checkpoint.config.neurons
     predicted = [[ids.astype(np.int64) for ids in layers] for layers in text.record.predicted]
@@ -31,16 +40,16 @@ def trace_of_text(model: OpenModel, text: GeneratedText) -> ActivationTrace:
 
 
 def tables_of_text(model: OpenModel, text: GeneratedText, scaled: bool = True) -> Tables:
-    """What each method of Table 2 would have cost for a text, per new token.
+    """Compute what a new token of a text would have cost with each method of the paper's Table 2.
 
     Args:
-        model: which wrote the text.
-        text: of `generate`.
-        scaled: whether to replay it at OPT 6.7B's shape, too.
+        model: the model that wrote the text.
+        text: a text of `generate`.
+        scaled: whether to replay the text at OPT 6.7B's shape too.
 
     Returns:
-        The tables. Times are simulated on the model's device, and measured too where its reader is "direct"
-        and the same weights lie on flash without bundling.
+        The tables. Times are simulated on the model's device. They are measured too if its reader is
+        "direct" and the same weights lie on flash without bundling.
     """
     setup = model.open()
     request, sparse = setup.prepared.request, list(setup.prepared.sparse)

@@ -1,4 +1,4 @@
-"""A small model's text at OPT 6.7B's shape: what the same sparsity costs where bundles are large."""
+"""A small model's text replayed at OPT 6.7B's shape: what the same sparsity costs where bundles are large."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -29,26 +29,28 @@ def scale_to_opt_6_7b(
     place: Place,
     device: Device,
 ) -> tuple[Method, ...]:
-    """The five methods on a text blown up: a layer stands for many, neuron i for ids i + neurons·j.
+    """Replay a text at OPT 6.7B's shape with the five methods of Table 2.
+
+    Each large layer repeats what was predicted in a small layer: neuron i stands for ids i + neurons·j, and
+    the small layers are spread evenly over the large ones. Large layers that are alike are replayed once, a
+    few tokens at a time, so that a text of any length takes little memory.
 
     Args:
         record: what was predicted for each token and layer.
-        neurons: of each layer of the small model.
-        window: k in tokens, or None for the largest up to 5 whose mean need fits.
+        neurons: how many neurons each layer of the small model has.
+        window: k in tokens; None for the largest up to 5 whose neurons fit on average.
         statistics: the mean and the largest |C_t| of the small model's layers and windows, or None.
-        place: where new rows go.
+        place: where new rows go in memory.
         device: the simulated device.
 
     Returns:
-        The table's rows, all simulated, with capacities solved for half of the large model.
-
-    Layers that are alike are replayed once, a few tokens at a time: it takes little memory at any length.
+        A row for each method, all simulated, with half of the large model in memory.
     """
     traced = len(record.predicted[0])
     stands_for = np.arange(LAYERS) * traced // LAYERS  # which traced layer each large layer is
     demand, flash = shape_demand(SHAPE, device.block), shape_flash(SHAPE, device.block)
     mean, largest = (None if known is None else known[stands_for] for known in statistics)
-    # Of the largest |C_t| only the proportions count, so they stay whole numbers of the traced model.
+    # Only the proportions of the largest |C_t| matter, so they stay the whole numbers of the traced model.
     mean = None if mean is None else mean * (NEURONS / neurons)
     budget = solve_budget(demand, MEMORY, window, mean, largest)
     costs = [simulated_cost(device)]

@@ -17,51 +17,64 @@ POLICY_MEANS: Mapping[str, str] = MappingProxyType(
         "hybrid": (
             "keeps as many whole layers in memory as fit, and reads the other layers for every token."
         ),
-        "predictor": "reads every predicted neuron for every token, and keeps none.",
+        "predictor": "reads every predicted neuron for every token, and keeps none of them.",
         "window": (
-            "keeps the neurons of the last tokens, in rows that every layer has of its own (the paper's "
-            "method). It multiplies all rows in memory, and moves rows to fill holes."
+            "is the paper's method: it keeps the neurons of the last tokens, in memory that each layer has "
+            "for itself. It multiplies all rows in memory, and moves rows to fill holes."
         ),
         "lru": (
-            "keeps the neurons that were used last, as many as fit in one pool for all layers. It multiplies "
-            "only the predicted neurons, and moves no row."
+            "keeps the neurons that were used last, as many as fit in one pool that all layers share. It "
+            "multiplies only the predicted neurons, and moves no row."
         ),
-        "lfu": "keeps the neurons that were used most often, in one pool for all layers.",
-        "s3-fifo": "keeps neurons by S3-FIFO's three queues, in one pool for all layers.",
-        "pinned": "keeps the neurons that the uncounted tokens used most, and never changes them.",
-        "belady": "knows the future. It is a bound, and never the fastest.",
+        "lfu": "keeps the neurons that were used most often, in one pool that all layers share.",
+        "s3-fifo": "keeps neurons by the three queues of S3-FIFO, in one pool that all layers share.",
+        "pinned": "keeps the neurons that the warm-up tokens used most, and never changes them.",
+        "belady": (
+            "knows the future, so it cannot be built. It is a bound: no cache of this size reads fewer "
+            "neurons. It is never called the fastest."
+        ),
     }
 )
 COLUMN_MEANS: Mapping[str, str] = MappingProxyType(
     {
-        "window": "says how many tokens the window remembers; auto: the most, up to 5, that fit",
-        "budget": "is the memory, as a share of the model's bytes or in bytes",
+        "window": (
+            "is the number of tokens whose neurons are kept; auto is the largest number up to 5 whose "
+            "neurons fit on average"
+        ),
+        "memory": "is the memory that may be used, as a share of the model's bytes or in bytes",
         "device": "names the device that is simulated",
         "order": "says in which order neurons lie on flash",
-        "gap": "says how many bytes between two reads are read over to join them",
-        "rows": "says whether the parts of a neuron lie together on flash (bundled) or each with its like",
-        "useful": "counts the bytes of the neurons that a token needs from flash, or of whole layers",
+        "gap": "is the largest number of bytes between two reads that is read over to join them",
+        "rows": (
+            "says how a neuron lies on flash: bundled, all its parts in one piece; unbundled, each part "
+            "among the same parts of the other neurons"
+        ),
+        "useful": "counts the bytes that a token needs from flash: its neurons, or whole layers",
         "read": "counts the bytes that are read, in whole blocks",
-        "reads": "counts the reads, after neighbours are joined",
-        "in DRAM": "counts the bytes of weights in memory",
-        "copied": "counts the bytes of the rows that are written into the DRAM matrix or moved in it",
-        "I/O": "is the time of reading",
-        "memory": "is the time of copying",
-        "compute": "is the time of multiplying, once, every weight that is used",
-        "sum": "is I/O, memory and compute one after the other, as in the paper's Table 3",
-        "overlapped": "is the time if reading and the other work hide each other; no schedule is faster",
+        "reads": "counts the reads, after neighbours are joined into one",
+        "in DRAM": "counts the bytes of weights that are in memory",
+        "copied": "counts the bytes of rows that are written into the DRAM matrix or moved in it",
+        "I/O": "is the time of the reads",
+        "copying": "is the time to write rows into the DRAM matrix and to move rows in it",
+        "compute": "is the time to multiply every weight that is used, once",
+        "sum": "adds I/O, copying and compute, one after the other, as the paper's Table 3 does",
+        "overlapped": (
+            "is the time if reading and the rest ran beside each other all the while; no schedule is faster"
+        ),
     }
 )
+REUSE = ("window", "lru", "lfu", "s3-fifo", "pinned")  # policies that live on neurons being used again
 INDEPENDENT = (
-    "The neurons of a drawn token do not depend on the token before, given how often each neuron is active. "
-    "That favours policies that count uses (lfu, pinned) over those that remember the last tokens (window, "
-    "lru). Where lru beats the window it is for other reasons: it fills the memory whatever k is, multiplies "
-    "only what is predicted, and moves no row. Compare policies on a recorded trace before you choose one."
+    "In this synthetic trace each neuron has a rate of its own, and a token's neurons do not depend on the "
+    "token before. That favours policies that count uses (lfu, pinned) over those that remember the last "
+    "tokens (window, lru). Where lru beats the window, it does so for other reasons: it fills the memory "
+    "whatever the window is, multiplies only the predicted neurons, and moves no row. Compare policies on a "
+    "recorded trace (--trace) before you choose one."
 )
 
 
 def values_of(simulation: Simulation, field: str) -> list[Any]:
-    """The values of a field, of the configurations to which it makes a difference."""
+    """The values of a field, each once, of the configurations to which the field makes a difference."""
     values = (
         each.window
         if field == "window" and isinstance(each, Estimate)
@@ -73,7 +86,7 @@ def values_of(simulation: Simulation, field: str) -> list[Any]:
 
 
 def choice_cell(each: Estimate | Impossible, field: str) -> str:
-    """A cell of a column with choices, empty where it makes no difference."""
+    """A cell that names a choice; empty where the field makes no difference to the policy."""
     asked = getattr(each.configuration, field)
     if field in irrelevant(each.configuration.policy):
         return ""
@@ -82,36 +95,42 @@ def choice_cell(each: Estimate | Impossible, field: str) -> str:
     return choice_text(field, asked)
 
 
+def title(simulation: Simulation, constant: Collection[str], size: str) -> str:
+    """What was simulated, with the fields of a configuration that have only one value.
+
+    Args:
+        simulation: the simulation.
+        constant: names of fields with one value.
+        size: of the model, in words.
+    """
+    shape = simulation.shape
+    phrases = [
+        choice_phrase(field, value)
+        for field in constant
+        for value in values_of(simulation, field)
+        if (field, value) != ("max_gap", 0)
+    ]
+    return ", ".join([f"Simulated cost of a token: {shape.name} in {shape.dtype} ({size})", *phrases])
+
+
 def answer(simulation: Simulation, device: str, memory: float | Amount) -> str:
-    """The fastest way to use a memory with a device, of those that could be built, and how sure that is."""
+    """The fastest policy that can be built, for a device and a memory, and how sure that is."""
     where = f"{choice_phrase('device', device)} with {choice_phrase('memory', memory)}"
-    real = simulation.real(device, memory)
+    here, real = simulation.at(device, memory), simulation.real(device, memory)
     if not real:
-        return f"O{where[1:]}, nothing but a bound is possible."
+        if any(isinstance(each, Estimate) for each in here):
+            return f"There is no fastest policy {where}: belady is only a bound, and cannot be built."
+        return f"None of the policies that were asked for is possible {where}."
     best = min(real, key=lambda each: each.total_ms)
-    configuration = best.configuration
-    chosen = [configuration.policy]
-    for field in ("window", "order", "max_gap", "bundled"):
-        value = best.window if field == "window" else getattr(configuration, field)
-        usual = (field, value) in (("order", "natural"), ("max_gap", 0))
-        if not usual and field not in irrelevant(configuration.policy):
-            chosen.append(choice_phrase(field, value))
-    errors = simulation.devices[device].errors
-    sure = "how far this device may be off was not measured"
-    if errors is not None:
-        low, high = (_ms(best.io_ms * (1 + sign * errors.p90)) for sign in (-1, 1))
-        sure = (
-            f"{low} to {high} by the device's error, or its disk's noise if that is larger: median "
-            f"{errors.median:.1%}, 90th percentile {errors.p90:.1%}"
-        )
-    impossible = any(
-        isinstance(each, Impossible)
-        and (each.configuration.device, each.configuration.memory) == (device, memory)
-        for each in simulation.answers
-    )
-    alone = impossible and len({each.configuration.policy for each in real}) == 1
-    start = f"Only {chosen[0]} is possible {where}" if alone else f"Fastest {where}: {', '.join(chosen)}"
-    return f"{start}: {_ms(best.total_ms)} a token, of which I/O {_ms(best.io_ms)} ({sure})."
+    policy, choices = best.configuration.policy, ", ".join(_choices(best))
+    if len({each.configuration.policy for each in real}) == 1 and any(
+        isinstance(each, Impossible) for each in here
+    ):
+        start = f"Only {policy} is possible {where}{f' (at its fastest with {choices})' if choices else ''}"
+    else:
+        start = f"Fastest {where}: {policy}{f' ({choices})' if choices else ''}"
+    sure = _sureness(simulation, best)
+    return f"{start}. It takes {_ms(best.total_ms)} a token, of which I/O takes {_ms(best.io_ms)} ({sure})."
 
 
 def policies_explained(simulation: Simulation) -> Iterator[str]:
@@ -121,19 +140,21 @@ def policies_explained(simulation: Simulation) -> Iterator[str]:
 
 
 def columns_explained(simulation: Simulation, columns: Collection[str]) -> Iterator[str]:
-    """A sentence on each of these columns of numbers."""
+    """A sentence on each of these columns, and one on ± if it is shown."""
     host = simulation.host
-    rates = {"memory": host.copy_bandwidth, "compute": host.compute_bandwidth}
+    rates = {"copying": host.copy_bandwidth, "compute": host.compute_bandwidth}
     for column, means in COLUMN_MEANS.items():
         if column in columns:
-            rate = rates.get(column)
-            yield f"The column {column} {means}" + (f", at {rate / GB:g} GB/s." if rate else ".")
+            rate = ""
+            if column in rates:
+                rate = f", at {rates[column] / GB:g} GB/s" if rates[column] else ", which has no limit here"
+            yield f"The “{column}” column {means}{rate}."
     if any(judged.errors for judged in simulation.devices.values()):
-        yield "± is by how much nine of ten such times are off at most, as far as the device was measured."
+        yield "± is the 90th percentile of the device's error: nine of ten such times are no further off."
 
 
 def overfull(simulation: Simulation) -> Iterator[str]:
-    """Where a longer window is asked for than the rows hold: so windows may give one figure."""
+    """A sentence on each window that is longer than the rows hold: so two windows may give one result."""
     shares = {
         (each.configuration.memory, each.window): each.overfull
         for each in simulation.estimates
@@ -141,9 +162,45 @@ def overfull(simulation: Simulation) -> Iterator[str]:
     }
     for (memory, window), share in shares.items():
         yield (
-            f"With {choice_phrase('memory', memory)}, a window of {window} does not fit whole for "
-            f"{share:.0%} of the tokens and layers: older tokens leave early, or neurons are not kept."
+            f"With {choice_phrase('memory', memory)}, {choice_phrase('window', window)} does not fit whole "
+            f"for {share:.0%} of the tokens and layers: there the oldest tokens leave early, or neurons are "
+            "read and not kept."
         )
+
+
+def trace_explained(simulation: Simulation) -> Iterator[str]:
+    """Where the trace is from, what a synthetic one leaves out, and what was assumed of the model."""
+    trace, source, shape = simulation.trace, simulation.description.source, simulation.shape
+    counted = f"{trace.tokens - trace.first_counted:,} tokens"
+    yield f"All numbers are means over {counted}, counted after {trace.first_counted:,} warm-up tokens."
+    yield f"The trace: {source}."
+    policies = {each.configuration.policy for each in simulation.answers}
+    if source.startswith("synthetic") and not policies.isdisjoint(REUSE):
+        yield INDEPENDENT
+    if shape.note:
+        yield f"{shape.name}: {shape.note}."
+
+
+def _choices(estimate: Estimate) -> Iterator[str]:
+    """The choices of a configuration beside its policy, memory and device, where they are not the usual."""
+    configuration = estimate.configuration
+    for field in ("window", "order", "max_gap", "bundled"):
+        value = estimate.window if field == "window" else getattr(configuration, field)
+        usual = (field, value) in (("order", "natural"), ("max_gap", 0))
+        if not usual and field not in irrelevant(configuration.policy):
+            yield choice_phrase(field, value)
+
+
+def _sureness(simulation: Simulation, estimate: Estimate) -> str:
+    """How far the time of the reads may be off, by the device's error."""
+    errors = simulation.devices[estimate.configuration.device].errors
+    if errors is None:
+        return "how far this device's times may be off was not measured"
+    low, high = (_ms(estimate.io_ms * (1 + sign * errors.p90)) for sign in (-1, 1))
+    return (
+        f"{low} to {high}: the device's error, or its disk's noise where that is larger, is "
+        f"{errors.median:.1%} in the median and {errors.p90:.1%} at the 90th percentile"
+    )
 
 
 def _ms(amount: float) -> str:

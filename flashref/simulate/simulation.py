@@ -1,4 +1,4 @@
-"""What a token of a model would cost, under every combination of policies, memories, windows and devices."""
+"""What a token costs, under every combination of policies, memories, windows and devices."""
 
 import json
 import os
@@ -30,13 +30,18 @@ from flashref.types import DomainError
 
 DEFAULT_DEVICE = "paper_m1max_fig2b"
 DEFAULT_POLICIES = ("naive", "hybrid", "predictor", "window", "lru", "belady")
-NUMBERS = Estimate._fields[2:]
+NUMBERS = Estimate._fields[2:]  # all but the configuration and its window
 
 File = str | os.PathLike[str]
 
 
 class Drawn(NamedTuple):
-    """A trace that is still to be drawn: so many counted tokens, after others that are not."""
+    """A synthetic trace that is still to be drawn.
+
+    tokens: how many tokens count.
+    warm: how many warm-up tokens come before them.
+    seed: equal seeds give equal traces.
+    """
 
     tokens: int = 256
     warm: int = 32
@@ -47,7 +52,15 @@ DRAWN = Drawn()
 
 
 class Simulation(NamedTuple):
-    """What was simulated, and an answer to every configuration. description: of the trace."""
+    """What was simulated, and an answer to every configuration.
+
+    shape: the model.
+    trace, description: the trace, and what it says of itself.
+    devices: the devices by name, with how far their times may be off.
+    host: the bandwidths of copying and of computing.
+    placement: how new rows were placed, "swap_with_last" or "fill_holes".
+    answers: an Estimate, or an Impossible with its reason, for each configuration.
+    """
 
     shape: ModelShape
     trace: ActivationTrace
@@ -59,26 +72,45 @@ class Simulation(NamedTuple):
 
     @property
     def estimates(self) -> list[Estimate]:
-        """The answers of the configurations that can be."""
+        """The answers to the configurations that are possible."""
         return [each for each in self.answers if isinstance(each, Estimate)]
+
+    def at(self, device: str, memory: float | Amount) -> list[Estimate | Impossible]:
+        """The answers for a device and a memory; policies that use no memory have one for every memory."""
+        return [
+            each
+            for each in self.answers
+            if each.configuration.device == device
+            and ("memory" in irrelevant(each.configuration.policy) or each.configuration.memory == memory)
+        ]
 
     def real(self, device: str, memory: float | Amount) -> list[Estimate]:
         """The estimates for a device and a memory that could be built: all but Belady's bound."""
         return [
             each
-            for each in self.estimates
-            if each.configuration.device == device
-            and each.configuration.policy != "belady"
-            and ("memory" in irrelevant(each.configuration.policy) or each.configuration.memory == memory)
+            for each in self.at(device, memory)
+            if isinstance(each, Estimate) and each.configuration.policy != "belady"
         ]
 
     def io_error_ms(self, estimate: Estimate) -> float | None:
-        """By how many milliseconds nine of ten I/O times are off at most; None where nobody measured it."""
+        """How far an I/O time may be off.
+
+        Args:
+            estimate: one of `estimates`.
+
+        Returns:
+            Milliseconds, the 90th percentile of the device's error; None where that was not measured.
+        """
         errors = self.devices[estimate.configuration.device].errors
         return None if errors is None else estimate.io_ms * errors.p90
 
     def records(self) -> list[dict[str, Any]]:
-        """A dictionary for each configuration, with exact numbers; None for what makes no difference."""
+        """A dictionary for each configuration, as a table for pandas.
+
+        Returns:
+            Exact numbers; None for a choice that makes no difference to the policy, and for every number
+            of a configuration that is impossible, whose reason is under "refused".
+        """
         return [self._record(each) for each in self.answers]
 
     def _record(self, each: Estimate | Impossible) -> dict[str, Any]:
@@ -102,7 +134,7 @@ class Simulation(NamedTuple):
         }
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON has of it: what was asked, and an entry for every configuration."""
+        """What `flashref simulate --json` prints: what was asked, and an entry for each configuration."""
         sizes = {"total_bytes": self.shape.total_bytes, "resident_bytes": self.shape.resident_bytes}
         return {
             "model": {**self.shape._asdict(), **sizes},
@@ -125,12 +157,12 @@ class Simulation(NamedTuple):
         }
 
     def __repr__(self) -> str:
-        """One line: the whole would show every active neuron."""
+        """One line, for a NamedTuple's own would show every active neuron."""
         possible = f"{len(self.estimates)} of {len(self.answers)} configurations are possible"
         return f"<Simulation of {self.shape.name} in {self.shape.dtype}: {possible}>"
 
     def _repr_html_(self) -> str:
-        """A notebook's view: a row for each configuration, without the columns that have nothing to say."""
+        """What a notebook shows: a row for each configuration, without the columns that are empty."""
         records = self.records()
         kept = [column for column in records[0] if any(record[column] is not None for record in records)]
         rows = [[_cell_text(record[column]) for column in kept] for record in records]
@@ -154,27 +186,27 @@ def simulate(
     workers: int = 1,
     progress: Progress = unseen,
 ) -> Simulation:
-    """Cost a model that is read from flash, token by token, without its weights.
+    """Simulate what a token costs where a model is read from flash, without its weights.
 
-    Every combination of the lists is a configuration; one value stands for a list of it.
+    Several values may be given wherever a sequence is allowed; every combination is a configuration.
 
     Args:
-        shape: a preset's name, "tiny", a config.json, or a shape.
-        trace: which neurons are active: drawn (the default), a file of `save_trace`, or a trace.
-        device: names of presets or files that `flashref calibrate` wrote; or names with devices.
-        policies: of POLICIES.
+        shape: the name of a preset, "tiny", the path of a config.json, or a shape.
+        trace: which neurons are active: a synthetic trace (the default), a file of `save_trace`, or a trace.
+        device: names of presets, or files that `flashref calibrate` wrote; or a mapping of names to devices.
+        policies: what is kept in memory, some of POLICIES.
         memory: shares of the model's bytes, such as 0.5, or amounts of bytes, such as "6GB".
-        window: tokens; None for the largest window up to 5 whose mean need fits.
-        rows: how neurons lie on flash, "bundled" or "unbundled".
-        order: of neurons on flash, of ORDERS; learnt from the tokens that are not counted.
-        max_gap: bytes between two reads that are read over to join them.
-        placement: "swap_with_last" or "fill_holes", of rows in memory.
-        host: bandwidths of copying and of computing.
-        workers: processes.
+        window: numbers of tokens; None stands for the largest window up to 5 whose neurons fit on average.
+        rows: whether the parts of a neuron lie in one piece on flash, "bundled" or "unbundled".
+        order: in which order neurons lie on flash, some of ORDERS; learnt from the warm-up tokens.
+        max_gap: how many bytes between two reads are read over, at most, to join them.
+        placement: how new rows are placed in memory, "swap_with_last" or "fill_holes".
+        host: the bandwidths of copying and of computing.
+        workers: number of processes.
         progress: is told how far the work has come.
 
     Returns:
-        The answers: `records()` is a table for pandas, `estimates` are the means of a token.
+        The simulation: `records()` is a table for pandas, and `estimates` has the means over the tokens.
 
     Raises:
         DomainError: a value is unknown, or no configuration is possible.
@@ -198,9 +230,9 @@ def simulate(
     if longest > active.tokens:
         raise DomainError(
             f"a window of {longest} tokens is longer than the trace of {active.tokens} tokens; "
-            "ask for a shorter window or a longer trace"
+            "give a shorter window or a longer trace"
         )
-    # Where devices have blocks of several sizes there is one image for all, in the largest.
+    # Devices with blocks of several sizes share one image, in the largest block.
     block = block_for(*(each.device for each in devices.values()))
     study = Study(
         uses_of(active, max(longest, LARGEST_WINDOW)),
@@ -228,7 +260,7 @@ def _devices(device: str | Sequence[str] | Mapping[str, Device]) -> dict[str, Ju
 
 
 def _several(values: Any) -> list[Any]:
-    """One value or several as a list, each once."""
+    """One value or several as a list in which each occurs once."""
     one = not isinstance(values, Sequence) or isinstance(values, str | Amount)
     found = list(dict.fromkeys([values] if one else values))
     if not found:
@@ -244,12 +276,12 @@ def _known(what: str, words: str | Sequence[str], known: Mapping[str, Any]) -> l
 
 
 def _trace(trace: Drawn | File | ActivationTrace, model: ModelShape) -> tuple[ActivationTrace, Description]:
-    """The trace, if it is of this model; drawn for it where it is not given."""
+    """The trace and its description; DomainError if the trace is not one of this model."""
     units = (model.neurons,) * len(model.sparse_layers)
     if isinstance(trace, Drawn):
         return _drawn(trace, model, units)
     if isinstance(trace, ActivationTrace):
-        active, name, description = trace, "the trace", Description(model.name, "a trace that was given")
+        active, name, description = trace, "the trace", Description(model.name, "given in Python")
     else:
         active, name = load_trace(trace), os.fspath(trace)
         what, source = load_description(trace)
@@ -257,21 +289,23 @@ def _trace(trace: Drawn | File | ActivationTrace, model: ModelShape) -> tuple[Ac
     if active.units != units:
         raise DomainError(
             f"{name}: is a trace of {_layers(active.units)}, but {model.name} has {_layers(units)} with a "
-            "predictor; give the model that it is of (--model)"
+            "predictor; give the model to which the trace belongs (--model)"
         )
     return active, description
 
 
 def _drawn(drawn: Drawn, model: ModelShape, units: tuple[int, ...]) -> tuple[ActivationTrace, Description]:
-    """A trace of the process that is fitted to OPT, or, for every other model, to the paper's Fig. 4a."""
+    """A synthetic trace: of the process fitted to OPT, or for every other model to the paper's Fig. 4a."""
     process = OPT_PROCESS if model.name.startswith("opt-") else FALCON_PROCESS
     densities = model.sparse_densities
     generator, tokens = np.random.default_rng(drawn.seed), drawn.warm + drawn.tokens
     trace = synthetic_trace(generator, process, densities, units, tokens, drawn.warm)
+    mean = sum(densities) / len(densities)
     source = (
-        f"synthetic: {process.always:.2f} of a layer's density always active, the others' rates with "
-        f"concentration {process.concentration:.3g}, densities {min(densities):.1%} to "
-        f"{max(densities):.1%}, mean {sum(densities) / len(densities):.1%}; seed {drawn.seed}"
+        f"synthetic, seed {drawn.seed}: {min(densities):.1%} to {max(densities):.1%} of a layer's neurons "
+        f"are active in a token, {mean:.1%} on average; {process.always:.0%} of these are active in every "
+        "token, and the rates of the others have a beta distribution of concentration "
+        f"{process.concentration:.3g}"
     )
     return trace, Description(model.name, source)
 

@@ -1,4 +1,4 @@
-"""Many configurations of one trace: what a model would cost for each policy, memory, order and device."""
+"""Many configurations of one trace: what a token costs for each policy, memory, order and device."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -22,7 +22,13 @@ from flashref.types import DomainError, Ids
 class Configuration(NamedTuple):
     """One question.
 
-    memory: a share of the model's bytes, or an amount; window: k, or None for what fits; max_gap: bytes.
+    policy: what is kept in memory.
+    memory: a share of the model's bytes, or an amount of bytes.
+    window: k in tokens; None for the largest up to 5 whose neurons fit on average.
+    order: in which order neurons lie on flash.
+    bundled: whether the parts of a neuron lie in one piece.
+    max_gap: bytes between two reads that are read over, at most, to join them.
+    device: the name of the device.
     """
 
     policy: str
@@ -35,7 +41,7 @@ class Configuration(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Values of every field of a configuration: each combination of them is a question."""
+    """Values for every field of a configuration; each combination of them is a question."""
 
     policies: Sequence[str]
     memories: Sequence[float | Amount]
@@ -46,7 +52,7 @@ class Grid(NamedTuple):
     devices: Sequence[str]
 
 
-# What makes no difference to a policy; to the predictor alone and to caches, the window.
+# The fields that make no difference to a policy; for the policies that are not named here it is the window.
 _ALL_BUT_DEVICE = frozenset({"memory", "window", "order", "bundled", "max_gap"})
 _IRRELEVANT: Mapping[str, frozenset[str]] = {
     "naive": _ALL_BUT_DEVICE,
@@ -56,9 +62,17 @@ _IRRELEVANT: Mapping[str, frozenset[str]] = {
 
 
 class Estimate(NamedTuple):
-    """Its answer: means over the counted tokens; bytes and reads a token, milliseconds a token.
+    """The answer to a configuration: bytes, reads and milliseconds, as means over the counted tokens.
 
-    overfull: for what share of the tokens and layers the rows do not hold the whole window.
+    configuration: the question.
+    window: k in tokens; None where the policy has no window.
+    dram_bytes: bytes of weights in memory.
+    useful_bytes, read_bytes, reads: what a token needs from flash, what is read in whole blocks, and in how
+        many reads.
+    copied_bytes: bytes of rows that are written into the DRAM matrix or moved in it.
+    io_ms, memory_ms, compute_ms: the time to read, to copy rows, and to multiply.
+    total_ms, overlapped_ms: their sum, and the bound if reading overlaps with all other work.
+    overfull: the share of the tokens and layers for which the rows do not hold the whole window.
     """
 
     configuration: Configuration
@@ -77,16 +91,16 @@ class Estimate(NamedTuple):
 
 
 class Impossible(NamedTuple):
-    """A configuration that cannot be, such as a memory that is too small, and why: one sentence."""
+    """A configuration that is not possible, such as one with too little memory, and the reason."""
 
     configuration: Configuration
     reason: str
 
 
 class Choices(NamedTuple):
-    """What the words of a configuration stand for, and the host that all share.
+    """What the names in a configuration stand for, and the host that all configurations share.
 
-    For an executor with other processes, policies must be such as can be pickled.
+    An executor with other processes needs policies that can be pickled.
     """
 
     policies: Mapping[str, Policy]
@@ -96,7 +110,7 @@ class Choices(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What an executor gets: plain data, and the layouts of each order, bundled or not."""
+    """What an executor gets: plain data, and the layouts of each order, bundled and unbundled."""
 
     study: Study
     policies: dict[str, Policy]
@@ -107,12 +121,26 @@ class _Task(NamedTuple):
 
 
 def irrelevant(policy: str) -> frozenset[str]:
-    """The fields of a configuration that make no difference to a policy."""
+    """Name the fields of a configuration that make no difference to a policy.
+
+    Args:
+        policy: the policy's name.
+
+    Returns:
+        Names of fields.
+    """
     return _IRRELEVANT.get(policy, frozenset({"window"}))
 
 
 def configurations(grid: Grid) -> list[Configuration]:
-    """Every combination, in the order that shares the most work, but once if it makes no difference."""
+    """List every combination of values, in the order that shares the most work.
+
+    Args:
+        grid: the values of every field.
+
+    Returns:
+        The configurations; those that differ only in what makes no difference to their policy occur once.
+    """
     every = (Configuration(*values) for values in product(*grid))
     usual = {"memory": grid.memories[0], "window": None, "order": "natural", "bundled": True, "max_gap": 0}
     once = (
@@ -129,17 +157,17 @@ def sweep(
     executor: Executor | None = None,
     parts: int = 1,
 ) -> Iterator[Estimate | Impossible]:
-    """Answer every configuration, in their order, one by one.
+    """Answer configurations one by one, in their order.
 
-    Neighbours that differ only in what comes later (policy, memory, window; order, bundled, max_gap; device)
-    share the work.
+    The work has three steps: policy, memory and window; order, bundled and max_gap; device. Neighbours that
+    are alike in a step share it.
 
     Args:
         study: the trace of a model on flash.
         choices: what the names in the configurations stand for.
         configurations: the questions.
-        executor: of any kind, or None to work here.
-        parts: tasks for the executor, ≥ 1; each gets the study.
+        executor: any executor of `concurrent.futures`, or None to work in this process.
+        parts: the number of tasks for the executor, ≥ 1; each gets the study.
 
     Returns:
         An iterator over the answers: an Estimate, or an Impossible with its reason.
@@ -178,12 +206,24 @@ def cost_of(
     device: Device,
     host: Host,
 ) -> TokenCosts:
-    """What every counted token costs under a policy, once its reads have a layout and a device."""
+    """Compute what each counted token costs under a policy.
+
+    Args:
+        kept: what the policy reads and keeps.
+        study: the trace of a model on flash.
+        layouts: for each layer a layout of bundles, or one for each field.
+        sizes: the sizes of the reads with these layouts.
+        device: the device.
+        host: the bandwidths of copying and of computing.
+
+    Returns:
+        The costs of each counted token.
+    """
     unit_bytes = np.array([sum(field.bundle_bytes for field in fields) for fields in layouts])
     costs = token_costs(
         kept.reads, sizes, batch_times(device, sizes), unit_bytes, kept.summed, kept.dense_bytes, host
     )
-    # One batch a token (decision 20).
+    # The runs of a token are one batch (decision 20 says how naive and hybrid read).
     pieces = [sequential_sizes(run.length, SEQUENTIAL_READ, sizes.block).blocks for run in kept.runs]
     if pieces:
         run = np.concatenate(pieces)

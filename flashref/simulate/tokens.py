@@ -1,4 +1,4 @@
-"""What a token costs: reading, memory management and compute; their sum, and the bound of perfect overlap."""
+"""What a token costs: reading, copying and compute; their sum, and the bound of perfect overlap."""
 
 from typing import NamedTuple
 
@@ -11,26 +11,31 @@ from flashref.types import DomainError
 
 
 class Host(NamedTuple):
-    """What memory and processor do in a second, in bytes; 0 = no such limit.
+    """What memory and processor do in a second, in bytes; 0 means without a limit.
 
-    copy_bandwidth: rows put into the DRAM matrix, or moved in it; compute_bandwidth: weights multiplied with
-    one vector (at batch 1, fetching them from DRAM is the work).
+    copy_bandwidth: bytes of rows that are written into the DRAM matrix or moved in it.
+    compute_bandwidth: bytes of weights that are multiplied with one vector; to fetch them from DRAM is most
+        of the work.
     """
 
     copy_bandwidth: int
     compute_bandwidth: int
 
 
-# The paper's M1 Max, CPU, float32, from Table 3's OPT 6.7B alone: 26.6 GB multiplied in 986 ms (naive), and
-# 0.41 GB put in and about as much moved in 58 ms (all).
+# The paper's M1 Max, CPU, float32, from OPT 6.7B in Table 3 alone: naive multiplies 26.6 GB in 986 ms, and
+# "all" writes 0.41 GB and moves about as much in 58 ms.
 M1_MAX_CPU = Host(copy_bandwidth=14_000_000_000, compute_bandwidth=27_000_000_000)
 
 
 class TokenCosts(NamedTuple):
-    """One entry a token, (tokens,) int64: counts, bytes and nanoseconds.
+    """Counts, bytes and nanoseconds of each token, (tokens,) int64.
 
-    useful_bytes: of the units asked for; read_bytes: in whole blocks; copied_bytes: put into the DRAM matrix
-    and moved in it; weight_bytes: multiplied.
+    requests: reads, after neighbours are joined.
+    useful_bytes: bytes of the units that were asked for.
+    read_bytes: bytes of whole blocks that were read.
+    copied_bytes: bytes of rows that were written into the DRAM matrix or moved in it.
+    weight_bytes: bytes of weights that were multiplied.
+    io_ns, memory_ns, compute_ns: the time to read, to copy rows, and to multiply.
     """
 
     requests: Counts
@@ -44,12 +49,12 @@ class TokenCosts(NamedTuple):
 
     @property
     def total_ns(self) -> Counts:
-        """One after the other, as in the paper's Table 3 (decision 19)."""
+        """The sum of the three, as in the paper's Table 3 (decision 19: nothing overlaps there)."""
         return self.io_ns + self.memory_ns + self.compute_ns
 
     @property
     def overlapped_ns(self) -> Counts:
-        """Reading beside the processor's work, perfectly: no schedule is faster (decision 19)."""
+        """The bound if reading overlaps with all other work; no schedule is faster (decision 19)."""
         longer: Counts = np.maximum(self.io_ns, self.memory_ns + self.compute_ns)
         return longer
 
@@ -63,10 +68,19 @@ def token_costs(
     resident_bytes: int,
     host: Host,
 ) -> TokenCosts:
-    """The costs of every token under a policy.
+    """Add up the costs of each token.
 
-    sizes, times: of the batches; unit_bytes: (layers,) of a unit in each layer; summed: (tokens, layers)
-    units multiplied; resident_bytes: multiplied for every token, such as attention.
+    Args:
+        reads: the reads of a policy, batch by batch.
+        sizes: the sizes of the reads of each batch.
+        times: (batches,) nanoseconds of each batch.
+        unit_bytes: (layers,) bytes of a unit of each layer.
+        summed: (tokens, layers) units that are multiplied.
+        resident_bytes: bytes of weights that are multiplied for every token besides, such as attention.
+        host: the bandwidths of copying and of computing.
+
+    Returns:
+        The costs of each token.
     """
     of_token = np.searchsorted(reads.token, np.arange(len(summed) + 1))
 
@@ -89,12 +103,23 @@ def token_costs(
 
 
 def transfer_ns(amounts: Counts, per_second: int) -> Counts:
-    """Nanoseconds to go through so many bytes, rounded up; 0 where there is no limit.
+    """Compute the time to copy or to multiply.
 
-    Raises DomainError where that is more than an int64 holds.
+    Args:
+        amounts: bytes, (tokens,).
+        per_second: bytes a second; 0 means without a limit.
+
+    Returns:
+        Nanoseconds, rounded up; 0 without a limit.
+
+    Raises:
+        DomainError: a time is longer than an int64 holds.
     """
-    # Python's integers: 10 GB times 10^9 is more than an int64 holds.
+    # Python's integers, for 10 GB times 10^9 is more than an int64 holds.
     times = [-(-amount * 10**9 // per_second) if per_second else 0 for amount in amounts.tolist()]
     if max(times, default=0) >= 2**63:
-        raise DomainError(f"{max(amounts)} bytes at {per_second} bytes a second take longer than 292 years")
+        raise DomainError(
+            f"{max(amounts)} bytes at {per_second} bytes a second take longer than 292 years; give a higher "
+            "bandwidth"
+        )
     return np.array(times, np.int64)

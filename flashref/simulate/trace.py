@@ -1,6 +1,7 @@
 """Traces of activation: which neurons are predicted for each token, layer by layer.
 
-A unit is an id with a size in bytes: a neuron's bundle here, an expert of a mixture just as well.
+A unit is what a cache holds: an id with a size in bytes. Here it is a neuron's bundle; it may just as well be
+an expert of a mixture.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,14 @@ Mask = npt.NDArray[np.bool_]
 
 
 class ActivationTrace(NamedTuple):
-    """The active units of every token and layer; a token's layers are decoded in order.
+    """The active units of every token and layer.
 
-    units: of each layer; ids: (m,) int32, ascending within a layer of a token; starts: (tokens·layers + 1,)
-    int64, token t's layer l is ids[starts[t·layers + l] : starts[t·layers + l + 1]];
-    first_counted: tokens before it warm what is kept, and no cost of theirs is counted (decision 21).
+    units: how many units each layer has.
+    ids: (m,) int32, ascending within a layer of a token; m uses in all, each of one unit in one token.
+    starts: (tokens·layers + 1,) int64; layer l of token t has ids[starts[t·layers + l] : starts[t·layers +
+        l + 1]].
+    first_counted: the first token whose costs count; the warm-up tokens before it only fill what is kept
+        (decision 21: the prompt passes through the same window).
     """
 
     units: tuple[int, ...]
@@ -31,16 +35,16 @@ class ActivationTrace(NamedTuple):
 
     @property
     def layers(self) -> int:
-        """How many layers."""
+        """The number of layers."""
         return len(self.units)
 
     @property
     def tokens(self) -> int:
-        """How many tokens, the uncounted ones included."""
+        """The number of tokens, with those of the warm-up."""
         return (len(self.starts) - 1) // len(self.units)
 
     def active(self, token: int, layer: int) -> Ids:
-        """The ids of one token in one layer."""
+        """The ids that are active in one token and layer, (m,) int64, ascending."""
         at = token * self.layers + layer
         return self.ids[self.starts[at] : self.starts[at + 1]].astype(np.int64)
 
@@ -48,10 +52,13 @@ class ActivationTrace(NamedTuple):
 class Reads(NamedTuple):
     """What a policy reads and keeps, batch by batch, in the order of the trace.
 
-    ids: (m,) int32, ascending within a batch; starts: (batches + 1,) int64, as in ActivationTrace; token,
-    layer: (batches,) int64, whose batch it is: at least one a token and layer, perhaps an empty one (decision
-    8: a long bypass has several). resident, loaded, moved: (tokens, layers) int64, units that are kept
-    afterwards, units that were put into memory, rows that the placement moved inside it.
+    ids: (m,) int32, the units of each batch, ascending within it.
+    starts: (batches + 1,) int64; batch b reads ids[starts[b] : starts[b + 1]].
+    token, layer: (batches,) int64, whose batch it is. Every token and layer has at least one, perhaps
+        empty; a bypass that is longer than its buffer has several (decision 8).
+    resident: (tokens, layers) int64, units in memory afterwards.
+    loaded: (tokens, layers) int64, units that were put into memory.
+    moved: (tokens, layers) int64, rows that the placement moved in memory.
     """
 
     ids: npt.NDArray[np.int32]
@@ -66,22 +73,28 @@ class Reads(NamedTuple):
 def trace_of(
     predicted: Sequence[Sequence[Ids]], units: Sequence[int], first_counted: int = 0
 ) -> ActivationTrace:
-    """A trace from the ids that are active.
+    """Make a trace from the ids that are active.
 
     Args:
         predicted: [token][layer] → strictly ascending ids.
-        units: of each layer.
+        units: how many units each layer has, each at least 1.
         first_counted: the first token whose costs count, less than the number of tokens.
 
+    Returns:
+        The trace.
+
     Raises:
-        IdsError: ids are not strictly ascending, or are none of their layer.
-        DomainError: a layer has no unit, or there is no token to count.
+        IdsError: ids are not strictly ascending, or not those of units of their layer.
+        DomainError: there is no layer, a layer has no unit, or there is no token to count.
     """
     if not units or min(units) < 1:
-        raise DomainError(f"a trace needs a layer, and every layer a unit, not units of {tuple(units)}")
+        raise DomainError(
+            f"a trace needs at least one layer, and each layer at least one unit, not units of {tuple(units)}"
+        )
     if not 0 <= first_counted < len(predicted):
         raise DomainError(
-            f"a trace of {len(predicted)} tokens has none to count from token {first_counted} on"
+            f"a trace of {len(predicted)} tokens has no token {first_counted} from which to count; "
+            f"give a number from 0 to {len(predicted) - 1}"
         )
     active = [ascending_ids(ids, n) for layers in predicted for ids, n in zip(layers, units, strict=True)]
     starts = np.concatenate([[0], np.cumsum([len(ids) for ids in active], dtype=np.int64)])
@@ -91,10 +104,18 @@ def trace_of(
 
 
 def trace_tokens(trace: ActivationTrace, start: int, stop: int) -> ActivationTrace:
-    """Tokens start … stop − 1 of a trace, all of them counted.
+    """Cut tokens out of a trace; all of them count.
+
+    Args:
+        trace: a trace.
+        start: the first token.
+        stop: the token after the last.
+
+    Returns:
+        A trace of the tokens start … stop − 1.
 
     Raises:
-        DomainError: there are no such tokens.
+        DomainError: the trace does not have these tokens.
     """
     if not 0 <= start < stop <= trace.tokens:
         raise DomainError(f"a trace of {trace.tokens} tokens has no tokens {start} … {stop - 1}")
@@ -103,9 +124,15 @@ def trace_tokens(trace: ActivationTrace, start: int, stop: int) -> ActivationTra
 
 
 def token_uses(trace: ActivationTrace, token: int) -> tuple[slice, Counts, Counts]:
-    """A token's uses: where in the trace they are, of which units, and how many each layer has.
+    """The uses of a token.
 
-    Units are numbered through all layers: unit i of layer l after all units of the layers before.
+    Args:
+        trace: a trace.
+        token: which token.
+
+    Returns:
+        Where its uses are in `trace.ids`; their units, (m,) int64, numbered through all layers, so that the
+        units of a layer follow those of the layers before; and how many uses each layer has, (layers,).
     """
     starts = trace.starts[token * trace.layers : (token + 1) * trace.layers + 1]
     at, counts = slice(int(starts[0]), int(starts[-1])), np.diff(starts)

@@ -1,7 +1,8 @@
-"""Traces on disk: one safetensors file, a bit for every unit, token and layer.
+"""Traces on disk: a safetensors file with one bit for every unit, token and layer.
 
-`layers.L.active` is (tokens, ⌈n/8⌉) uint8: unit i of a token is bit i % 8 of byte i // 8, the bits behind the
-last unit are 0. Metadata: `format`, `version`, `what`, `source`, `units` and `first_counted`.
+The tensor `layers.L.active` is (tokens, ⌈n/8⌉) uint8. Unit i of a token is bit i % 8 of byte i // 8, and the
+bits after the last unit are 0. The metadata are `format`, `version`, `what`, `source`, `units` and
+`first_counted`.
 """
 
 import json
@@ -18,35 +19,39 @@ from flashref.storage.files import create_file, write_all
 from flashref.types import DomainError, ImageError
 
 FORMAT, VERSION = "flashref-trace", "1"
-ALIGNMENT = 64  # bytes on which the tensors begin
+ALIGNMENT = 64  # the first tensor begins at a multiple of so many bytes
 
 Bits = npt.NDArray[np.uint8]
 
 
 class Description(NamedTuple):
-    """What a trace is of (a model, a text, a process), and where it came from (a command, a seed)."""
+    """What a trace says of itself.
+
+    what: the model that it belongs to.
+    source: where it came from, such as a text or a seed.
+    """
 
     what: str
     source: str
 
 
 def save_trace(path: str | os.PathLike[str], trace: ActivationTrace, description: Description) -> None:
-    """Write a trace; equal traces and descriptions give equal bytes.
+    """Write a trace to a new file, which appears whole or not at all.
 
-    The file appears whole or not at all, and no file is overwritten.
+    Equal traces and descriptions give equal bytes.
 
     Args:
-        path: of the new file.
-        trace: which units each token activates.
-        description: what the trace is of, and where it came from.
+        path: the new file.
+        trace: the trace.
+        description: what the trace says of itself.
 
     Raises:
         DomainError: the description is not Unicode text.
-        ImageError: there is such a file already.
+        ImageError: the file exists already.
     """
     for text in description:
         if text.encode(errors="ignore").decode() != text:
-            raise DomainError("the description of a trace must be Unicode text")
+            raise DomainError("the description of a trace has characters that are not Unicode; correct it")
     names = [f"layers.{layer}.active" for layer in range(trace.layers)]
     units = [int(n) for n in trace.units]  # JSON knows no NumPy integers
     shapes = [(trace.tokens, _width(n)) for n in units]
@@ -69,10 +74,16 @@ def save_trace(path: str | os.PathLike[str], trace: ActivationTrace, description
 
 
 def load_trace(path: str | os.PathLike[str]) -> ActivationTrace:
-    """The trace in a file.
+    """Read a trace from a file.
+
+    Args:
+        path: a file of `save_trace`.
+
+    Returns:
+        The trace.
 
     Raises:
-        ImageError: the file is damaged, foreign or of another version.
+        ImageError: the file cannot be read, is damaged, holds no trace, or is of another version.
     """
     container = _open(path)
     units = _units(container)
@@ -86,23 +97,34 @@ def load_trace(path: str | os.PathLike[str]) -> ActivationTrace:
     first_counted = container.metadata.get("first_counted", "")
     counted = first_counted.isascii() and first_counted.isdecimal() and len(first_counted) < 19
     if not counted or int(first_counted) >= tokens:
-        _refuse(container, f"counts from token {first_counted[:20]!r} on, of {tokens}")
+        _refuse(container, f"counts from token {first_counted[:20]!r} on, but has {tokens} tokens")
     for name, n in zip(names, units, strict=True):
         entry = container.tensors[name]
         if entry.dtype != "U8" or entry.shape != (tokens, _width(n)):
             _refuse(
                 container,
-                f"has {name!r} as {entry.dtype} of shape {entry.shape}, not U8 of {(tokens, _width(n))}",
+                f"has {name!r} as {entry.dtype} of shape {entry.shape}, not as U8 of shape "
+                f"{(tokens, _width(n))}",
             )
     bits = np.concatenate([tensor_array(container, name) for name in names], axis=1)
     ids, starts, fits = _unpack(bits, units)
     if not fits:
-        _refuse(container, "has bits set behind a layer's last unit")
+        _refuse(container, "has bits set after a layer's last unit")
     return ActivationTrace(units, ids, starts, int(first_counted))
 
 
 def load_description(path: str | os.PathLike[str]) -> Description:
-    """What a trace file says it holds. Raises ImageError."""
+    """Read what a trace file says of itself.
+
+    Args:
+        path: a file of `save_trace`.
+
+    Returns:
+        The description.
+
+    Raises:
+        ImageError: the file cannot be read, or holds no trace.
+    """
     metadata = _open(path).metadata
     return Description(metadata.get("what", ""), metadata.get("source", ""))
 
@@ -110,10 +132,10 @@ def load_description(path: str | os.PathLike[str]) -> Description:
 def _open(path: str | os.PathLike[str]) -> Container:
     container = read_container(path)
     if container.metadata.get("format") != FORMAT:
-        _refuse(container, "is a safetensors file, but no trace")
+        _refuse(container, "is a safetensors file, but holds no trace")
     if container.metadata.get("version") != VERSION:
         found = container.metadata.get("version", "")
-        _refuse(container, f"is a trace of version {found[:20]!r}, and this flashref reads {VERSION}")
+        _refuse(container, f"is a trace of version {found[:20]!r}, and this flashref reads version {VERSION}")
     return container
 
 
@@ -128,12 +150,12 @@ def _units(container: Container) -> tuple[int, ...]:
 
 
 def _width(n: int) -> int:
-    """Bytes of a token's bits in a layer of n units."""
+    """How many bytes the bits of a token take in a layer of n units."""
     return -(-n // 8)
 
 
 def _pack(trace: ActivationTrace) -> Bits:
-    """The bits of all layers side by side, each from a byte of its own on: (tokens, bytes)."""
+    """The bits of all layers side by side, (tokens, bytes); each layer begins with a new byte."""
     widths = [_width(n) for n in trace.units]
     first_bit = 8 * np.concatenate([[0], np.cumsum(widths)[:-1]])
     bits = np.empty((trace.tokens, sum(widths)), np.uint8)
@@ -146,7 +168,7 @@ def _pack(trace: ActivationTrace) -> Bits:
 
 
 def _unpack(bits: Bits, units: tuple[int, ...]) -> tuple[npt.NDArray[np.int32], Counts, bool]:
-    """Ids and starts as in ActivationTrace, and whether every id is one of its layer's units."""
+    """The ids and starts of an ActivationTrace, and whether every id is that of a unit of its layer."""
     first_bit = 8 * np.concatenate([[0], np.cumsum([_width(n) for n in units])])
     ids, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
     fits = True

@@ -1,7 +1,8 @@
-"""The paper's sliding window over a whole trace at once: `window_update`, for all tokens and layers.
+"""The paper's sliding window over a whole trace at once: `window_update` for all tokens and layers.
 
-A neuron used at token p and again at token t is read at t unless the window that t finds reaches back to p.
-So the gaps between uses, found once a trace, decide what every window and every budget reads.
+A neuron that is used at token p and next at token t is read at t unless the window before t reaches back to
+p. So the gaps between uses, which are found once for a trace, decide what every window and every budget
+reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +20,11 @@ CountMoves = Callable[[Changes], Counts]
 
 
 class Uses(NamedTuple):
-    """A trace with its uses linked, for windows of up to `longest` tokens.
+    """A trace whose uses are linked, for windows of up to `longest` tokens.
 
-    previous, next: (m,) the token of the unit's use before, negative if there is none, and of the one after,
-    the number of tokens if there is none; both in the smallest integers that hold a token.
+    trace: the trace, of m uses.
+    previous: (m,) the token in which the same unit was used before; negative if there is none.
+    next: (m,) the token in which the same unit is used next; the number of tokens if there is none.
     unions: (tokens, layers, longest) int64, |P_(t-j) ∪ … ∪ P_t| for j = 0 … longest − 1.
     """
 
@@ -38,9 +40,9 @@ class Uses(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """What happens to each use, (m,): is it loaded, does it bypass, is its unit evicted before the next.
+    """What happens to each use, (m,): whether its unit is loaded, bypasses, or is evicted before the next.
 
-    leave: (tokens·layers,) the token that evicts those of each token and layer.
+    leave: (tokens·layers,) the token that evicts the units which each token and layer used last.
     """
 
     load: Mask
@@ -50,11 +52,14 @@ class _Steps(NamedTuple):
 
 
 def uses_of(trace: ActivationTrace, longest: int) -> Uses:
-    """The uses of a trace, linked once for every window and every budget.
+    """Link the uses of a trace, once for every window and every budget.
 
     Args:
         trace: which units each token activates.
-        longest: the longest window, in tokens.
+        longest: the longest window that will be asked for, in tokens.
+
+    Returns:
+        The linked trace.
     """
     tokens = trace.tokens
     previous, gaps = previous_uses(trace, min(longest, tokens))
@@ -70,17 +75,20 @@ def uses_of(trace: ActivationTrace, longest: int) -> Uses:
 def windowed(
     uses: Uses, k: int, capacities: Sequence[int], bypass_rows: int, count_moves: CountMoves
 ) -> Reads:
-    """What a window reads and keeps, token by token the same as `window_update` and `read_batches`.
+    """Replay a window: token by token the same as `window_update` and `read_batches`.
 
     Args:
-        uses: of the trace, linked for windows of k tokens at least.
+        uses: the trace, linked for windows of at least k tokens.
         k: tokens of the window, ≥ 1.
-        capacities: rows ≥ 0 of each layer; a token that needs more bypasses them (decision 8).
-        bypass_rows: rows ≥ 1 of the bypass buffer (DEC-10).
-        count_moves: how many rows the placement moves in memory.
+        capacities: rows of each layer, ≥ 0; neurons beyond them bypass (decision 8).
+        bypass_rows: rows of the bypass buffer, ≥ 1 (DEC-10).
+        count_moves: counts the rows that the placement moves in memory.
+
+    Returns:
+        What is read and kept.
 
     Raises:
-        DomainError: a number is outside of its domain.
+        DomainError: k, a capacity or `bypass_rows` is impossible.
 
     Paper: §3.1.2.
     """
@@ -115,7 +123,14 @@ def windowed(
 
 
 def unwindowed(trace: ActivationTrace) -> Reads:
-    """What is read where nothing is kept: every predicted neuron, one batch a layer (decision 20)."""
+    """Replay a trace without keeping anything: every predicted neuron is read, in a batch for each layer.
+
+    Args:
+        trace: which units each token activates.
+
+    Returns:
+        What is read and kept (decision 20: no row moves).
+    """
     nothing = np.zeros((trace.tokens, trace.layers), np.int64)
     batch = np.arange(trace.tokens * trace.layers)
     token, layer = np.divmod(batch, trace.layers)
@@ -123,11 +138,11 @@ def unwindowed(trace: ActivationTrace) -> Reads:
 
 
 def _steps_without_bypass(uses: Uses, reach: Counts) -> _Steps:
-    """The steps of layers whose every P_t fits: the window before t holds the uses of reach[t − 1] tokens."""
+    """The steps of layers in which every P_t fits; the window before t has the last reach[t − 1] tokens."""
     trace, dtype = uses.trace, uses.previous.dtype
     tokens, layers = trace.tokens, trace.layers
     counts = np.diff(trace.starts)
-    oldest = np.maximum(np.arange(tokens)[:, None] - reach + 1, 0)  # of the tokens in the window after t
+    oldest = np.maximum(np.arange(tokens)[:, None] - reach + 1, 0)  # the oldest token in the window after t
     before = np.vstack([np.zeros((1, layers), np.int64), oldest[:-1]])
     leave = np.stack([column.searchsorted(np.arange(tokens), side="right") for column in oldest.T], axis=1)
     load = uses.previous < before.astype(dtype).reshape(-1).repeat(counts)
@@ -136,13 +151,13 @@ def _steps_without_bypass(uses: Uses, reach: Counts) -> _Steps:
 
 
 def _step_through(uses: Uses, layer: int, k: int, capacity: int, steps: _Steps) -> None:
-    """The steps of a layer into which some P_t does not fit: what bypasses depends on what was kept."""
+    """The steps of a layer in which some P_t does not fit, so that what is kept depends on what was kept."""
     trace = uses.trace
-    last = np.full(trace.units[layer], -1, np.int64)  # where in the trace a resident unit was used last
+    last = np.full(trace.units[layer], -1, np.int64)  # the last use of each resident unit
     kept_at = [np.zeros(0, np.int64)] * trace.tokens
 
     def still(token: int) -> Counts:
-        """The uses of this token whose units have not been used since, nor left."""
+        """The uses of a token whose units are still in memory and were not used since."""
         at = kept_at[token]
         return np.compress(last[trace.ids[at]] == at, at)
 
@@ -174,7 +189,7 @@ def _step_through(uses: Uses, layer: int, k: int, capacity: int, steps: _Steps) 
 
 
 def _per_batch(trace: ActivationTrace, at: Counts) -> Counts:
-    """How many of these places, ascending, each token and layer has."""
+    """How many of these uses, ascending, each token and layer has."""
     return np.diff(np.searchsorted(at, trace.starts))
 
 
@@ -183,10 +198,10 @@ def _starts(counts: Counts) -> Counts:
 
 
 def _evictions(trace: ActivationTrace, steps: _Steps) -> tuple[npt.NDArray[np.int32], Counts]:
-    """Which units each token and layer evicts, the earliest use first; and how many."""
+    """The units that each token and layer evicts, those of the earliest use first; and how many they are."""
     at = np.flatnonzero(steps.evict)
     counts = _per_batch(trace, at)
-    used = np.flatnonzero(counts)  # in this token and layer, by units that leave later
+    used = np.flatnonzero(counts)  # the tokens and layers whose units leave later
     batch = steps.leave[used] * trace.layers + used % trace.layers
     evicted = np.zeros(trace.tokens * trace.layers, np.int64)
     np.add.at(evicted, batch, counts[used])
@@ -198,7 +213,7 @@ def _evictions(trace: ActivationTrace, steps: _Steps) -> tuple[npt.NDArray[np.in
 def _batches(
     trace: ActivationTrace, steps: _Steps, loads: Counts, bypass_rows: int
 ) -> tuple[npt.NDArray[np.int32], Counts, Counts, Counts]:
-    """ids, starts, token, layer of the batches: what is kept comes with a first bypass buffer."""
+    """The ids, starts, token and layer of batches; what is loaded comes with the first bypass buffer."""
     bypass = np.flatnonzero(steps.bypass)
     read = np.flatnonzero(steps.load | steps.bypass) if len(bypass) else loads
     reads, bypassing = _per_batch(trace, read), _per_batch(trace, bypass)

@@ -1,4 +1,4 @@
-"""The fields of a configuration in words."""
+"""The fields of a configuration in words, for tables, sentences and plots."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ ROWS = {"unbundled": False, "bundled": True}
 
 
 def memory_text(memory: float | Amount) -> str:
-    """A memory as it is asked for: 0.5, or 6GB."""
+    """A memory as it is asked for: "0.5", or "6GB"."""
     return f"{float(memory.number):.12g}{memory.unit}" if isinstance(memory, Amount) else f"{memory:g}"
 
 
 def choice_text(field: str, value: Any) -> str:
-    """The value of a field of a configuration, as a table has it."""
+    """The value of a field of a configuration as a cell of a table has it, under a heading that names it."""
     if field == "bundled":
         return next(word for word, bundled in ROWS.items() if bundled == value)
     if field == "memory":
@@ -22,15 +22,16 @@ def choice_text(field: str, value: Any) -> str:
 
 
 def choice_phrase(field: str, value: Any) -> str:
-    """The same where no heading says what it is."""
+    """The value of a field of a configuration as a sentence has it, where no heading names it."""
     text = choice_text(field, value)
     if field == "memory":
         return f"{text} in memory" if isinstance(value, Amount) else f"{text} of the model in memory"
+    if field == "window":
+        return "an automatic window" if value is None else f"a window of {text} token{'s' * (value != 1)}"
     phrases = {
         "device": f"on {text}",
-        "window": f"window {text}",
-        "order": f"{text} order",
-        "max_gap": f"gaps of {text} bytes read over",
+        "order": f"neurons in {text} order",
+        "max_gap": f"gaps of up to {text} bytes read over",
         "bundled": f"{text} rows",
     }
     return phrases.get(field, text)

@@ -1,4 +1,4 @@
-"""Processes that share a sweep."""
+"""Processes that share the work of a sweep."""
 
 import multiprocessing
 import signal
@@ -9,12 +9,18 @@ from contextlib import contextmanager
 
 from flashref.types import DomainError
 
-PARTS = 4  # a worker's share, so that progress shows and none waits long for the others
+PARTS = 4  # tasks for each worker, so that progress shows and no worker waits long for the others
 
 
 @contextmanager
 def worker_processes(count: int) -> Iterator[Executor | None]:
-    """So many processes, or None for one; they end with the block, also when it is interrupted.
+    """Start processes, which end with the block, also when it is interrupted.
+
+    Args:
+        count: number of processes.
+
+    Returns:
+        A context manager that gives the executor, or None if one process is enough.
 
     Raises:
         DomainError: a process ended before its work was done.
@@ -29,7 +35,7 @@ def worker_processes(count: int) -> Iterator[Executor | None]:
         yield executor
     except BrokenProcessPool as error:
         raise DomainError(
-            "a worker ended before its work was done, perhaps for want of memory; use fewer workers "
+            "a worker ended before its work was done, perhaps because memory ran out; use fewer workers "
             "(--workers)"
         ) from error
     except BaseException:

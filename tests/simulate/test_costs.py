@@ -107,7 +107,7 @@ def test_front_to_back_reads_are_pieces_and_a_rest(blocks, piece, log_block):
 def test_blocks_that_differ_and_negative_gaps_are_refused():
     reads = unwindowed(trace_of([[[0], [0]]], [1, 1]))
     small, large = (bundle_layout(1, 4, "F32", ("up",), block) for block in (64, 128))
-    with pytest.raises(DomainError, match="one block"):
+    with pytest.raises(DomainError, match="all layouts need the same block"):
         read_sizes(reads, [(small,), (large,)])
     with pytest.raises(DomainError, match="max_gap"):
         read_sizes(reads, [(small,), (small,)], -1)

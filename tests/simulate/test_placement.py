@@ -84,5 +84,5 @@ def changes(load, evict):
     ],
 )
 def test_changes_that_no_memory_can_have_are_refused(moved, foreign):
-    with pytest.raises(IdsError, match="not of one run"):
+    with pytest.raises(IdsError, match="give the changes of one run"):
         moved(foreign)

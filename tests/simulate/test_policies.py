@@ -201,7 +201,7 @@ def test_pinned_needs_tokens_that_are_not_counted():
     choices = Choices(POLICIES, ORDERS, DEVICES, HOST)
     asked = configurations(Grid(["pinned", "lru"], [1.0], [None], ["natural"], [True], [0], ["fast"]))
     first, second = sweep(study, choices, asked)
-    assert isinstance(first, Impossible) and "warm it first" in first.reason
+    assert isinstance(first, Impossible) and "has no warm-up tokens" in first.reason
     assert isinstance(second, Estimate)
 
 

@@ -145,7 +145,7 @@ def test_half_or_two_thirds_of_every_preset_can_be_a_budget(name):
 
 def test_an_unknown_preset_is_refused():
     with pytest.raises(
-        DomainError, match=r"no shape 'gpt-5'; use one of opt-125m, .*llama-2-7b, or a config"
+        DomainError, match=r"no preset is called 'gpt-5'; use one of opt-125m, .*llama-2-7b, or a config"
     ):
         preset_shape("gpt-5")
 
@@ -171,8 +171,8 @@ def test_an_unknown_family_is_counted_as_llama_and_says_so():
     assert shape.resident == 2 * 1000 * 64 + 10 * (attention + 2 * 64) + 64
     assert shape.parameters == shape.resident + 10 * 3 * 64 * 96
     assert (shape.name, shape.dtype, shape.fields) == ("mellum", "F16", ("gate", "up", "down"))
-    assert "'mellum' is unknown" in shape.note and "silu replaced by ReLU" in shape.note
-    assert "as in Llama 2 7B" in shape.note and shape.densities == (0.1,) * 10
+    assert "'mellum' is unknown" in shape.note and "silu is assumed to be replaced by ReLU" in shape.note
+    assert "like Llama 2 7B's" in shape.note and shape.densities == (0.1,) * 10
     # An eighth of the layers, rounded up, in the middle: d/4; the others d/16.
     assert shape.ranks == (4,) * 4 + (16,) * 2 + (4,) * 4
     wide_heads = shape_of_config({**UNKNOWN, "head_dim": 16})
@@ -192,7 +192,7 @@ def test_an_unknown_family_without_a_gate():
         shape = shape_of_config({**UNKNOWN, "hidden_act": activation})
         assert shape.fields == ("up", "down") and "replaced" not in shape.note
         assert shape.parameters == shape.resident + 10 * 2 * 64 * 96
-        assert shape.ranks == (2,) * 8 + (16,) * 2 and "as in OPT 6.7B" in shape.note
+        assert shape.ranks == (2,) * 8 + (16,) * 2 and "like OPT 6.7B's" in shape.note
 
 
 def test_a_gate_with_a_sparse_activation_has_nothing_replaced():
@@ -203,9 +203,9 @@ def test_a_gate_with_a_sparse_activation_has_nothing_replaced():
 @pytest.mark.parametrize("key", COMMON)
 def test_an_unknown_family_without_a_common_key_is_refused(key):
     values = {name: value for name, value in UNKNOWN.items() if name != key}
-    with pytest.raises(ImageError, match=rf"unknown family 'mellum' and lacks {key}; give one with"):
+    with pytest.raises(ImageError, match=rf"unknown model_type 'mellum' and lacks {key}; give one with"):
         shape_of_config(values)
-    with pytest.raises(ImageError, match="unknown family None"):
+    with pytest.raises(ImageError, match="unknown model_type None"):
         shape_of_config({})
 
 

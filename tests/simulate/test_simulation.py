@@ -93,7 +93,7 @@ def test_a_memory_that_is_too_small_is_an_answer_and_if_all_are_an_error():
         ({"memory": []}, "a list of values to simulate is empty"),
         ({"window": 7}, "a window of 7 tokens is longer than the trace of 6 tokens"),
         ({"device": "floppy"}, "floppy: neither a file nor a preset"),
-        ({"shape": "opt-7b"}, "opt-7b: neither a config.json nor a preset"),
+        ({"shape": "opt-7b"}, "opt-7b: there is neither such a config.json nor such a preset"),
         ({"trace": trace_of([[[0]]], [4])}, "the trace: is a trace of 1 layers of 4 neurons, but tiny has 4"),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_case_worked_by_hand():
 
 @pytest.mark.parametrize("windows", [0, 3, 4])
 def test_windows_that_the_trace_is_too_short_for_are_refused(windows):
-    with pytest.raises(DomainError, match=r"trace of 3; ask for 1 to 2"):
+    with pytest.raises(DomainError, match=r"trace of 3 tokens; give 1 to 2"):
         use_statistics(as_trace([2], [[{0}], [{1}], [{0}]]), windows)
 
 
@@ -171,5 +171,5 @@ def test_friends_of_a_layer_larger_than_a_block_of_rows():
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_more_friends_than_others_are_refused(count):
-    with pytest.raises(DomainError, match="ask for 1 to 2 friends"):
+    with pytest.raises(DomainError, match="each has 1 to 2 friends, not"):
         closest_friends(as_trace([3], [[{0}]]), 0, count)

@@ -126,7 +126,7 @@ ONE = np.uint8([[4], [0]])
     [
         ({"metadata": {"format": None}}, "no trace"),
         ({"metadata": {"format": "pt"}}, "no trace"),
-        ({"metadata": {"version": "2"}}, "version '2', and this flashref reads 1"),
+        ({"metadata": {"version": "2"}}, "version '2', and this flashref reads version 1"),
         ({"metadata": {"version": None}}, "version ''"),
         *(
             ({"metadata": {"units": units}}, "does not say how many units")
@@ -144,7 +144,7 @@ ONE = np.uint8([[4], [0]])
             )
         ),
         ({"metadata": {"units": "[" * 9000}}, "does not say how many units"),
-        ({"metadata": {"units": "[9, 9]"}}, r"shape \(2, 1\), not U8 of \(2, 2\)"),
+        ({"metadata": {"units": "[9, 9]"}}, r"shape \(2, 1\), not as U8 of shape \(2, 2\)"),
         ({"metadata": {"units": "[9]"}}, "holds 2 tensors for 1 layers"),
         ({"metadata": {"units": "[9, 3, 3]"}}, "lacks the tensor 'layers.2.active'"),
         ({"drop": [LAYER]}, "lacks the tensor 'layers.1.active'"),
@@ -152,17 +152,17 @@ ONE = np.uint8([[4], [0]])
         ({"tensors": {LAYER: ONE.astype(np.int8)}}, "as I8 of shape"),
         ({"tensors": {LAYER: np.uint8([[4]])}}, r"shape \(1, 1\)"),
         ({"tensors": {LAYER: np.uint8([4, 0])}}, r"shape \(2,\)"),
-        ({"tensors": {LAYER: np.uint8([[8], [0]])}}, "bits set behind a layer's last unit"),
-        ({"tensors": {"layers.0.active": np.uint8([[0, 2], [0, 0]])}}, "bits set behind"),
+        ({"tensors": {LAYER: np.uint8([[8], [0]])}}, "bits set after a layer's last unit"),
+        ({"tensors": {"layers.0.active": np.uint8([[0, 2], [0, 0]])}}, "bits set after"),
         (
             {
                 "tensors": {
                     name: np.zeros((0, w), np.uint8) for name, w in (("layers.0.active", 2), (LAYER, 1))
                 }
             },
-            "of 0",
+            "but has 0 tokens",
         ),
-        ({"tensors": {"layers.0.active": np.array(1, np.uint8)}}, "of 0"),
+        ({"tensors": {"layers.0.active": np.array(1, np.uint8)}}, "but has 0 tokens"),
         *(
             ({"metadata": {"first_counted": first}}, "counts from token")
             for first in (None, "", "2", "-1", "1.0", "²", "٠", "9" * 5000)

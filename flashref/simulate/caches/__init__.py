@@ -1,1 +1,1 @@
-"""What others use instead of a window: caches of units in one pool of memory, and the least of reads."""
+"""Caches to compare the window with: units in one pool of memory; this package *uses* the reference."""

@@ -1,6 +1,7 @@
-"""What others use instead of a window: least recently used, least frequently used, pinned hot units.
+"""The classic caches: least recently used, least frequently used, and pinned units.
 
-How a batch is served stands in `pool`; here is who leaves. S3-FIFO and Belady's optimum: `s3_fifo`, `belady`.
+`pool` says how a batch is served; these policies say which unit leaves. `s3_fifo` and `belady` have modules
+of their own.
 """
 
 import numpy as np
@@ -17,29 +18,34 @@ from flashref.simulate.trace import ActivationTrace, Mask, Reads, token_uses
 from flashref.types import DomainError
 
 Ranks = npt.NDArray[np.signedinteger]
-CHUNK = 16384  # uses that are searched at once for units that may leave
+CHUNK = 16384  # uses that are searched at a time for units that may leave
 
 
 def lru(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
-    """The least recently used leaves first: the earliest last use by token, layer, then ascending id.
+    """Replay a cache from which the least recently used unit leaves first.
+
+    Last uses are ordered by token, layer and ascending id.
 
     Args:
         trace: which units each token activates.
         sizes: bytes of a unit of each layer, ≥ 1.
         capacity: bytes of the pool, ≥ 0.
 
+    Returns:
+        What is read and kept.
+
     Raises:
-        DomainError: a number is outside of its domain.
+        DomainError: a size or the capacity is impossible.
     """
     check_pool(trace, sizes, capacity)
     return _lowest_leaves(trace, sizes, capacity, np.ones(len(trace.ids) + 1, np.int8), trace.tokens)
 
 
 def lfu(period: int) -> CachePolicy:
-    """The least frequently used leaves first, among equals the least recently used (as in `lru`).
+    """Make a cache from which the least frequently used unit leaves first, and of equals as in `lru`.
 
-    A unit's count is of all its uses, in memory or not, this batch's included; before every period-th token
-    all counts are halved and rounded down.
+    A unit's count is the number of all its uses, in memory or not, with that of the present batch. Before
+    every period-th token all counts are halved and rounded down.
 
     Args:
         period: tokens, ≥ 1.
@@ -48,10 +54,10 @@ def lfu(period: int) -> CachePolicy:
         The policy, a function as `lru` is.
 
     Raises:
-        DomainError: the period is too small.
+        DomainError: the period is below 1.
     """
     if period < 1:
-        raise DomainError(f"counts are halved every token or less often, not every {period} tokens")
+        raise DomainError(f"an LFU cache halves its counts every N tokens, N at least 1, not {period}")
 
     def policy(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
         check_pool(trace, sizes, capacity)
@@ -70,23 +76,48 @@ def lfu(period: int) -> CachePolicy:
 
 
 def pinned(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
-    """The units most used by the uncounted tokens are read at their first use and stay; no other is kept.
+    """Replay a cache that pins the units which the warm-up tokens used most, and keeps no other.
 
-    Of equally used ones layer, then ascending id decides; the first that does not fit, all behind it, and
-    what was not used are left out. sizes, capacity: bytes. DomainError, also if there are no such tokens.
+    A pinned unit is read at its first use and stays. Units that were used equally often are ordered by layer
+    and ascending id. The first unit that does not fit is left out, and so are all after it, and units that
+    were not used at all.
+
+    Args:
+        trace: which units each token activates.
+        sizes: bytes of a unit of each layer, ≥ 1.
+        capacity: bytes of the pool, ≥ 0.
+
+    Returns:
+        What is read and kept.
+
+    Raises:
+        DomainError: a size or the capacity is impossible, or the trace has no warm-up tokens.
     """
     if trace.first_counted == 0:
-        raise DomainError("hot units are counted on uncounted tokens, and the trace has none; warm it first")
+        raise DomainError(
+            "pinned keeps the units that the warm-up tokens use most, and this trace has no warm-up tokens; "
+            "give it some (--warm)"
+        )
     return _pinned(trace, sizes, capacity, trace.first_counted)
 
 
 def pinned_oracle(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
-    """`pinned` with the units most used by the whole trace, which nobody knows beforehand."""
+    """Replay `pinned` with the units that the whole trace uses most, which nobody can know beforehand.
+
+    Args:
+        trace, sizes, capacity: as `pinned` takes them.
+
+    Returns:
+        What is read and kept.
+
+    Raises:
+        DomainError: a size or the capacity is impossible.
+    """
     return _pinned(trace, sizes, capacity, trace.tokens)
 
 
 def _pinned(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, tokens: int) -> Reads:
-    """Pinned by the uses of the first `tokens` tokens."""
+    """Pin the units that the first `tokens` tokens use most."""
     check_pool(trace, sizes, capacity)
     counts = np.zeros(sum(trace.units), np.int64)
     for token in range(tokens):
@@ -106,11 +137,13 @@ def _pinned(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, token
 def _lowest_leaves(
     trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, ranks: Ranks, period: int
 ) -> Reads:
-    """Who has the lowest rank leaves first, of equal ranks the earliest last use.
+    """Replay a cache from which the unit of the lowest rank leaves first, and of equals as in `lru`.
 
-    ranks: (m + 1,), of each use 1 + the unit's count after it; changed here: 0 as soon as the unit is used
-    again or leaves, or if it bypasses. So the uses with a rank are what is in memory, the earliest use first;
-    the last entry stands for "never used". period: tokens after which counts are halved.
+    ranks: (m + 1,), for each use 1 + the unit's count after it; the last entry stands for "never used". The
+        ranks are changed here: they become 0 when the unit is used again, leaves or bypasses. So the uses
+            with
+        a rank above 0 are those of the units in memory, in the order of their last uses.
+    period: after so many tokens the counts are halved.
     """
     ranks[-1] = 0
     layers, starts = trace.layers, trace.starts.tolist()
@@ -122,11 +155,11 @@ def _lowest_leaves(
     resident = np.zeros_like(loaded)
     now = np.zeros(layers, np.int64)
     free = capacity
-    # Uses before searched[rank] have another rank by now, and no use has a rank below `lowest`.
+    # No use before searched[rank] has this rank any more, and no use has a rank between 0 and `lowest`.
     searched, lowest = [0] * (int(ranks.max()) + 1), 1
 
     def make_room(needed: int, stop: int) -> int:
-        """Units with uses before `stop` leave until `needed` bytes are free; how many that made."""
+        """Free at least `needed` bytes of units whose last use is before `stop`; returns the bytes freed."""
         nonlocal lowest, now
         made = 0
         while made < needed:
@@ -135,7 +168,7 @@ def _lowest_leaves(
                 lowest += 1
                 continue
             end = min(start + CHUNK, stop)
-            surely = -(-(needed - made) // largest)  # fewer cannot make room
+            surely = -(-(needed - made) // largest)  # fewer units cannot make enough room
             leave = np.flatnonzero(ranks[start:end] == lowest)[:surely]
             searched[lowest] = start + int(leave[-1]) + 1 if len(leave) == surely else end
             if len(leave):
@@ -166,7 +199,7 @@ def _lowest_leaves(
             if new * sizes[layer] > free:
                 free += make_room(new * sizes[layer] - free, start)
             free -= new * sizes[layer]
-            lowest = max(int(ranks[start:stop].min(initial=lowest)), 1)  # a bypass has 0
+            lowest = max(int(ranks[start:stop].min(initial=lowest)), 1)  # a unit that bypasses has rank 0
             now[layer] += new
             loaded[token, layer] = new
         resident[token] = now

@@ -1,16 +1,17 @@
-"""One pool of memory for the units of all layers: what every cache policy and Belady's optimum share.
+"""One pool of memory for the units of all layers: what all cache policies, and Belady's optimum, share.
 
-A policy is a function of a trace, the bytes of a unit of each layer, and a capacity in bytes. Memory is empty
-at first. A token's layer asks for its whole set at once, a batch, and every cache serves it like this:
+A policy is a function of a trace, of the bytes of a unit of each layer, and of a capacity in bytes. Memory is
+empty at first. Each layer of a token asks for all its units at once, in a batch. Every cache serves a batch
+like this:
 
-1. What is in memory is a hit. All other units of the batch, the misses, are read.
-2. Misses are kept in ascending id, as many as fit beside the hits; the rest is used and not kept (bypass).
-   So a unit never leaves for another one of its own batch.
-3. If the kept ones do not fit beside all that is in memory, others leave first, in the policy's order, one
-   by one, until they do.
+1. A unit that is in memory is a hit. All other units of the batch are misses, and are read.
+2. Misses are kept in ascending id, as many as fit beside the hits. The others are used but not kept (bypass).
+   So a unit never leaves for another unit of its own batch.
+3. If the kept misses do not fit beside everything in memory, other units leave first, one by one, in the
+   order of the policy, until they fit.
 
-The kept bytes never exceed the capacity. `Reads` has one batch a token and layer; `resident` is counted after
-a token's last layer; no row moves, for a new unit takes the place of one that left.
+The kept bytes never exceed the capacity. `Reads` has one batch for each token and layer, and `resident` is
+counted after a token's last layer. No row moves, for a new unit takes the place of one that left.
 """
 
 from collections.abc import Callable
@@ -23,21 +24,30 @@ from flashref.simulate.trace import ActivationTrace, Counts, Mask, Reads, token_
 from flashref.types import DomainError
 
 CachePolicy = Callable[[ActivationTrace, tuple[int, ...], int], Reads]
-Units = npt.NDArray[np.int64]  # of the pool: unit i of layer l, and all units of the layers before it
+Units = npt.NDArray[np.int64]  # numbered through the pool: i, and the number of units in the layers before
 
 
 def check_pool(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> None:
-    """Refuses sizes (bytes of a unit of each layer) and capacities (bytes) that cannot be: DomainError."""
+    """Refuse impossible sizes and capacities.
+
+    Args:
+        trace: which units each token activates.
+        sizes: bytes of a unit of each layer.
+        capacity: bytes of the pool.
+
+    Raises:
+        DomainError: a size is missing or below 1, or the capacity is below 0.
+    """
     if len(sizes) != trace.layers or min(sizes) < 1:
         raise DomainError(
-            f"a cache needs the bytes of a unit, at least 1, of each of {trace.layers} layers, not {sizes}"
+            f"a cache needs the bytes of a unit, at least 1, for each of {trace.layers} layers, not {sizes}"
         )
     if capacity < 0:
-        raise DomainError(f"a cache has at least 0 bytes, not {capacity}")
+        raise DomainError(f"a cache must have at least 0 bytes, not {capacity}")
 
 
 def uses_before(trace: ActivationTrace) -> npt.NDArray[np.int32]:
-    """(m,) for each use: which use of the trace was the unit's one before, −1 if there was none."""
+    """For each use the number of the use before of the same unit, (m,); −1 if there was none."""
     previous = np.empty(len(trace.ids), np.int32)
     last = np.full(sum(trace.units), -1, np.int32)
     for token in range(trace.tokens):
@@ -48,7 +58,7 @@ def uses_before(trace: ActivationTrace) -> npt.NDArray[np.int32]:
 
 
 def uses_after(trace: ActivationTrace) -> npt.NDArray[np.int32]:
-    """(m,) for each use: which use of the trace is the unit's next one, m if there is none."""
+    """For each use the number of the next use of the same unit, (m,); m if there is none."""
     following = np.empty(len(trace.ids), np.int32)
     after = np.full(sum(trace.units), len(trace.ids), np.int32)
     for token in reversed(range(trace.tokens)):
@@ -59,14 +69,24 @@ def uses_after(trace: ActivationTrace) -> npt.NDArray[np.int32]:
 
 
 def count_batches(trace: ActivationTrace, chosen: Mask) -> Counts:
-    """(tokens, layers): how many of the chosen uses, (m,), are in each batch."""
+    """How many uses are chosen in each batch, (tokens, layers), from a mask over all uses, (m,)."""
     starts = trace.starts.tolist()
     counts = [np.count_nonzero(chosen[start:stop]) for start, stop in pairwise(starts)]
     return np.array(counts, np.int64).reshape(-1, trace.layers)
 
 
 def reads_of(trace: ActivationTrace, hit: Mask, resident: Counts, loaded: Counts) -> Reads:
-    """A policy's reads: all uses that are no hits, (m,), batch by batch."""
+    """Make the reads of a policy.
+
+    Args:
+        trace: which units each token activates.
+        hit: (m,) whether each use found its unit in memory; all others are read.
+        resident: (tokens, layers) units in memory after each token.
+        loaded: (tokens, layers) units that were put into memory.
+
+    Returns:
+        The reads, batch by batch.
+    """
     miss = ~hit
     token, layer = np.divmod(np.arange(trace.tokens * trace.layers), trace.layers)
     starts = np.concatenate([[0], np.cumsum(count_batches(trace, miss))])

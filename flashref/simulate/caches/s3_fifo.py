@@ -1,21 +1,24 @@
 """S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023), for batches.
 
-Three queues: a small one for what is new, a main one for what was used again, and a ghost with the names of
-what left the small one. A unit in memory has a frequency from 0 to 3. A batch is served as `pool` says; here:
+There are three queues: the small queue for new units, the main queue for units that were used again, and the
+ghost with the names of units that left the small queue. A unit in memory has a frequency from 0 to 3. A batch
+is served as `pool` says, with these rules:
 
-1. The frequency of every hit grows by one, up to 3. Of the misses that will be kept, those whose names the
-   ghost has are known ones; it forgets them.
-2. Who leaves: first the main queue gives units while it is over its share, then the small one, and if that is
-   empty the main one again, each from its tail and only until there is room.
-   The small queue passes what was used more than once on to the head of the main one, with frequency 0; the
-   rest leaves, and the ghost takes its name. The main queue takes what was used back at its head, with a
-   frequency lower by one; the rest leaves. A hit of this very batch counts as used, whatever its frequency.
-3. New units join in ascending id, with frequency 0: known ones the head of the main queue, others that of
-   the small one; but until a unit has left for the first time, the main one once the small has its share.
+1. The frequency of every hit grows by one, up to 3. A miss that will be kept and whose name the ghost has is
+   a known unit; the ghost forgets its name.
+2. Units leave, from the tail of a queue and only until there is room, first from the main queue while it is
+   over its share, then from the small queue, and once that is empty from the main queue again. The small
+   queue passes a unit that was used more than once on to the head of the main queue, with frequency 0. Its
+   other units leave, and the ghost takes their names. The main queue takes a unit that was used back at its
+   head, with a frequency lower by one. Its other units leave. A hit of the present batch counts as used,
+   whatever its frequency.
+3. New units join in ascending id, with frequency 0: known units at the head of the main queue, others at the
+   head of the small queue. But as long as no unit has ever left, units that go beyond the share of the small
+   queue join the main queue.
 
-The ghost holds names of at most as many bytes as the main queue's share; the oldest are forgotten. With equal
-sizes and batches of one unit this is the authors' libCacheSim, request by request. The paper's listing lacks
-the last sentence of 3, and also evicts from the main queue whenever it is full.
+The names in the ghost stand for at most as many bytes as the main queue's share; the oldest names are
+forgotten. With equal sizes and batches of one unit this is the authors' libCacheSim, request by request. The
+paper's listing lacks the last sentence of rule 3, and also evicts from the main queue whenever it is full.
 """
 
 from collections import deque
@@ -28,26 +31,26 @@ from flashref.simulate.caches.pool import CachePolicy, Units, check_pool, reads_
 from flashref.simulate.trace import ActivationTrace, Counts, Mask, Reads, token_uses
 from flashref.types import DomainError
 
-MOST_USED = 3  # frequencies have two bits
+MOST_USED = 3  # the highest frequency, which has two bits
 FORGOTTEN = -1
 NOBODY: Units = np.zeros(0, np.int64)
 SMALL, MAIN, GHOST = range(3)
 
 
 def s3_fifo(small_percent: int = 10) -> CachePolicy:
-    """S3-FIFO as a policy.
+    """Make an S3-FIFO cache.
 
     Args:
-        small_percent: of the capacity, 0 to 100, for the small queue.
+        small_percent: the small queue's share of the capacity, from 0 to 100.
 
     Returns:
         The policy, a function as `lru` is.
 
     Raises:
-        DomainError: the percentage is none.
+        DomainError: the share is not from 0 to 100.
     """
     if not 0 <= small_percent <= 100:
-        raise DomainError(f"the small queue has 0 to 100 percent of the capacity, not {small_percent}")
+        raise DomainError(f"the small queue takes 0 to 100 percent of the capacity, not {small_percent}")
 
     def policy(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Reads:
         check_pool(trace, sizes, capacity)
@@ -57,20 +60,21 @@ def s3_fifo(small_percent: int = 10) -> CachePolicy:
 
 
 class _Queues(NamedTuple):
-    """The three queues, and what is known of every unit of the pool; changed in place.
+    """The three queues, and what is known of every unit of the pool; all is changed in place.
 
-    small, main: from the tail to the head, in pieces; ghost: names by the batch that they left in, forgotten
-    as soon as `named` has another batch. held: bytes of small (until a unit leaves), main and ghost; now:
-    units in memory by layer.
+    small, main: units from the tail to the head, in pieces.
+    ghost: units with the batch in which they left; a name is forgotten once `named` has another batch.
+    held: bytes of the small queue (counted until a unit leaves), of the main queue and of the ghost.
+    now: units in memory in each layer.
     """
 
-    size_of: Counts  # of a unit of each layer
-    layer_of: Counts
-    kept: Mask
-    in_main: Mask  # of what is kept
-    busy: Mask  # hits of the batch that is served
+    size_of: Counts  # bytes of a unit of each layer
+    layer_of: Counts  # the layer of each unit
+    kept: Mask  # whether each unit is in memory
+    in_main: Mask  # whether a unit in memory is in the main queue
+    busy: Mask  # whether a unit is a hit of the present batch
     frequency: npt.NDArray[np.int8]
-    named: npt.NDArray[np.int32]
+    named: npt.NDArray[np.int32]  # the batch in which each unit left, or FORGOTTEN
     small: deque[Units]
     main: deque[Units]
     ghost: deque[tuple[int, Units]]
@@ -79,7 +83,7 @@ class _Queues(NamedTuple):
 
 
 def _replay(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, small_share: int) -> Reads:
-    """All batches of a trace, step by step as the module says."""
+    """Serve all batches of a trace, step by step as the module says."""
     everyone = sum(trace.units)
     queues = _Queues(
         size_of=np.array(sizes),
@@ -116,7 +120,7 @@ def _replay(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, small
             if len(new) * size > free:
                 has_evicted = True
                 free += _make_room(queues, len(new) * size - free, capacity - small_share, batch, hits)
-            if not has_evicted:  # beyond its share the small queue takes nothing
+            if not has_evicted:  # what goes beyond the share of the small queue joins the main queue
                 room = -(-max(small_share - queues.held[SMALL], 0) // size)
                 known |= np.cumsum(~known) > room
             _join(queues, new, known, size)
@@ -128,7 +132,7 @@ def _replay(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int, small
 
 
 def _make_room(queues: _Queues, needed: int, main_share: int, batch: int, hits: Units) -> int:
-    """Units leave until `needed` bytes are free; how many that made. hits: of this batch, which stay."""
+    """Free at least `needed` bytes, but not of the hits of this batch; returns the bytes freed."""
     queues.busy[hits] = True
     stays = int(queues.size_of.take(queues.layer_of.take(hits.compress(queues.in_main.take(hits)))).sum())
     over = min(queues.held[MAIN] - main_share, queues.held[MAIN] - stays)
@@ -141,7 +145,7 @@ def _make_room(queues: _Queues, needed: int, main_share: int, batch: int, hits: 
 
 
 def _main_gives(queues: _Queues, needed: int) -> int:
-    """The main queue gives at least so many bytes: what was used goes round once more."""
+    """Let units leave the main queue, `needed` bytes at least; a unit that was used goes round once more."""
     made = 0
     while made < needed:
         going, left, bytes_left = _give(queues, queues.main, 0, needed - made)
@@ -153,7 +157,7 @@ def _main_gives(queues: _Queues, needed: int) -> int:
 
 
 def _small_gives(queues: _Queues, needed: int, main_share: int, batch: int) -> int:
-    """The small queue gives what it can up to `needed` bytes: to the main queue, or away and to the ghost."""
+    """Let units leave the small queue, up to `needed` bytes; a unit that was used goes to the main queue."""
     going, left, made = _give(queues, queues.small, 1, needed)
     queues.frequency[going] = 0
     queues.in_main[going] = True
@@ -176,9 +180,10 @@ def _small_gives(queues: _Queues, needed: int, main_share: int, batch: int) -> i
 
 
 def _give(queues: _Queues, queue: deque[Units], used: int, needed: int) -> tuple[Units, Units, int]:
-    """From the tail, until `needed` bytes leave or the queue has ended: who goes on, who leaves, its bytes.
+    """Go through a queue from its tail until `needed` bytes leave or the queue has ended.
 
-    Who has a frequency above `used`, or is busy, goes on.
+    Returns the units that go on, because their frequency is above `used` or they are busy; the units that
+    leave; and the bytes that leave.
     """
     going, leaving, made = [NOBODY], [NOBODY], 0
     largest = int(queues.size_of.max())
@@ -187,7 +192,7 @@ def _give(queues: _Queues, queue: deque[Units], used: int, needed: int) -> tuple
         if len(units) == 0:
             continue
         goes = (queues.frequency.take(units) > used) | queues.busy.take(units)
-        surely = -(-(needed - made) // largest)  # fewer cannot make room
+        surely = -(-(needed - made) // largest)  # fewer units cannot make enough room
         leave = np.flatnonzero(~goes)[:surely]
         seen = int(leave[-1]) + 1 if len(leave) == surely else len(units)
         if seen < len(units):
@@ -202,7 +207,7 @@ def _give(queues: _Queues, queue: deque[Units], used: int, needed: int) -> tuple
 
 
 def _join(queues: _Queues, new: Units, joins_main: Mask, size: int) -> None:
-    """New units, in ascending id, at the head of the main or the small queue."""
+    """Put new units, in ascending id, at the head of the main or of the small queue."""
     queues.frequency[new] = 0
     queues.kept[new] = True
     queues.in_main[new] = joins_main
@@ -214,4 +219,5 @@ def _join(queues: _Queues, new: Units, joins_main: Mask, size: int) -> None:
 
 
 def _bytes_of(queues: _Queues, units: Units) -> int:
+    """The bytes of these units."""
     return int(queues.size_of.take(queues.layer_of.take(units)).sum())

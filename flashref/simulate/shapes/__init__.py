@@ -1,1 +1,1 @@
-"""Models without their weights: what they take in bytes, from a preset or a config.json."""
+"""Sizes of models without weights, from a preset or a config.json; this package *uses* the reference."""

@@ -1,7 +1,8 @@
-"""What a config.json says of a decoder that flashref does not run, for many families of models.
+"""The sizes of decoders that flashref does not run, from the config.json of many families of models.
 
-The facts are those of the families' configuration classes in Hugging Face transformers, whose parameters
-test_shapes_parity.py counts; a key that is left out has its default there, sizes must be given.
+The facts come from the families' configuration classes in Hugging Face transformers, and
+test_shapes_parity.py counts the parameters of these models. A key that is left out has its default there;
+sizes must be given.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +15,15 @@ from flashref.types import ImageError
 class DecoderSizes(NamedTuple):
     """A decoder-only transformer by the sizes of its parts.
 
-    query, key_value: outputs of these projections, heads × head size; positions: learned ones; norms: of a
-    layer; head_norm: values of a layer's norms of queries and keys; final_norms: those outside of layers;
-    *_bias: whether there is one.
+    layers, width, neurons, vocabulary: the number of layers, d, n, and the number of tokens in the
+        vocabulary.
+    query, key_value: outputs of these projections, heads × head size.
+    activation, gated, tied: as config.json names it; whether the FFN has a gate; whether the head is the
+        embedding.
+    positions: how many learned positions there are.
+    norms, final_norms: how many norms a layer has, and how many there are outside the layers.
+    head_norm: values of a layer's norms of queries and keys.
+    norm_bias, query_bias, out_bias, ffn_bias, head_bias: whether these parts have biases.
     """
 
     layers: int
@@ -33,14 +40,14 @@ class DecoderSizes(NamedTuple):
     head_norm: int = 0
     final_norms: int = 1
     norm_bias: bool = False
-    query_bias: bool = False  # of queries, keys and values
+    query_bias: bool = False  # for queries, keys and values
     out_bias: bool = False
     ffn_bias: bool = False
-    head_bias: bool = False  # of the output head
+    head_bias: bool = False  # for the output head
 
     @property
     def resident_weights(self) -> int:
-        """Values of what is always in memory: embeddings, attention, norms, output head; no biases."""
+        """The number of values in embeddings, attention, norms and output head, without biases."""
         d = self.width
         attention = d * (self.query + 2 * self.key_value) + self.query * d
         layer = attention + self.norms * d + self.head_norm
@@ -49,7 +56,7 @@ class DecoderSizes(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Values of the whole model."""
+        """The number of values in the whole model."""
         d, matrices = self.width, 3 if self.gated else 2
         biases = self.query_bias * (self.query + 2 * self.key_value) + self.out_bias * d
         biases += self.ffn_bias * ((matrices - 1) * self.neurons + d) + self.norm_bias * self.norms * d
@@ -58,7 +65,13 @@ class DecoderSizes(NamedTuple):
 
 
 def decoder_of_config(values: Values) -> tuple[DecoderSizes, str]:
-    """The decoder that a parsed config.json describes, and a note, empty for a family that is known.
+    """Read the sizes of the decoder that a config.json describes.
+
+    Args:
+        values: the parsed config.json.
+
+    Returns:
+        The sizes, and a note, which is empty for a family that is known.
 
     Raises:
         ImageError: a key is missing or impossible.
@@ -66,7 +79,7 @@ def decoder_of_config(values: Values) -> tuple[DecoderSizes, str]:
     family = values.get("model_type")
     if isinstance(family, str) and family in FAMILIES:
         return FAMILIES[family](values), ""
-    return _unknown(values), f"the family {family!r} is unknown: counted as if it were built like Llama"
+    return _unknown(values), f"the family {family!r} is unknown, and counted as if it were built like Llama"
 
 
 def _qwen2(values: Values) -> DecoderSizes:
@@ -160,15 +173,15 @@ def _starcoder2(values: Values) -> DecoderSizes:
 
 
 def _unknown(values: Values) -> DecoderSizes:
-    """From the keys that most families share; all of them must be there."""
+    """The sizes from the keys that most families share, all of which must be there."""
     for key in COMMON:
         if key not in values:
             raise ImageError(
-                f"config.json is of the unknown family {values.get('model_type')!r} and lacks {key}; "
+                f"config.json has the unknown model_type {values.get('model_type')!r} and lacks {key}; "
                 f"give one with {', '.join(COMMON)}"
             )
     decoder = _gated(values)
-    # Models without a gate keep ReLU or its square; all others of today are gated.
+    # Today's models with ReLU or its square have no gate, and all others have one.
     return decoder._replace(gated=decoder.activation not in ("relu", "relu2"))
 
 
@@ -201,12 +214,12 @@ _ALL_BIASES = {"norm_bias": True, "query_bias": True, "out_bias": True, "ffn_bia
 
 
 def _plain(values: Values, **parts: Any) -> DecoderSizes:
-    """A decoder without gate: every head has keys and values of its own unless `parts` says otherwise."""
+    """A decoder without a gate whose heads have their own keys and values, unless `parts` differs."""
     width = _width(values)
     if values.get("head_dim") is None and width % _heads(values):
         raise ImageError(
             f"config.json has the hidden size {width}, which {_heads(values)} attention heads do not divide; "
-            "correct it"
+            "correct the file"
         )
     common = {
         "layers": count(values, "num_hidden_layers", "n_layer", "n_layers"),
@@ -226,7 +239,7 @@ def _plain(values: Values, **parts: Any) -> DecoderSizes:
 
 
 def _gated(values: Values) -> DecoderSizes:
-    """A decoder built like Llama: root-mean-square norms, a gate, no biases, grouped keys and values."""
+    """A decoder that is built like Llama: with a gate, without biases, with shared keys and values."""
     head = _head(values)
     return _plain(values, gated=True, query=_heads(values) * head, key_value=_key_heads(values) * head)
 
@@ -249,6 +262,6 @@ def _key_heads(values: Values) -> int:
 
 
 def _activation(values: Values, default: str) -> str:
-    # Gemma's configs have both, the second one outdated.
+    # The configs of Gemma have both keys, and hidden_act is outdated.
     key = "hidden_act" if values.get("hidden_activation") is None else "hidden_activation"
     return text(values, key, default)

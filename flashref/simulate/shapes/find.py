@@ -1,4 +1,4 @@
-"""A model's shape by the name of a preset, or from the config.json of any model."""
+"""The shape of a model, by the name of a preset or from the config.json of any model."""
 
 import os
 from pathlib import Path
@@ -11,15 +11,19 @@ from flashref.types import DomainError, ImageError
 
 
 def find_shape(model: str | os.PathLike[str], dtype: str | None = None) -> ModelShape:
-    """The shape of a model.
+    """Find the shape of a model.
 
     Args:
-        model: a preset's name, "tiny" for the shipped model, a config.json or the folder that has one.
-        dtype: F32, F16 or BF16, of the weights; None for the config's own, which is F16 for a preset.
+        model: the name of a preset, "tiny" for the shipped model, or a config.json or the folder that has
+            one.
+        dtype: F32, F16 or BF16; None for the one that the config.json names, or F16 for a preset.
+
+    Returns:
+        The shape.
 
     Raises:
         DomainError: there is neither such a preset nor such a file, or the model is not supported.
-        ImageError: the file is no config.json.
+        ImageError: the file is not a config.json.
     """
     name = os.fspath(model)
     if name in CONFIGS:
@@ -29,7 +33,8 @@ def find_shape(model: str | os.PathLike[str], dtype: str | None = None) -> Model
         path /= "config.json"
     if not path.is_file():
         raise DomainError(
-            f"--model {name}: neither a config.json nor a preset; use one of tiny, {', '.join(CONFIGS)}"
+            f"--model {name}: there is neither such a config.json nor such a preset; give the path of a "
+            f"config.json, or one of tiny, {', '.join(CONFIGS)}"
         )
     values = parse_object(path.read_bytes(), str(path))
     try:

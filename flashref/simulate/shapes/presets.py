@@ -2,11 +2,12 @@
 
 Ranks and densities are the paper's where it has them (section 3.1, appendix C, Table 4, Figs. 4a and 9a–c):
 
-- OPT 6.7B, Persimmon 8B, Phi-2: the shares predicted, layer by layer (Fig. 9a–c).
-- Falcon 7B: 12.27 % in every layer, the predicted share in its layer 10 (Fig. 4a, k = 1).
-- Llama 2 7B: 10 % in every layer, what "above 90 %" sparsity leaves (appendix C): truly active, for no
-  predicted share is published.
-- OPT of another size: as `shape_of_config` assumes.
+- OPT 6.7B, Persimmon 8B, Phi-2: the shares that are predicted in each layer (Fig. 9a–c).
+- Falcon 7B: 12.27 % in every layer, the share that is predicted in its layer 10 (Fig. 4a, k = 1).
+- Llama 2 7B: 10 % in every layer, which a sparsity "above 90 %" leaves (appendix C). That is the share of
+    truly
+  active neurons, for no predicted share is published.
+- OPT of another size: what `shape_of_config` assumes.
 """
 
 from collections.abc import Mapping
@@ -19,17 +20,20 @@ from flashref.types import DomainError
 
 
 def preset_shape(name: str, dtype: str = "F16") -> ModelShape:
-    """The shape of one of the paper's models, or of an OPT of another size.
+    """Make the shape of one of the paper's models, or of an OPT of another size.
 
     Args:
-        name: of CONFIGS.
-        dtype: F32, F16 or BF16, of the weights.
+        name: a key of CONFIGS.
+        dtype: F32, F16 or BF16, how the weights are stored.
+
+    Returns:
+        The shape.
 
     Raises:
         DomainError: there is no such preset.
     """
     if name not in CONFIGS:
-        raise DomainError(f"there is no shape {name!r}; use one of {', '.join(CONFIGS)}, or a config.json")
+        raise DomainError(f"no preset is called {name!r}; use one of {', '.join(CONFIGS)}, or a config.json")
     shape = shape_of_config(CONFIGS[name], name, dtype)
     published = _published().get(name)
     if published is None:
@@ -61,7 +65,7 @@ def _opt(size: str) -> dict[str, Any]:
         "ffn_dim": 4 * width,
         "vocab_size": 50_272,
         "max_position_embeddings": 2048,
-        # The one that normalises after each part, and whose embedding is half as wide.
+        # 350m alone normalises after each part, and has an embedding that is half as wide.
         "do_layer_norm_before": size != "350m",
         "word_embed_proj_dim": 512 if size == "350m" else width,
     }
@@ -108,18 +112,21 @@ CONFIGS: Mapping[str, Values] = {
 
 
 def _published() -> dict[str, tuple[tuple[int, ...], tuple[float, ...], str]]:
-    """Ranks (section C, Table 4) and densities that the paper gives, and where it differs from the count."""
+    """The ranks (section C, Table 4) and densities that the paper gives, and a note on what differs."""
     return {
         "opt-6.7b": (28 * (128,) + 4 * (1024,), figure_densities("fig9a_opt_predictor"), ""),
         "falcon-7b": (
             28 * (256,) + 4 * (1152,),
             32 * (dict(use_curve())[1],),
-            "6.92 B values, and 7.22 B with an output head of its own; the paper's naive row implies 14.0 GB",
+            (
+                "it has 6.92 B values, 7.22 B with an output head of its own; the paper's naive row implies "
+                "14.0 GB"
+            ),
         ),
         "persimmon-8b": (
             32 * (256,) + 4 * (1152,),
             figure_densities("fig9b_persimmon_predictor"),
-            "9.40 B values with the output head; the paper's naive row implies 16.0 GB",
+            "it has 9.40 B values with the output head; the paper's naive row implies 16.0 GB",
         ),
         "phi-2": (
             8 * (160,) + 4 * (480,) + 8 * (800,) + 4 * (480,) + 4 * (160,) + 4 * (0,),
@@ -129,6 +136,6 @@ def _published() -> dict[str, tuple[tuple[int, ...], tuple[float, ...], str]]:
         "llama-2-7b": (
             14 * (256,) + 4 * (1024,) + 14 * (256,),
             32 * (LLAMA_2_ACTIVE,),
-            "density of the truly active neurons, for no predicted share is published",
+            "its densities are those of truly active neurons, for no predicted share is published",
         ),
     }

@@ -1,7 +1,8 @@
-"""Shapes: everything that is needed to cost a model without its weights.
+"""Shapes: all that is needed to say what a model costs, without its weights.
 
-`presets.py` has the paper's models. Of any other model the ranks and densities are assumed, and `note` says
-so: OPT 6.7B's curve (Fig. 9a) over the relative depth, or, with a gate, Llama 2 7B's 10 % in every layer.
+`presets.py` has the paper's models. For any other model ranks and densities are assumed, and `note` says so:
+without a gate, OPT 6.7B's curve (Fig. 9a) over the relative depth; with a gate, Llama 2 7B's 10 % in every
+layer.
 """
 
 from typing import NamedTuple
@@ -9,24 +10,29 @@ from typing import NamedTuple
 import numpy as np
 
 from flashref.bundle import Layout, bundle_layout
+from flashref.ffn import SPARSE_ACTIVATIONS
 from flashref.models.budget import Demand
-from flashref.models.config_values import Values
+from flashref.models.config_values import ACTIVATIONS, Values
 from flashref.simulate.figures import figure_densities
 from flashref.simulate.flash import Flash, unbundled_layouts
 from flashref.simulate.shapes.sizes import model_sizes
 from flashref.types import STORED_DTYPES, DomainError
 
 LLAMA_2_ACTIVE = 0.1  # ProSparse's 90 % sparsity
-SPARSE_ACTIVATIONS = ("relu", "relu2", "fatrelu")  # as config.json names them
 
 
 class ModelShape(NamedTuple):
     """A model without its weights.
 
-    width, neurons: d and n of every layer; fields, dtype: of its bundles; parameters: values of the whole
-    checkpoint; resident: of embeddings, attention, norms and output head, without biases; ranks: of each
-    layer's predictor, 0 where there is none and the layer is dense (decision 15); densities: share of each
-    layer's neurons that is predicted; note: what is not as published.
+    name, layers: its name, and the number of its layers.
+    width, neurons: d and n, the same in every layer.
+    fields, dtype: the fields of a bundle, and how values are stored.
+    parameters: the number of values in the whole checkpoint.
+    resident: the number of values in embeddings, attention, norms and output head, without biases.
+    ranks: the rank of each layer's predictor; 0 where there is none, so that the layer is dense (decision
+        15).
+    densities: the share of each layer's neurons that is predicted for a token.
+    note: what is assumed or differs from what is published.
     """
 
     name: str
@@ -48,7 +54,7 @@ class ModelShape(NamedTuple):
 
     @property
     def sparse_densities(self) -> tuple[float, ...]:
-        """Their densities."""
+        """The densities of the layers with a predictor."""
         return tuple(self.densities[layer] for layer in self.sparse_layers)
 
     @property
@@ -63,7 +69,7 @@ class ModelShape(NamedTuple):
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes that are always in memory: `resident`, and the dense layers."""
+        """Bytes that are always in memory: those of `resident`, and of the dense layers."""
         return self.itemsize * self.resident + (self.layers - len(self.sparse_layers)) * self.ffn_bytes
 
     @property
@@ -73,12 +79,15 @@ class ModelShape(NamedTuple):
 
 
 def shape_of_config(values: Values, name: str | None = None, dtype: str | None = None) -> ModelShape:
-    """The shape of the model that a config.json describes.
+    """Make the shape of the model that a config.json describes.
 
     Args:
         values: the parsed config.json.
-        name: of the model; its model_type if None.
-        dtype: F32, F16 or BF16, of the weights; the config's own if None.
+        name: the model's name; None for its model_type.
+        dtype: F32, F16 or BF16; None for the one that the config.json names.
+
+    Returns:
+        The shape.
 
     Raises:
         ImageError: a key is missing or impossible.
@@ -91,18 +100,20 @@ def shape_of_config(values: Values, name: str | None = None, dtype: str | None =
     if dtype not in STORED_DTYPES:
         raise DomainError(f"dtype {dtype!r} is unknown; use one of {', '.join(STORED_DTYPES)}")
     notes = [note] if note else []
-    # The paper's proportions of rank to d, for the denser eighth of the layers and for the others.
+    # The ranks have the paper's proportions to d, in the densest eighth of the layers and in the others.
     wide, eighth = max(d // 4, 1), -(-layers // 8)
     if sizes.gated:
         narrow, first = max(d // 16, 1), (layers - eighth) // 2
         densities = (LLAMA_2_ACTIVE,) * layers
-        notes.append("ranks and densities assumed as in Llama 2 7B")
+        notes.append("its ranks and densities are assumed to be like Llama 2 7B's")
     else:
         narrow, first = max(d // 32, 1), layers - eighth
         densities = _stretched(figure_densities("fig9a_opt_predictor"), layers)
-        notes.append("ranks and densities assumed as in OPT 6.7B")
-    if sizes.activation not in SPARSE_ACTIVATIONS:
-        notes.append(f"and {sizes.activation} replaced by ReLU: with it every neuron is active")
+        notes.append("its ranks and densities are assumed to be like OPT 6.7B's")
+    if ACTIVATIONS.get(sizes.activation) not in SPARSE_ACTIVATIONS:
+        notes.append(
+            f"{sizes.activation} is assumed to be replaced by ReLU, for with it every neuron is active"
+        )
     ranks = (narrow,) * first + (wide,) * eighth + (narrow,) * (layers - first - eighth)
     return ModelShape(
         name=str(values.get("model_type")) if name is None else name,
@@ -120,12 +131,28 @@ def shape_of_config(values: Values, name: str | None = None, dtype: str | None =
 
 
 def shape_layout(shape: ModelShape, block: int) -> Layout:
-    """The bundles of one layer, as if it lay first on flash; of which `unbundled_layouts` makes rows."""
+    """Lay out the bundles of one layer, as if it lay first on flash.
+
+    Args:
+        shape: the model.
+        block: bytes of a block.
+
+    Returns:
+        The layout.
+    """
     return bundle_layout(shape.neurons, shape.width, shape.dtype, shape.fields, block)
 
 
 def shape_demand(shape: ModelShape, block: int) -> Demand:
-    """What the shape asks of memory; its layers are those with a predictor, the others are resident."""
+    """Compute what the model needs in memory.
+
+    Args:
+        shape: the model.
+        block: bytes of a block.
+
+    Returns:
+        The demand; its layers are those with a predictor, and the others are resident.
+    """
     predictors = shape.itemsize * sum(rank * (shape.width + shape.neurons) for rank in shape.ranks)
     return Demand(
         total=shape.total_bytes,
@@ -138,7 +165,15 @@ def shape_demand(shape: ModelShape, block: int) -> Demand:
 
 
 def shape_flash(shape: ModelShape, block: int) -> Flash:
-    """The shape on flash, for the replays of a trace of its layers with a predictor."""
+    """Lay out the model on flash.
+
+    Args:
+        shape: the model.
+        block: bytes of a block.
+
+    Returns:
+        The layouts of the layers with a predictor, and the sizes of the whole.
+    """
     layout = shape_layout(shape, block)
     sparse = len(shape.sparse_layers)
     image = shape.total_bytes + shape.layers * (shape.neurons * layout.stride - shape.ffn_bytes)
@@ -151,13 +186,13 @@ def shape_flash(shape: ModelShape, block: int) -> Flash:
 
 
 def _stretched(densities: tuple[float, ...], layers: int) -> tuple[float, ...]:
-    """A curve over the layers at another depth: first on first, last on last, linear between."""
+    """A curve over the layers at another depth: the ends stay ends, and between them it is linear."""
     depth = np.linspace(0, len(densities) - 1, layers)
     return tuple(np.interp(depth, np.arange(len(densities)), densities).tolist())
 
 
 def _dtype(values: Values) -> str:
-    """The stored dtype that a config.json names; 16-bit floats if it names none."""
+    """The stored dtype that a config.json names; F16 if it names none."""
     name = values.get("dtype") or values.get("torch_dtype") or "float16"
     names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
     if not isinstance(name, str) or name not in names:

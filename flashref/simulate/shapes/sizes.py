@@ -1,7 +1,7 @@
-"""How many values a model has, out of its config.json: of every family, whether flashref can run it or not.
+"""How many values a model has, from its config.json, for every family, whether flashref can run it or not.
 
-The five families that flashref runs are summed from their tensors (flashref.models). Whatever changes no
-size (positions, activations, quantisation, a window of attention) may be such as cannot be run.
+For the five families that flashref runs, the tensors of flashref.models are added up. What changes no size
+(positions, activations, quantisation, a window of attention) may also be something that flashref cannot run.
 """
 
 import math
@@ -13,7 +13,7 @@ from flashref.models.family import Tensor, leaves
 from flashref.simulate.shapes.families import decoder_of_config
 from flashref.types import DomainError
 
-ACTIVATION = {  # of the families that flashref runs: the key of the activation, and what it is if left out
+ACTIVATION = {  # for each family that flashref runs: the key of the activation, and its default
     "opt": ("activation_function", "relu"),
     "falcon": ("activation", "gelu"),
     "persimmon": ("hidden_act", "relu2"),
@@ -24,10 +24,13 @@ SIZELESS = ("rope_", "partial_rotary_factor", "original_max_position", "layer_no
 
 
 class ModelSizes(NamedTuple):
-    """A decoder-only transformer as sizes.
+    """The sizes of a decoder-only transformer.
 
-    width, neurons: d and n of every layer; gated: whether its FFN has three matrices and not two; parameters:
-    values of the whole model; resident: of embeddings, attention, norms and output head, without biases.
+    layers, width, neurons: the number of layers, and d and n, which are the same in every layer.
+    activation: as config.json names it.
+    gated: whether an FFN has three matrices and not two.
+    parameters: the number of values in the whole model.
+    resident: the number of values in embeddings, attention, norms and output head, without biases.
     """
 
     layers: int
@@ -40,23 +43,23 @@ class ModelSizes(NamedTuple):
 
 
 def model_sizes(values: Values) -> tuple[ModelSizes, str]:
-    """The sizes of the model that a config.json describes.
+    """Read the sizes of the model that a config.json describes.
 
     Args:
         values: the parsed config.json.
 
     Returns:
-        The sizes, and a note that is empty for a family that is known.
+        The sizes, and a note, which is empty for a family that is known.
 
     Raises:
         ImageError: a key is missing or impossible.
-        DomainError: the layers are mixtures of experts, or the family has no such model.
+        DomainError: the layers are mixtures of experts, or the family does not have such a model.
     """
     experts = [key for key in values if "expert" in key and type(values[key]) is int and values[key] > 1]
     if experts:
         raise DomainError(
-            f"config.json has {experts[0]}, so its layers are mixtures of experts and not one FFN; "
-            "trace its experts as units of their own"
+            f"config.json has {experts[0]}, so its layers are mixtures of experts and not one FFN; make a "
+            "trace in Python whose units are the experts"
         )
     family = values.get("model_type")
     if isinstance(family, str) and family in ACTIVATION:
@@ -74,11 +77,11 @@ def model_sizes(values: Values) -> tuple[ModelSizes, str]:
 
 
 def _summed(family: str, values: Values) -> ModelSizes:
-    """The sizes of a model whose tensors flashref.models knows; all of its layers are alike."""
+    """The sizes of a model whose tensors flashref.models knows; all its layers are alike."""
     key, usual = ACTIVATION[family]
     activation = text(values, key, usual)
     sizes = {name: value for name, value in values.items() if not name.startswith(SIZELESS)}
-    if family != "opt":  # which has a learned position for each
+    if family != "opt":  # OPT alone has a learned embedding for each position
         sizes["max_position_embeddings"] = 2048
     config = RUN[family].config_from({**sizes, key: "relu"})
     ends = list(dict.fromkeys(leaves(RUN[family].ends(config))))  # a tied head is named twice
@@ -96,9 +99,10 @@ def _summed(family: str, values: Values) -> ModelSizes:
 
 
 def _weights(tensors: list[Tensor]) -> list[Tensor]:
-    """Those that are no biases."""
+    """The tensors that are not biases."""
     return [tensor for tensor in tensors if not tensor.name.endswith(".bias")]
 
 
 def _values(tensors: list[Tensor]) -> int:
+    """How many values these tensors have."""
     return sum(math.prod(tensor.shape) for tensor in tensors)
