@@ -68,9 +68,9 @@ def test_a_good_page_is_left_alone(write):
     )
     table = "| a | b |\n|---|---|\n| \\|x\\| | |\n| `>>> 1` |\n"
     elsewhere = "[here](#80-here), [there](30-window.md#window_updatewindow-active), <https://arxiv.org>\n"
-    assert (
-        write("\n".join(["# 80 Here\n", text, table, elsewhere, "```python\n>>> 1\n1\n\n```\n", links])) == []
-    )
+    heading, comment = "# 80 Here\n\n## As in chapter 30\n", "A <!-- chapter 30 --> comment.\n"
+    examples = "```python\n>>> 1\n1\n\n```\n\nIndented:\n\n    >>> 1\n"
+    assert write("\n".join([heading, text, comment, table, elsewhere, examples, links])) == []
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,12 @@ def test_a_good_page_is_left_alone(write):
         ("[page](30-window.md#WIN-2)", "no such anchor: 30-window.md#WIN-2"),
         ("![figure](figure.png)", "no such file: figure.png"),
         ("[page][page]\n\n[page]: #nowhere", "no such anchor: #nowhere"),
+        (">>> 2", "not fenced: >>> 2"),
+        ("**DEC-1** `[exact]` One.", "not one requirement behind its anchor: **DEC-1** `[exact]` One."),
+        ("| a |\n|---|\n| 1 | 2 |", "more cells than the header: | 1 | 2 |"),
     ],
 )
-def test_a_citation_or_link_that_leads_nowhere_is_named(write, text, complaint):
+def test_what_is_wrong_with_a_page_is_named(write, text, complaint):
     assert complaint in write(text)
 
 
@@ -124,6 +127,7 @@ def test_an_example_outside_a_fence_is_named():
     "text",
     [
         '<a id="A-1"></a>**A-1** `[exact]` One.\n<a id="A-2"></a>**A-2** `[exact]` Two.\n',
+        '<a id="A-1"></a>**A-1** `[exact]` One. **A-2** `[exact]` Two.\n',
         "**A-1** `[exact]` Without an anchor.\n",
         '<a id="A-2"></a>**A-1** `[exact]` Behind the anchor of another.\n',
         '<a id="A-1"></a>**A-1** `[exact]` On more\nthan one line.\n',
