@@ -50,7 +50,7 @@ def fast_ascending_sum(factors: Vector, rows: Matrix, start: Vector | None = Non
     at_once = max(1, PIECE_BYTES // (4 * max(1, rows.shape[1])))
     for first in range(0, len(rows), at_once):
         piece = slice(first, first + at_once)
-        # C order, then row by row: np.add.reduce sums a Fortran-ordered product pairwise.
+        # Added row by row, since np.add.reduce may sum in pairs; in C order, so that a row lies together.
         products = np.multiply(factors[piece, None], rows[piece], order="C")
         if rows.shape[1] < NARROW:  # the same loop in C: accumulate is sequential by definition
             products[0] += total

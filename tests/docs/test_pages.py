@@ -38,6 +38,17 @@ def test_the_front_page_of_the_spec_leads_to_every_page_of_it():
 
 # --- The checks themselves ---
 
+
+def test_pages_are_found_inside_the_repository_only(tmp_path):
+    root = tmp_path / "repository"
+    root.mkdir()
+    (tmp_path / "outside.md").write_text("# Outside\n")
+    (root / "README.md").write_text("[in](second.md#there) [out](../outside.md) [code](code.py)\n")
+    (root / "second.md").write_text("[first](README.md) [absent](third.md)\n")
+    (root / "code.py").write_text("")
+    assert pages_from(root, [root / "README.md"]) == [root / "README.md", root / "second.md"]
+
+
 WINDOW = """# 30 The window
 
 <a id="WIN-1"></a>**WIN-1** `[exact]` A window MUST be empty at first.
@@ -53,6 +64,9 @@ def write(tmp_path):
     specs.mkdir()
     (specs / "30-window.md").write_text(WINDOW)
     (specs / "decisions.md").write_text('<a id="decision-8"></a>\n\n## 8 Capacity\n')
+    (specs / "a page.md").write_text("# A page\n")
+    (specs / "code.py").write_text("# A comment\n")
+    (tmp_path.parent / "outside.md").write_text("# Outside of the repository\n")
 
     def complaints_of(text, name="80-decode.md"):
         (specs / name).write_text(text)
@@ -68,9 +82,10 @@ def test_a_good_page_is_left_alone(write):
     )
     table = "| a | b |\n|---|---|\n| \\|x\\| | |\n| `>>> 1` |\n"
     elsewhere = "[here](#80-here), [there](30-window.md#window_updatewindow-active), <https://arxiv.org>\n"
-    assert (
-        write("\n".join(["# 80 Here\n", text, table, elsewhere, "```python\n>>> 1\n1\n\n```\n", links])) == []
-    )
+    elsewhere += "[space](a%20page.md#a-page), [CRC-32](https://zlib.net)\n"
+    heading, comment = "# 80 Here\n\n## As in chapter 30\n", "A <!-- chapter 30 --> comment.\n"
+    examples = "```python\n>>> 1\n1\n\n```\n\nIndented:\n\n    >>> 1\n"
+    assert write("\n".join([heading, text, comment, table, elsewhere, examples, links])) == []
 
 
 @pytest.mark.parametrize(
@@ -82,17 +97,23 @@ def test_a_good_page_is_left_alone(write):
         ("> Why WIN-1: because.", "no link: WIN-1"),
         ('<a id="DEC-1"></a>**DEC-1** `[exact]` As in WIN-1.', "no link: WIN-1"),
         ("[chapter 31](30-window.md)", "does not exist: chapter 31"),
+        ("Chapter 31 says so.", "does not exist: Chapter 31"),
+        ("[decision 8](decisions.md#decision-80)", "decision 8 leads to decisions.md#decision-80"),
         ("[decision 9](decisions.md#decision-8)", "does not exist: decision 9"),
         ("[chapter 30](decisions.md)", "chapter 30 leads to decisions.md"),
         ("[WIN-1](30-window.md)", "WIN-1 leads to 30-window.md"),
         ("[page](31-window.md)", "no such file: 31-window.md"),
         ("[page](../../outside.md)", "no such file: ../../outside.md"),
+        ("[code](code.py#a-comment)", "no such anchor: code.py#a-comment"),
         ("[page](30-window.md#WIN-2)", "no such anchor: 30-window.md#WIN-2"),
         ("![figure](figure.png)", "no such file: figure.png"),
         ("[page][page]\n\n[page]: #nowhere", "no such anchor: #nowhere"),
+        (">>> 2", "not fenced: >>> 2"),
+        ("**DEC-1** `[exact]` One.", "not one requirement behind its anchor: **DEC-1** `[exact]` One."),
+        ("| a |\n|---|\n| 1 | 2 |", "more cells than the header: | 1 | 2 |"),
     ],
 )
-def test_a_citation_or_link_that_leads_nowhere_is_named(write, text, complaint):
+def test_what_is_wrong_with_a_page_is_named(write, text, complaint):
     assert complaint in write(text)
 
 
@@ -124,6 +145,7 @@ def test_an_example_outside_a_fence_is_named():
     "text",
     [
         '<a id="A-1"></a>**A-1** `[exact]` One.\n<a id="A-2"></a>**A-2** `[exact]` Two.\n',
+        '<a id="A-1"></a>**A-1** `[exact]` One. **A-2** `[exact]` Two.\n',
         "**A-1** `[exact]` Without an anchor.\n",
         '<a id="A-2"></a>**A-1** `[exact]` Behind the anchor of another.\n',
         '<a id="A-1"></a>**A-1** `[exact]` On more\nthan one line.\n',

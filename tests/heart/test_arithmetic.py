@@ -91,6 +91,11 @@ def test_products_are_held_a_piece_at_a_time(width, at_once, monkeypatch):
     assert pieces == [at_once] * (40 // at_once) + [40 % at_once] * (40 % at_once > 0)
 
 
+@pytest.mark.parametrize("width", [2, 300])
+def test_a_result_keeps_no_products_in_memory(width):
+    assert fast_ascending_sum(np.ones(2, np.float32), np.ones((2, width), np.float32)).base is None
+
+
 @pytest.mark.req("ACC-4")
 @pytest.mark.parametrize("sum_of", SUMS)
 @given(st.data(), st.integers(1, 6), st.integers(1, 4))

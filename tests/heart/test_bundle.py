@@ -7,7 +7,7 @@ import pytest
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
-from flashref import bundle_extents, bundle_layout, pack_bundles, same, unpack_bundles
+from flashref import bundle_crc32, bundle_extents, bundle_layout, pack_bundles, same, unpack_bundles
 from flashref.conformance.strategies import DTYPES, id_sets, read_only
 from flashref.types import DomainError, Extent, IdsError, LayoutError, ShapeError
 
@@ -217,3 +217,14 @@ def test_offsets_beyond_two_to_the_53_are_exact():
 def test_bad_ids_are_refused(bad):
     with pytest.raises(IdsError):
         bundle_extents(bundle_layout(3, 2, "F16"), bad)
+
+
+def test_the_checksum_of_a_bundle_is_the_crc_of_all_its_bytes():
+    # Bit by bit: the remainder of the bytes, least bit first, by the polynomial that zlib uses.
+    padded = np.uint8([7, 0, 255, 0])
+    remainder = 0xFFFFFFFF
+    for byte in padded.tolist():
+        remainder ^= byte
+        for _ in range(8):
+            remainder = remainder >> 1 ^ 0xEDB88320 * (remainder & 1)
+    assert bundle_crc32(padded) == remainder ^ 0xFFFFFFFF

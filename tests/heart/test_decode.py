@@ -29,7 +29,7 @@ from flashref.slots import fill_holes, swap_with_last
 from flashref.storage.device import PRESETS
 from flashref.storage.plan import read_plan
 from flashref.storage.readers import memory_reader, recording_reader
-from flashref.types import FFN, DomainError, IdsError, ReadError, stored_dtype
+from flashref.types import FFN, DomainError, IdsError, ImageError, Read, ReadError, stored_dtype
 from flashref.window import Delta
 
 
@@ -185,6 +185,32 @@ def test_the_state_that_is_passed_does_not_change(case):
         again = decode_layer(layer, x, lambda _, p=predicted: p, place, setup.read, semantics)
         assert same(first, again)
         layer = first[1]
+
+
+@pytest.mark.req("DEC-8", "GTH-4")
+def test_a_damaged_bundle_is_refused_wherever_it_goes():
+    ffn = FFN("relu", up=np.ones((6, 2), np.float32), down=np.ones((6, 2), np.float32))
+    setup = Setup(ffn, 1, 2, bypass_rows=2)  # of six neurons two are kept, and two batches pass by
+    x = np.ones(2, np.float32)
+
+    def decode(layer, neuron):
+        [damaged] = bundle_extents(setup.layout, [neuron])
+
+        def read(extents):
+            buffers, nanoseconds = setup.read(extents)
+            spoilt = [buffer.copy() for buffer in buffers]
+            for extent, buffer in zip(extents, spoilt, strict=True):
+                if 0 <= (at := damaged.offset - extent.offset) < extent.length:
+                    buffer[at + 3] ^= 0x80  # the sign of the first value
+            return Read(tuple(spoilt), nanoseconds)
+
+        return decode_layer(layer, x, lambda _: np.arange(6), swap_with_last, read, sum_resident)
+
+    for neuron in range(6):
+        with pytest.raises(ImageError, match=f"the bundle of neuron {neuron} "):
+            decode(setup.layer, neuron)
+        y, _, _ = decode(setup.layer._replace(checksums=None), neuron)  # no checksums, no complaint
+        assert not same(y, dense_ffn(x, ffn))
 
 
 @pytest.mark.req("DEC-4")

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import flashref
+from flashref.conformance.requirements import specs_folder
 
 HEART = {"types", "arithmetic", "ffn", "window", "bundle", "slots", "gather", "decode"}
 HEAVY = {"jax", "scipy", "hypothesis", "safetensors", "rich", "pytest"}
@@ -60,6 +62,15 @@ def test_the_package_alone_loads_nothing():
 @pytest.mark.parametrize("name", flashref.__all__)
 def test_every_exported_name_is_there(name):
     assert getattr(flashref, name) is not None
+
+
+@pytest.mark.parametrize("number", [10, 20, 30, 40, 52, 60, 70, 80, 90])
+def test_the_functions_and_tuples_of_a_chapter_are_exported(number):
+    [page] = specs_folder().glob(f"{number}-*.md")
+    functions = re.findall(r"^## `(\w+)\(", page.read_text(), re.M)
+    tuples = re.findall(r"`([A-Z]\w+)\(", page.read_text())
+    assert functions
+    assert {*functions, *tuples} <= set(flashref.__all__)
 
 
 def test_a_caller_of_decode_layer_needs_one_import():

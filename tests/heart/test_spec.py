@@ -70,6 +70,13 @@ def test_a_quoted_sentence_has_no_links_and_keeps_other_brackets():
     assert [name for name, sentence in sentences.items() if re.search(r"\[[A-Z]+-\d+\]", sentence)] == []
 
 
+def test_no_requirement_says_that_nothing_must():
+    """By RFC 2119 "no row MUST move" leaves it open whether a row may; say "a row MUST NOT move"."""
+    unclear = re.compile(r"(?<!to )\b(no|none|nothing|nobody|at most)\b[^,;:]*\bMUST\b", re.I)
+    sentences = {name: requirement.sentence for name, requirement in requirements().items()}
+    assert [name for name, sentence in sentences.items() if unclear.search(sentence)] == []
+
+
 def test_capitals_of_rfc_2119_stand_in_requirements_only():
     for page in CHAPTERS:
         for line in page.read_text().splitlines():
