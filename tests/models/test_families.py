@@ -170,7 +170,7 @@ LLAMA3 = {"type": "llama3", "factor": 2, "low_freq_factor": 1, "high_freq_factor
         *((family, {"head_dim": 6}, DomainError, "6, but a .*'s heads share the width, 4 each; remove")
           for family in ("phi", "persimmon")),
         ("llama", {"head_dim": 5}, ImageError, "turns 5 of the 5 values of a head"),
-        ("llama", {"partial_rotary_factor": 0.5}, DomainError, "a part of each head, which no Llama"),
+        ("llama", {"partial_rotary_factor": 0.5}, DomainError, "each head, which no Llama"),
         ("falcon", {"partial_rotary_factor": 0.5}, DomainError, "of each head, which no Falcon does"),
         ("falcon", {"rope_parameters": {"partial_rotary_factor": 0.5}}, DomainError, "which no Falcon does"),
         ("phi", {"partial_rotary_factor": 0.25}, ImageError, "turns 1 of the 4 values of a head"),
