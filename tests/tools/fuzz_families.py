@@ -23,10 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from checkpoint_files import to_dtype, write_file
 from family_configs import NEEDED, OPTIONAL, ROPE
-from rich.markup import escape
-from rich.table import Table
 
-from flashref.cli.report import print_whole
+from flashref.cli.tables import Column, print_table, say
 from flashref.models.checkpoint import open_checkpoint, tensor_shapes
 from flashref.models.config import parse_config
 from flashref.models.config_values import ACTIVATIONS
@@ -250,10 +248,9 @@ def fuzz(family: str, cases: int, seed: int, folder: Path) -> bool:
             about = f"case {number}, {case.dtype}, head {case.head}"
             print(f"{about}: {kind}: {reason}: {json.dumps(case.config)}")
         counts[kind, reason] += 1
-    table = Table("verdict", "why", "cases", title=f"{family}, {cases} cases of seed {seed}")
-    for (kind, reason), count in sorted(counts.items()):
-        table.add_row(kind, escape(reason), str(count))
-    print_whole(table)
+    say(f"{family}, {cases} cases of seed {seed}", "bold")
+    columns = (Column("verdict", words=True), Column("why", words=True), Column("cases"))
+    print_table(columns, [(kind, reason, str(count)) for (kind, reason), count in sorted(counts.items())])
     kinds = {kind for kind, _ in counts}
     return EQUAL in kinds and not kinds & {DIFFERENT, CRASHED}
 
