@@ -45,7 +45,8 @@ class Findings(NamedTuple):
     def semantics(self) -> str:
         """The name of the semantics: which rows the FFN summed."""
         run = self.setup.prepared.request.semantics
-        return next((name for name, known in SEMANTICS.items() if known == run), run.__name__)
+        own = getattr(run, "__name__", repr(run))
+        return next((name for name, known in SEMANTICS.items() if known == run), own)
 
     @property
     def rows(self) -> list[int | None]:

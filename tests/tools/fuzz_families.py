@@ -1,6 +1,7 @@
 """Random small models of every family, read by transformers and by flashref from the very same folder.
 
-    PYTHONPATH=.:tests/support:tests/models python tests/tools/fuzz_families.py [--cases 200] [--seed 0] [FAMILY ...]
+    export PYTHONPATH=.:tests/support:tests/models
+    python tests/tools/fuzz_families.py [--cases 200] [--seed 0] [FAMILY ...]
 
 A case edits a config.json in any key that a family, another one or transformers' own class knows: legal
 values, older spellings, null, wrong types. Its weights are those that flashref asks for. Prints a table of
