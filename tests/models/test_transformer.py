@@ -501,8 +501,8 @@ def test_generation_passes_the_prompt_and_all_new_tokens_but_the_last():
         ([-1], 1, "token id -1 is outside"),
         ([0, 0], 4, "4 new tokens after a prompt of 2 do not fit the context of 5; ask for 1 … 3"),
         ([0, 0], 0, "0 new tokens .* ask for 1 … 3"),
-        ([0] * 5, 1, "the prompt has 5 tokens and the context 5; shorten it to 4"),
-        ([0] * 6, 1, "the prompt has 6 tokens and the context 5; shorten it to 4"),
+        ([0] * 5, 1, "the prompt has 5 tokens, but the context is 5; shorten it to 4"),
+        ([0] * 6, 1, "the prompt has 6 tokens, but the context is 5; shorten it to 4"),
     ],
 )
 def test_what_generation_refuses_before_the_first_pass(prompt, count, text):
