@@ -11,20 +11,17 @@ from flashref.simulate.findings import Findings
 from flashref.simulate.methods import METHODS, Method
 from flashref.simulate.numbers import digits
 from flashref.simulate.scaled import FFN_BYTES
+from flashref.simulate.sentences import COLUMN_MEANS, POLICY_MEANS
 
-COLUMNS = (  # the heading and the meaning of each column of numbers that every table has
-    ("useful", "counts the bytes that a method needs from flash"),
-    ("read", "counts the bytes that are read for them, in whole blocks"),
-    ("reads", "counts the read requests; neighbouring blocks are read by one"),
-    ("in DRAM", "counts the bytes of weights that stay in memory"),
-    ("moved", "counts the bytes of rows that change their place in memory"),
-    ("simulated", "has the I/O time by the device's model"),
-)
-MEASURED = ("measured", "has the I/O time that the same reads took here")
-PAPER = ("paper", "has the I/O time of the paper's Table 2")
+MEANS = {column: COLUMN_MEANS[column] for column in ("useful", "read", "reads", "in DRAM")} | {
+    "moved": "counts the bytes of rows that change their place in memory",
+    "simulated": "is the I/O time that the device's model gives",
+    "measured": "is the I/O time that the same reads took here",
+    "paper": "is the I/O time in the paper's Table 2",
+}
 METHODS_EXPLAINED = (
-    "naive reads the whole model for every token. hybrid keeps as many whole layers in memory as fit, and "
-    "reads the other layers for every token. Each line with a + adds one method to the line above it."
+    f"naive {POLICY_MEANS['naive']} hybrid {POLICY_MEANS['hybrid']} "
+    "Each line with a + adds one method to the line above it."
 )
 
 
@@ -69,16 +66,18 @@ def method_tables(found: Findings) -> list[MethodTable]:
         found: the findings of a run.
     """
     methods, scaled = found.tables
-    columns = [*COLUMNS, MEASURED] if methods[0].measured_io_ms_per_token is not None else [*COLUMNS]
+    measured = ["measured"] if methods[0].measured_io_ms_per_token is not None else []
+    columns = ["useful", "read", "reads", "in DRAM", "moved", "simulated", *measured]
     title = f"{found.model} on {found.device}: the methods of Table 2, per new token"
-    notes = [_columns_explained(columns), METHODS_EXPLAINED, _own_verdict(found)]
+    notes = [_explained(columns), METHODS_EXPLAINED, _own_verdict(found)]
     tables = [_table(title, columns, methods, notes)]
     if scaled:
         title = (
-            f"the same trace at OPT 6.7B's shape in fp16, half of it in memory, simulated on {found.device}"
+            f"The same trace at OPT 6.7B's shape in fp16, half of it in memory, simulated on {found.device}"
         )
-        notes = [f"{_columns_explained([PAPER])} {_scaled_verdict(scaled)}"]
-        tables.append(_table(title, [*COLUMNS, PAPER], scaled, notes))
+        columns = ["useful", "read", "reads", "in DRAM", "moved", "simulated", "paper"]
+        notes = [f"{_explained(['paper'])} {_scaled_verdict(scaled)}"]
+        tables.append(_table(title, columns, scaled, notes))
     return tables
 
 
@@ -217,11 +216,8 @@ def _figure(perplexity: float) -> str:
     return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.2e}"
 
 
-def _table(
-    title: str, columns: Sequence[tuple[str, str]], methods: Sequence[Method], notes: list[str]
-) -> MethodTable:
-    headings = ["method", *(heading for heading, _ in columns)]
-    rows = []
+def _table(title: str, columns: list[str], methods: Sequence[Method], notes: list[str]) -> MethodTable:
+    headings, rows = ["method", *columns], []
     for method in methods:
         cells = {
             "method": METHODS[method.name].label,
@@ -238,8 +234,8 @@ def _table(
     return MethodTable(title, headings, rows, notes)
 
 
-def _columns_explained(columns: Sequence[tuple[str, str]]) -> str:
-    return " ".join(f"The {heading} column {meaning}." for heading, meaning in columns)
+def _explained(columns: Sequence[str]) -> str:
+    return " ".join(f"The “{column}” column {MEANS[column]}." for column in columns)
 
 
 def _own_verdict(found: Findings) -> str:
