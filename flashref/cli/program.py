@@ -40,6 +40,12 @@ class Ended(KeyboardInterrupt):
 class HelpFormatter(argparse.HelpFormatter):
     """argparse's own, but lines end between words only, never at a hyphen."""
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make the left column wide enough for the names of commands, whose indent argparse forgets."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
@@ -123,7 +129,7 @@ def _parsed(prog: str, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog=prog, description=DESCRIPTION)
     version = f"{prog} {__version__}, spec {SPEC_VERSION}"
     parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add_parser(commands)
     options, unknown = parser.parse_known_args(arguments)
