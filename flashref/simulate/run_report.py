@@ -28,8 +28,10 @@ METHODS_EXPLAINED = (
 class Finding(NamedTuple):
     """A finding in words.
 
-    about: one or two words that say what it is about; text: whole sentences; held: whether a check held,
-    None where nothing was checked.
+    Attributes:
+        about: one or two words that say what it is about.
+        text: whole sentences.
+        held: whether a check held; None where nothing was checked.
     """
 
     about: str
@@ -38,9 +40,13 @@ class Finding(NamedTuple):
 
 
 class MethodTable(NamedTuple):
-    """Table 2 for one model: its title, headings and rows, and the sentences below it.
+    """Table 2 for one model.
 
-    headings: the first one is of the names of the methods, all others are of numbers.
+    Attributes:
+        title: what stands above the table.
+        headings: of the column with the methods' names, and of the columns with numbers.
+        rows: a row for each method, with a text for each heading.
+        notes: the sentences below the table.
     """
 
     title: str
@@ -50,20 +56,26 @@ class MethodTable(NamedTuple):
 
 
 def findings_in_words(found: Findings) -> list[Finding]:
-    """Every finding but the tables, in the order in which `flashref run` prints them.
+    """Put every finding but the tables into words.
 
     Args:
         found: the findings of a run.
+
+    Returns:
+        The findings in the order in which `flashref run` prints them.
     """
     parts = (_check, _dense, _sparsity, _time, _memory, _window, _peak, _predictor, _perplexity)
     return [finding for part in parts for finding in part(found)]
 
 
 def method_tables(found: Findings) -> list[MethodTable]:
-    """The tables of a run: its own, and the one of the same trace at OPT 6.7B's shape, if that was made.
+    """Write the tables of a run.
 
     Args:
         found: the findings of a run.
+
+    Returns:
+        The table of its own model, and the one of the same trace at OPT 6.7B's shape, if that was made.
     """
     methods, scaled = found.tables
     measured = ["measured"] if methods[0].measured_io_ms_per_token is not None else []
@@ -239,7 +251,7 @@ def _explained(columns: Sequence[str]) -> str:
 
 
 def _own_verdict(found: Findings) -> str:
-    """What the table means for bundles of this size, from its own figures."""
+    """Say what the methods gain on this model, after what bundles of this size allow."""
     naive, last = found.tables.methods[0], found.tables.methods[-1]
     if last.useful_bytes_per_token == 0:
         return (
@@ -269,7 +281,7 @@ def _own_verdict(found: Findings) -> str:
 
 
 def _scaled_verdict(scaled: Sequence[Method]) -> str:
-    """Why these figures are not the paper's, from their own shares of the FFN."""
+    """Say why these figures are not the paper's: other shares of the FFN are predicted and read."""
     predicted, new = (method.useful_bytes_per_token / FFN_BYTES for method in (scaled[2], scaled[4]))
     return (
         f"This trace has {predicted:.1%} of the FFN predicted for a token, and {new:.1%} that must be read "
