@@ -33,7 +33,7 @@ def add_device_option(parser: argparse._ActionsContainer) -> None:
 
 
 def fraction(word: str) -> float:
-    """A share, which must be more than 0 and at most 1."""
+    """Read a share, which must be more than 0 and at most 1."""
     value = _number(word, float, "a number such as 0.5")
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"a share must be more than 0 and at most 1, not {word}")
@@ -41,12 +41,12 @@ def fraction(word: str) -> float:
 
 
 def memory(word: str) -> float | Amount:
-    """A share of the model's bytes, or bytes with a unit of 1000 (GB) or of 1024 (GiB)."""
+    """Read a share of the model's bytes, or bytes with a unit of 1000 (GB) or of 1024 (GiB)."""
     return _parsed(parse_memory, word)
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
-    """Whole numbers from `smallest` on."""
+    """Make a function that reads whole numbers from `smallest` on."""
 
     def whole(word: str) -> int:
         value = _number(word, int, "a whole number")
@@ -58,7 +58,7 @@ def at_least(smallest: int) -> Callable[[str], int]:
 
 
 def temperature(word: str) -> float:
-    """The temperature of sampling, which must be finite and not negative."""
+    """Read the temperature of sampling, which must be finite and not negative."""
     value = _number(word, float, "a number such as 0.8")
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"a temperature must be finite and at least 0, not {word}")
@@ -66,12 +66,12 @@ def temperature(word: str) -> float:
 
 
 def activation(word: str) -> tuple[str, float]:
-    """An activation that replaces the model's own: relu, or fatrelu:T with its tau T."""
+    """Read an activation that replaces the model's own: relu, or fatrelu:T with its tau T."""
     return _parsed(parse_activation, word)
 
 
 def ids(word: str) -> list[int]:
-    """Token ids that are separated by commas."""
+    """Read token ids that are separated by commas."""
     try:
         return [int(part) for part in word.split(",")]
     except ValueError:
@@ -80,7 +80,7 @@ def ids(word: str) -> list[int]:
 
 
 def device(word: str) -> Device:
-    """A preset's name, or a JSON file of a device or of a calibration."""
+    """Find a device: the name of a preset, or a JSON file of a device or of a calibration."""
     return find_device(word)
 
 

@@ -1,4 +1,4 @@
-"""Files with a plot, which `--plot` and `--html` ask for; matplotlib is an extra."""
+"""Files with plots, for `--plot` and `--html`; matplotlib is an extra."""
 
 import io
 from pathlib import Path
@@ -14,21 +14,29 @@ from flashref.types import DomainError, MissingExtra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
-FORMATS = (".png", ".svg", ".pdf")  # of files with one plot
+FORMATS = (".png", ".svg", ".pdf")  # what --plot writes
 
 
 def check_plot(path: Path | None) -> None:
-    """What would keep --plot from being drawn or written: FlashrefError, before anything is computed."""
+    """Find what would keep --plot from being drawn or written, before anything is computed.
+
+    Args:
+        path: the file; None: --plot was not given.
+
+    Raises:
+        DomainError: the file exists, cannot be written, or has an unknown ending.
+        MissingExtra: matplotlib is not installed.
+    """
     if path is None:
         return
     if path.suffix.lower() not in FORMATS:
-        raise DomainError(f"--plot {path}: ends in none of {', '.join(FORMATS)}; choose one of them")
+        raise DomainError(f"--plot {path}: the name must end in one of {', '.join(FORMATS)}")
     check_new_file("--plot", path)
     check_plots("--plot")
 
 
 def check_plots(option: str) -> None:
-    """MissingExtra if matplotlib is not installed, which this option needs."""
+    """Raise MissingExtra if matplotlib, which this option needs, is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
@@ -36,12 +44,20 @@ def check_plots(option: str) -> None:
 
 
 def save_plot(path: Path, plot: "Plot") -> None:
-    """Write the plot to a new file that appears whole or not at all."""
+    """Write a plot to a new file, which appears whole or not at all.
+
+    Args:
+        path: the file; its ending says the format.
+        plot: a figure of matplotlib.
+
+    Raises:
+        ImageError: the file exists, or the disk is full.
+    """
     import matplotlib  # slow to import
 
     drawn = io.BytesIO()
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        # On white: a file is looked at on its own, on whatever ground.
+        # On white, because a file may be looked at on a dark ground.
         plot.savefig(drawn, format=path.suffix[1:].lower(), dpi=150, facecolor="white")
     data = np.frombuffer(drawn.getvalue(), np.uint8)
     with create_file(path, data.size) as descriptor:

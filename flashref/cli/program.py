@@ -30,7 +30,7 @@ COMMANDS = (run_command, pack, train, vectors, conformance, calibrate, simulate,
 
 
 class Ended(KeyboardInterrupt):
-    """SIGTERM or SIGHUP. No SystemExit: Hypothesis takes that for an answer of what it tests."""
+    """SIGTERM or SIGHUP came. It is no SystemExit, which Hypothesis takes for a failure of what it tests."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -39,6 +39,12 @@ class Ended(KeyboardInterrupt):
 
 class HelpFormatter(argparse.HelpFormatter):
     """argparse's own, but lines end between words only, never at a hyphen."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make the left column wide enough for the names of commands, whose indent argparse forgets."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
@@ -89,13 +95,15 @@ def run(arguments: Sequence[str] | None) -> int:
         return _mistake(prog, "stdout is closed, so no result could be shown; send it to a file or a pipe")
     warnings.showwarning = _one_line_warning  # type: ignore[assignment]  # it takes more and uses the first
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a stdout that is not Unicode shows ? for what it lacks
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a stdout that is not Unicode shows ? for unknown characters
     try:
         options = _parsed(prog, arguments)
         prog = f"{prog} {options.command}"
         with _leaving_nothing_when_ended():
             code: int = options.run(options)
-            # A reader of stdout that has gone away (| head) may show only when the last bytes are flushed.
+            # That the reader of stdout has gone (| head) may show only when the last bytes are flushed.
             sys.stdout.flush()
         return code
     except FlashrefError as error:
@@ -121,7 +129,7 @@ def _parsed(prog: str, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog=prog, description=DESCRIPTION)
     version = f"{prog} {__version__}, spec {SPEC_VERSION}"
     parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add_parser(commands)
     options, unknown = parser.parse_known_args(arguments)
@@ -132,10 +140,13 @@ def _parsed(prog: str, arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @contextmanager
 def _leaving_nothing_when_ended() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files go; one ignored (nohup) stays so."""
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that temporary files are removed.
+
+    A signal that is ignored, as nohup does, stays ignored.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
-        if _in_garbage_collection(frame):  # Python drops what is raised there: come again a moment later
+        if _in_garbage_collection(frame):  # Python drops what is raised there, so the signal comes again
             threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, number)).start()
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -144,7 +155,7 @@ def _leaving_nothing_when_ended() -> Iterator[None]:
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
-        numbers = []  # signals are the main thread's affair
+        numbers = []  # only the main thread may set handlers
     before = {number: signal.getsignal(number) for number in numbers}
     heard = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     for number in heard:
@@ -157,7 +168,7 @@ def _leaving_nothing_when_ended() -> Iterator[None]:
 
 
 def _in_garbage_collection(frame: FrameType | None) -> bool:
-    """Whether a callback of the garbage collector (JAX has one) is running."""
+    """Return whether a callback of the garbage collector is running; JAX has one."""
     callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None and frame.f_code not in callbacks:
         frame = frame.f_back

@@ -14,8 +14,8 @@ from rich.table import Table
 from flashref.models.sizes import size as size  # the other commands take it from here
 from flashref.storage.progress import Progress, unseen
 
-LINE_SECONDS = 20  # between two lines of progress, where there is no terminal
-MOST_BARS = 5  # of work that is shown at a time
+LINE_SECONDS = 20  # the time between two lines of progress, where there is no terminal
+MOST_BARS = 5  # the most bars that are shown at a time
 
 
 class Output(Console):
@@ -26,12 +26,12 @@ class Output(Console):
         super().__init__(**{"highlight": False, "emoji": False, **options})
 
     def on_broken_pipe(self) -> None:
-        """Raises BrokenPipeError."""
+        """Raise BrokenPipeError, as `print` does."""
         raise BrokenPipeError
 
 
 def print_whole(table: Table) -> None:
-    """A table in its full width, on stdout: a narrow terminal, or a pipe, does not cost it a column."""
+    """Print a table in its full width, even if the terminal is narrower."""
     needed = Output(width=10**4).measure(table).maximum
     width = max(Output().width, needed)
     Output(width=width, highlight=False, emoji=False).print(table, crop=False, soft_wrap=True)
@@ -42,8 +42,8 @@ def progress(quiet: bool, *more: ProgressColumn) -> Iterator[Progress]:
     """Show on stderr how far work has come: bars on a terminal, elsewhere a line now and then.
 
     Args:
-        quiet: show nothing.
-        more: columns of the bars, beside the usual ones.
+        quiet: whether nothing is shown.
+        more: further columns of the bars.
 
     Returns:
         The function that is told how far the work has come.
@@ -76,7 +76,7 @@ def _bars(console: Console, *more: ProgressColumn) -> Iterator[Progress]:
 
 
 def _lines(clock: Callable[[], float] = time.monotonic) -> Progress:
-    """Lines on stderr, the first after some seconds of work; each says how far it is and what is left."""
+    """Print lines on stderr, the first after some seconds: how much is done, and how long the rest takes."""
     begun: dict[str, tuple[float, int]] = {}
     last = clock()
 

@@ -75,7 +75,7 @@ def run(asked: argparse.Namespace) -> int:
         print(json.dumps(findings.as_json(), indent=2, allow_nan=False))
     else:
         _show(findings, text_too=not shown)
-    if asked.save_trace is not None:  # last: whatever becomes of the file, the result has been said
+    if asked.save_trace is not None:  # last, so that the result is printed even if the file cannot be written
         sys.stdout.flush()
         source = f"flashref run --predictor {asked.predictor} --semantics {asked.semantics}"
         description = Description(what=findings.model, source=source)
@@ -226,7 +226,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_outputs(asked: argparse.Namespace) -> None:
-    """DomainError if the trace could not be written at the end, or has the name of an image."""
+    """Raise DomainError if the trace could not be written at the end, or has the name of an image."""
     options.check_new_file("--save-trace", asked.save_trace)
     if asked.save_trace is None or asked.image is None:
         return
@@ -236,7 +236,7 @@ def _check_outputs(asked: argparse.Namespace) -> None:
 
 
 def _held_out(asked: argparse.Namespace, model: OpenModel) -> list[int] | None:
-    """The first tokens of the held-out text; None if no perplexity is to be measured."""
+    """Return the first tokens of the held-out text; None if no perplexity is to be measured."""
     prepared, count = model.prepared, asked.perplexity_tokens
     path = asked.held_out or prepared.checkpoint.directory / options.HELD_OUT
     if count == 0:

@@ -1,4 +1,4 @@
-"""Tables and sentences on stdout: they fit a terminal of any width, and a pipe gets every line whole."""
+"""Tables and sentences on stdout: they fit into a terminal of any width, and a pipe gets whole lines."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from rich.text import Text
 from flashref.cli.report import Output
 
 WHOLE, NARROWEST = 1000, 1
-LIMITS = (WHOLE, 16, 11, NARROWEST)  # where headings are broken, on terminals that are ever narrower
-GAP = 2  # blanks between two columns; one more stands before the first and after the last
+LIMITS = (WHOLE, 16, 11, NARROWEST)  # the widths at which headings are broken, tried in this order
+GAP = 2  # blanks between two columns; one blank stands before the first and after the last
 
 
 class Column(NamedTuple):
-    """A column's heading, and whether it holds words: these are left-aligned and may be broken at blanks."""
+    """A column: its heading, and whether it holds words, which are left-aligned and may be broken."""
 
     heading: str
     words: bool = False
@@ -60,11 +60,14 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
 def fitting(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], dispensable: Sequence[str]
 ) -> list[int]:
-    """The numbers of the columns that a terminal has room for; all, into a pipe.
+    """Choose the columns for which a terminal has room; a pipe gets all.
 
     Args:
-        columns, rows: of the table.
-        dispensable: headings that may be left out, the first one first.
+        columns, rows: the table.
+        dispensable: the headings of columns that may be left out, the first one first.
+
+    Returns:
+        The numbers of the columns that stay.
     """
     kept = list(range(len(columns)))
     for heading in dispensable:
@@ -75,13 +78,13 @@ def fitting(
 
 
 def fits(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether a terminal has room for a table without breaking its cells; a pipe always has."""
+    """Return whether a terminal has room for a table without breaking its cells; a pipe always has."""
     out = _output()
     return not out.is_terminal or table_width(columns, rows) <= out.width
 
 
 def table_width(columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int = NARROWEST) -> int:
-    """How many columns of a terminal a table takes, with headings broken at `limit` if cells allow."""
+    """Return the width of a table whose headings are broken at `limit`, or at its widest cells."""
     widths = [
         max(_cell_width(rows, at), _longest_line(_heading(column, rows, at, limit)))
         for at, column in enumerate(columns)

@@ -1,7 +1,7 @@
-"""A Hugging Face directory: config.json and safetensors, checked before anything is computed.
+"""A Hugging Face checkpoint: config.json and safetensors files, checked before anything is computed.
 
-Every mistake in one is a FlashrefError whose text says what is wrong and what to do. Weights are read when
-they are asked for, one tensor at a time, so that a checkpoint larger than memory can be opened.
+A mistake in them is a FlashrefError, whose message says what is wrong and what to do. Weights are read when
+they are needed, one tensor at a time, so a checkpoint that is larger than memory can be opened.
 """
 
 import json
@@ -20,21 +20,26 @@ from flashref.models.family import Config, Tensor, fill, leaves
 from flashref.storage.container import Container, read_container, require_finite, tensor_array, tensor_pieces
 from flashref.types import FFN, STORED_DTYPES, Array, DomainError, FlashrefError, ImageError, ShapeError
 
-TINY = Path(str(files("flashref"))) / "data" / "tiny"  # the model that is shipped
+TINY = Path(str(files("flashref"))) / "data" / "tiny"  # the shipped model
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONVERSION = (  # what to type before the old folder and the new one
     "python -c 'import sys; from transformers import AutoModelForCausalLM as M; "
     'M.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[2])\''
 )
-MATRICES = ("gate", "up", "down")  # of an FFN: what is read from flash
+MATRICES = ("gate", "up", "down")  # the fields of an FFN that are read from flash
 
 
 class Checkpoint(NamedTuple):
-    """An opened checkpoint: its config, and the file in which each tensor lies.
+    """An opened checkpoint.
 
-    config_text: config.json as canonical JSON, keys sorted; parse_config reads it again.
-    layers: for every layer, the field of its bundles (gate if there is one, up, down) to the tensor's name.
+    Attributes:
+        directory: its folder.
+        config: what config.json says.
+        config_text: config.json as canonical JSON with sorted keys, which `parse_config` reads, too.
+        tensors: from each tensor's name to the file that holds it.
+        layers: for each layer, from each field of its bundles (gate if there is one, up, down) to the name of
+            the tensor.
     """
 
     directory: Path
@@ -45,10 +50,17 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in a directory, its headers checked against its config.
+    """Open a checkpoint, and check the headers of its files against its config.
 
-    No weight is read yet, but for an output head that is tied and there all the same. Raises ImageError,
-    DomainError (a model that is not supported), ShapeError (a tensor that does not fit).
+    Weights are not read, except for an output head that is in a file although it is tied.
+
+    Args:
+        directory: the folder that holds config.json.
+
+    Raises:
+        ImageError: a file is missing or damaged.
+        DomainError: the model is not supported.
+        ShapeError: a tensor has another shape or dtype than the config asks for.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -74,7 +86,7 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
 
 
 def tensor_shapes(config: Config) -> Iterator[Tensor]:
-    """Name and shape of every tensor that the model needs, the FFN matrices included."""
+    """Yield the name and the shape of every tensor that a model needs, the FFN matrices included."""
     family = FAMILIES[config.family]
     yield from dict.fromkeys(leaves(family.ends(config)))  # a tied head is named twice
     for layer in range(config.layers):
@@ -83,13 +95,13 @@ def tensor_shapes(config: Config) -> Iterator[Tensor]:
 
 
 def parse_activation(word: str) -> tuple[str, float]:
-    """An activation to run instead of a model's own.
+    """Read an activation that replaces a model's own.
 
     Args:
-        word: "relu", or "fatrelu:T" with FATReLU's threshold T.
+        word: "relu"; or "fatrelu:T", FATReLU with tau T.
 
     Returns:
-        Its name, and tau: T, or 0.
+        The name of the activation, and its tau (0 for relu).
 
     Raises:
         DomainError: it is neither.
@@ -112,12 +124,17 @@ def parse_activation(word: str) -> tuple[str, float]:
 
 
 def shown_activation(activation: str, tau: float) -> str:
-    """An activation as `parse_activation` takes it: "relu", or "fatrelu:0.05"."""
+    """Write an activation as `parse_activation` takes it, such as "relu" or "fatrelu:0.05"."""
     return f"{activation}:{tau:g}" if activation == "fatrelu" else activation
 
 
 def with_activation(checkpoint: Checkpoint, activation: tuple[str, float] | None) -> Checkpoint:
-    """The same weights with another activation and its tau; None: with their own."""
+    """Replace the activation of a checkpoint.
+
+    Args:
+        checkpoint: the checkpoint.
+        activation: the name of the new activation, and its tau; None: the model's own stays.
+    """
     if activation is None:
         return checkpoint
     name, tau = activation
@@ -125,10 +142,22 @@ def with_activation(checkpoint: Checkpoint, activation: tuple[str, float] | None
 
 
 def load_tensor(checkpoint: Checkpoint, name: str) -> Array:
-    """A tensor in its stored dtype, BF16 as uint16 bits. Raises DomainError if one value is not finite."""
+    """Read one tensor of a checkpoint.
+
+    Args:
+        checkpoint: the checkpoint.
+        name: the name of the tensor.
+
+    Returns:
+        Its values in the stored dtype; BF16 as its bits, uint16.
+
+    Raises:
+        ImageError: there is no such tensor, or its file cannot be read.
+        DomainError: a value is not finite.
+    """
     if name not in checkpoint.tensors:
         raise ImageError(
-            f"{checkpoint.directory}: has no tensor {name}; ask for one that the checkpoint holds"
+            f"{checkpoint.directory}: has no tensor {name}; ask for a tensor that the checkpoint has"
         )
     container = checkpoint.tensors[name]
     array = tensor_array(container, name)
@@ -137,14 +166,27 @@ def load_tensor(checkpoint: Checkpoint, name: str) -> Array:
 
 
 def load_ffn(checkpoint: Checkpoint, layer: int) -> FFN:
-    """A layer's FFN in the stored dtype, neuron-major: down is transposed into C order (decision 12)."""
+    """Read the FFN of a layer.
+
+    Args:
+        checkpoint: the checkpoint.
+        layer: the number of the layer.
+
+    Returns:
+        The FFN in the stored dtype, every matrix (n, d): `down` is transposed into C order (decision 12 says
+        that a row is a neuron).
+
+    Raises:
+        ImageError: a file cannot be read.
+        DomainError: a value is not finite.
+    """
     config = checkpoint.config
     ffn = fill(FAMILIES[config.family].ffn(config, layer), lambda leaf: load_tensor(checkpoint, leaf.name))
     return ffn._replace(down=np.ascontiguousarray(ffn.down.T))  # (d, n) to (n, d)
 
 
 def _ffn_matrices(config: Config, layer: int) -> dict[str, str]:
-    """The tensors that are read from flash: field of the FFN to name."""
+    """Name the tensors of a layer that are read from flash, by their fields in the FFN."""
     ffn: Any = FAMILIES[config.family].ffn(config, layer)
     return {field: getattr(ffn, field).name for field in MATRICES if getattr(ffn, field) is not None}
 
@@ -158,7 +200,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _locate_tensors(folder: Path) -> Iterator[tuple[str, Container]]:
-    """Every tensor's name and file: of model.safetensors if there is one, else of the index's shards."""
+    """Yield each tensor's name and file: model.safetensors if there is one, else the index's shards."""
     if (folder / WEIGHTS).is_file():
         container = read_container(folder / WEIGHTS)
         yield from ((name, container) for name in container.tensors)
@@ -174,7 +216,7 @@ def _locate_tensors(folder: Path) -> Iterator[tuple[str, Container]]:
 
 
 def _locate_shards(folder: Path) -> Iterator[tuple[str, Container]]:
-    """Every tensor that the index names, with its shard; each shard's header is read once."""
+    """Yield each tensor that the index names, with its shard; the header of a shard is read once."""
     files = _read_object(folder / INDEX).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise ImageError(f"{folder / INDEX}: has no weight_map of tensors to files; get the file again")
@@ -196,7 +238,7 @@ def _locate_shards(folder: Path) -> Iterator[tuple[str, Container]]:
 
 
 def _check_tied_head(folder: Path, config: Config, tensors: Mapping[str, Container]) -> None:
-    """DomainError if the files have a head of their own, though the config ties it to the embeddings."""
+    """Raise DomainError if the config ties the head to the embeddings, but the files have another head."""
     ends: Any = FAMILIES[config.family].ends(config._replace(tied=False))
     tied, own = (tensors.get(leaf.name) for leaf in (ends.tokens, ends.head.weight))
     if not config.tied or tied is None or own is None:
@@ -211,8 +253,8 @@ def _check_tied_head(folder: Path, config: Config, tensors: Mapping[str, Contain
 
 
 def _check_tensors(folder: Path, config: Config, tensors: Mapping[str, Container]) -> None:
-    """Every needed tensor is there, in the shape that the config asks for, all in one stored dtype."""
-    first = ""  # the tensor whose dtype the others must have: the first needed one
+    """Check that each needed tensor is there, has the shape that the config asks for, and the same dtype."""
+    first = ""  # the first needed tensor, whose dtype all others must have
     for name, shape in tensor_shapes(config):  # not all at once: a config may claim a billion layers
         if name not in tensors:
             raise ImageError(

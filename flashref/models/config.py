@@ -1,4 +1,4 @@
-"""A config.json: parsed, and read by the family that it names."""
+"""config.json: parsed, and read by the family of models that it names."""
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,16 @@ from flashref.types import DomainError, ImageError
 
 
 def parse_config(source: str) -> Config:
-    """The config in the text of a config.json: of a directory, or of an image's metadata.
+    """Read the text of a config.json.
 
-    Raises ImageError, DomainError for a model_type or a variant that is not supported.
+    Args:
+        source: the text, from a checkpoint's folder or from an image's metadata.
+
+    Raises:
+        ImageError: it is not JSON, or lacks a value, or has a wrong one.
+        DomainError: the model is not supported.
     """
-    # A lone surrogate passes here, so that it is refused with the rest of what is not UTF-8.
+    # A lone surrogate passes here; parse_object refuses it like everything else that is not UTF-8.
     values = parse_object(source.encode("utf-8", "surrogatepass"), "config.json")
     family = text(values, "model_type")
     if family not in FAMILIES:
@@ -25,7 +30,7 @@ def parse_config(source: str) -> Config:
     if values.get("quantization_config") is not None:
         raise DomainError(
             "config.json has a quantization_config, and quantised weights are not read; "
-            "give the checkpoint that they were made of"
+            "give the checkpoint from which they were made"
         )
     config = FAMILIES[family].config_from(values)
     _check_attention(values, config.context)
@@ -33,10 +38,10 @@ def parse_config(source: str) -> Config:
 
 
 def parse_object(raw: bytes, source: str) -> dict[str, Any]:
-    """A JSON object in UTF-8 without NaN or Infinity, or ImageError naming the source."""
+    """Parse a JSON object in UTF-8 without NaN and Infinity; ImageError, with the source, if it is none."""
 
     def refused(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not JSON")
 
     try:
         values = json.loads(raw.decode(), parse_constant=refused)
@@ -48,7 +53,7 @@ def parse_object(raw: bytes, source: str) -> dict[str, Any]:
 
 
 def _check_attention(values: Mapping[str, Any], context: int) -> None:
-    """DomainError for attention that is not, in every layer, to all earlier tokens and to no later one."""
+    """Raise DomainError unless all tokens attend to all earlier tokens, and to no later one."""
     if not values.get("is_causal", True):
         raise DomainError(
             "config.json has is_causal false, and a token that attends to later ones cannot be decoded; "

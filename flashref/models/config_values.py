@@ -1,7 +1,7 @@
 """The values of a config.json, read and checked one by one.
 
-A key that is null counts as left out, but not a flag that is true unless it is given: transformers takes null
-for false there, so it is refused.
+A key whose value is null counts as left out. The exception is a flag whose default is true: transformers
+takes null for false there, so it is refused.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from flashref.types import DomainError, ImageError
 
-SMALLEST, LARGEST = 2.0**-126, 2.0**127  # what float32 computes with
+SMALLEST, LARGEST = 2.0**-126, 2.0**127  # the numbers that float32 computes with
 
 Values = Mapping[str, Any]  # a parsed config.json
 
@@ -26,7 +26,7 @@ ACTIVATIONS: Mapping[str, str] = {  # Hugging Face's name, and the name in FFN.a
 
 
 def text(values: Values, key: str, default: str | None = None) -> str:
-    """A name, or the default. Raises ImageError."""
+    """Read a name, or the default where the key is left out; ImageError if it is not a text."""
     _, value = _given(values, (key,), default)
     if not isinstance(value, str):
         raise ImageError(f"config.json has {key} {value!r}; it must be a name")
@@ -34,7 +34,7 @@ def text(values: Values, key: str, default: str | None = None) -> str:
 
 
 def count(values: Values, *keys: str, default: int | None = None) -> int:
-    """The first of these keys that is given, ≥ 1, or the default. Raises ImageError."""
+    """Read a count, at least 1, from the first of these keys that is given, or the default; or ImageError."""
     if default is not None and all(values.get(key) is None for key in keys):
         return default
     key, value = _given(values, keys, None)
@@ -44,7 +44,7 @@ def count(values: Values, *keys: str, default: int | None = None) -> int:
 
 
 def flag(values: Values, key: str, default: bool) -> bool:
-    """True or false, or the default. Raises ImageError."""
+    """Read true or false, or the default where the key is left out; ImageError if it is neither."""
     value = values.get(key, default)
     if value is None and not default:
         return False
@@ -54,7 +54,7 @@ def flag(values: Values, key: str, default: bool) -> bool:
 
 
 def positive(values: Values, key: str, default: float | None = None) -> float:
-    """A number above 0 that is not beyond float32, or the default. Raises ImageError."""
+    """Read a number above 0 within float32, or the default; ImageError if it is none."""
     _, value = _given(values, (key,), default)
     if type(value) not in (int, float) or not SMALLEST <= value <= LARGEST:
         raise ImageError(f"config.json has {key} {value!r}; it must be a number above 0 within float32")
@@ -62,9 +62,11 @@ def positive(values: Values, key: str, default: float | None = None) -> float:
 
 
 def activation(values: Values, key: str, default: str | None = None) -> tuple[str, float]:
-    """The activation's name in FFN.activation, and FATReLU's tau (hidden_act_param), else 0.
+    """Read an activation: its name in FFN.activation, and FATReLU's tau (hidden_act_param), else 0.
 
-    Raises ImageError, DomainError for an activation that is not known.
+    Raises:
+        ImageError: a value is missing or wrong.
+        DomainError: the activation is not known.
     """
     name = text(values, key, default)
     if name not in ACTIVATIONS:
@@ -73,7 +75,7 @@ def activation(values: Values, key: str, default: str | None = None) -> tuple[st
 
 
 def _given(values: Values, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
-    """The first of these keys that is given, and its value; without a default one must be."""
+    """Find the first of these keys that is given, and its value; without a default, one must be given."""
     for key in keys:
         if values.get(key) is not None:
             return key, values[key]

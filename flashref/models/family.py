@@ -1,4 +1,4 @@
-"""What every family of models says of itself: its config, its tensors, and the arithmetic of its block."""
+"""What a family of models consists of: its config, its tensors, and the arithmetic of its block."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -11,10 +11,22 @@ T = TypeVar("T")
 
 
 class Config(NamedTuple):
-    """What is known of a model of any family, before a weight is read.
+    """The config of a model of any family.
 
-    width is d, neurons is n; key_heads: heads of keys and values, which groups of `heads` share; tau:
-    FATReLU's; tied: the output head is the token embedding; family_config: what only this family knows.
+    Attributes:
+        family: the name of the family, a key of FAMILIES.
+        layers: the number of layers.
+        width: d.
+        neurons: n, of each layer.
+        heads: the heads of queries.
+        key_heads: the heads of keys and values; a group of query heads shares each.
+        head_size: the values of a head.
+        context: the most tokens of a text.
+        vocabulary: the number of token ids.
+        activation: its name in FFN.activation.
+        tau: FATReLU's tau; 0 for other activations.
+        tied: whether the output head is the token embedding.
+        family_config: what only this family has.
     """
 
     family: str
@@ -33,7 +45,16 @@ class Config(NamedTuple):
 
 
 def usual_config(family: str, values: Values) -> Config:
-    """What Llama, Persimmon and Phi say under the same keys, without a family_config. Raises ImageError."""
+    """Read the keys that Llama, Persimmon and Phi share; the family_config is left out.
+
+    Args:
+        family: the name of the family.
+        values: the parsed config.json.
+
+    Raises:
+        ImageError: a value is missing or wrong.
+        DomainError: the activation is not known.
+    """
     width, heads = count(values, "hidden_size"), count(values, "num_attention_heads")
     key_heads = count(values, "num_key_value_heads", default=heads)
     divided("num_attention_heads", heads, "num_key_value_heads", key_heads)
@@ -56,7 +77,7 @@ def usual_config(family: str, values: Values) -> Config:
 
 
 def with_even_heads(config: Config, values: Values) -> Config:
-    """The config of a model whose heads share the width; DomainError if its head_dim says otherwise."""
+    """Return the config of a model whose heads share the width; DomainError if head_dim says otherwise."""
     if values.get("head_dim") not in (None, config.head_size):
         raise DomainError(
             f"config.json has head_dim {values['head_dim']!r}, but a {config.family.capitalize()}'s heads "
@@ -66,17 +87,21 @@ def with_even_heads(config: Config, values: Values) -> Config:
 
 
 class Tensor(NamedTuple):
-    """A checkpoint's tensor by name and shape: it stands where its array will be, until it is loaded."""
+    """The name and the shape of a checkpoint's tensor; it stands in the place of the array to be loaded."""
 
     name: str
     shape: tuple[int, ...]
 
 
 class Ends(NamedTuple):
-    """What is before the first block and after the last; None for what a model has not.
+    """The tensors before the first block and after the last; None for those that a model does not have.
 
-    tokens: (vocabulary, embedded); positions: (rows, d), learned; project_in, project_out: between embedded
-    and d; norm: the last; head: (vocabulary, embedded), its weight None where it is `tokens`.
+    Attributes:
+        tokens: the token embeddings, (vocabulary, embedded).
+        head: the output head; its weight is (vocabulary, embedded), and `tokens` where it is tied.
+        norm: the last norm.
+        positions: learned positions, (rows, d).
+        project_in, project_out: from the width of the embeddings to d, and back.
     """
 
     tokens: Array
@@ -88,11 +113,14 @@ class Ends(NamedTuple):
 
 
 class Family(NamedTuple):
-    """One family of models.
+    """One family of models, as functions.
 
-    ends, block, ffn: trees whose leaves are `Tensor`s; a block is a tuple of the family's own, an FFN has
-    `down` as it is stored, (d, n). compute: config, a loaded block, x (…, d) and its position to x after the
-    block. final_norm: config, the last norm and x to x.
+    Attributes:
+        config_from: from a parsed config.json to the Config.
+        ends, block, ffn: from a Config (and a layer) to a tree whose leaves are `Tensor`s. A block is a tuple
+            of the family's own; an FFN has `down` as it is stored, (d, n).
+        compute: from a Config, a loaded block, x (…, d) and its Position to x after the block.
+        final_norm: from a Config, the last norm and x to the normed x.
     """
 
     config_from: Callable[[Values], Config]
@@ -104,31 +132,31 @@ class Family(NamedTuple):
 
 
 def tensor(name: str, *shape: int) -> Any:
-    """A leaf, for the field of an array."""
+    """Make a leaf, which stands in the place of an array."""
     return Tensor(name, shape)
 
 
 def linear(name: str, outputs: int, inputs: int, bias: bool) -> Linear:
-    """The leaves of a linear map."""
+    """Make the leaves of a linear map."""
     return Linear(
         tensor(f"{name}.weight", outputs, inputs), tensor(f"{name}.bias", outputs) if bias else None
     )
 
 
 def norm(name: str, width: int, shift: bool = True) -> Norm:
-    """The leaves of a norm."""
+    """Make the leaves of a norm."""
     return Norm(tensor(f"{name}.weight", width), tensor(f"{name}.bias", width) if shift else None)
 
 
 def plain_ends(config: Config, tokens: str, norm: Norm, head_bias: bool = False) -> Ends:
-    """The leaves of embeddings, last norm and output head, for a model with nothing else at its ends."""
+    """Make the leaves of the ends of a model that has only embeddings, a last norm and an output head."""
     embeddings = tensor(tokens, config.vocabulary, config.width)
     head = linear("lm_head", config.vocabulary, config.width, head_bias)
     return Ends(embeddings, head._replace(weight=embeddings) if config.tied else head, norm)
 
 
 def plain_ffn(config: Config, up: str, down: str, biases: bool) -> FFN:
-    """The leaves of an FFN without a gate."""
+    """Make the leaves of an FFN without a gate."""
     above = linear(up, config.neurons, config.width, biases)
     below = linear(down, config.width, config.neurons, biases)
     return FFN(
@@ -142,7 +170,7 @@ def plain_ffn(config: Config, up: str, down: str, biases: bool) -> FFN:
 
 
 def fill(tree: T, change: Callable[[Any], Any]) -> T:
-    """The same tree with `change` of every leaf: a Tensor or an array; all else stays."""
+    """Replace every leaf of a tree, a Tensor or an array, by `change` of it; everything else stays."""
     if isinstance(tree, Tensor) or hasattr(tree, "dtype"):
         return change(tree)  # type: ignore[no-any-return]
     if isinstance(tree, tuple):
@@ -152,7 +180,7 @@ def fill(tree: T, change: Callable[[Any], Any]) -> T:
 
 
 def leaves(tree: object) -> Iterator[Tensor]:
-    """The tensors in a tree, in order."""
+    """Yield the Tensors of a tree in order."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, tuple):
@@ -161,7 +189,7 @@ def leaves(tree: object) -> Iterator[Tensor]:
 
 
 def divided(key: str, whole: int, by: str, heads: int) -> int:
-    """The size of a head, or of a group of them. Raises ImageError if the heads do not divide the whole."""
+    """Divide a size by a number of heads; ImageError, with the keys of config.json, if a rest is left."""
     if whole % heads:
         raise ImageError(f"config.json has {key} {whole}, which {by} {heads} does not divide; correct it")
     return whole // heads

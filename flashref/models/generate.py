@@ -101,8 +101,8 @@ def check_request(prompt_ids: Sequence[int], count: int, context: int, vocabular
     largest = context - len(prompt_ids)
     if largest < 1:
         raise DomainError(
-            f"the prompt has {len(prompt_ids)} tokens and the context {context}; "
-            f"shorten it to {max(context - count, 1)}"
+            f"the prompt has {len(prompt_ids)} tokens, but the context is {context}; "
+            f"shorten it to {max(context - count, 1)} tokens"
         )
     if not 1 <= count <= largest:
         raise DomainError(

@@ -1,6 +1,6 @@
-"""A model of any family in NumPy: one token at a time, a KV cache, and the FFN passed in as a function.
+"""A model of any family in NumPy: one token at a time, with a KV cache and the FFN given as a function.
 
-The arithmetic is that of transformers' …ForCausalLM; each family's block is in flashref.models.families.
+The arithmetic is that of transformers' …ForCausalLM; the block of each family is in flashref.models.families.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,18 @@ from flashref.types import Array, DomainError, ShapeError, widen
 Load = Callable[[str], Array]  # a tensor's name to its values in the stored dtype
 FeedForward = Callable[[int, Array], Array]  # (layer, what the up projection receives (d,)) to (d,)
 
-HEAD_ROWS = 1 << 12  # of an output head that is not widened beforehand, at a time
+HEAD_ROWS = 1 << 12  # rows of an output head that are widened at a time, where it is kept as stored
 
 
 class Model(NamedTuple):
-    """Everything but the FFN matrices. blocks: of the family's own kind; ffns: biases, as they are stored."""
+    """A model without its FFN matrices.
+
+    Attributes:
+        config: what its config.json says.
+        ends: the tensors before the first block and after the last.
+        blocks: the block of each layer, a tuple of the family's own.
+        ffns: what of each layer's FFN is in memory: the biases, as they are stored.
+    """
 
     config: Config
     ends: Ends
@@ -33,10 +40,15 @@ class Model(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the first `length` tokens, (layers, key heads, context, size) each.
+    """The KV cache of one text.
 
-    A held resource, as a DRAM matrix is: the arrays are shared by every Cache of one text, and `forward`
-    writes row `length` in place. A cache that was passed on is spent; `filled` (1,) is how that is noticed.
+    All caches of a text share their arrays, in which `forward` writes; so a cache that was given to `forward`
+    is spent, and only the one that it returned may be used.
+
+    Attributes:
+        keys, values: (layers, key heads, context, head size); the first `length` tokens count.
+        length: the number of tokens.
+        filled: (1,), the number of tokens in the arrays, by which a spent cache is noticed.
     """
 
     keys: Array
@@ -46,10 +58,13 @@ class Cache(NamedTuple):
 
 
 def load_model(config: Config, load: Load, dtype: npt.DTypeLike | None = np.float32) -> Model:
-    """The model without its FFN matrices; `load` gives a tensor by name, from a checkpoint or an image.
+    """Load a model without its FFN matrices.
 
-    dtype: what weights are widened to once, exactly: float32, or float64 to judge it by; None leaves them as
-    they are stored, in less memory, to be widened whenever they are used.
+    Args:
+        config: the model's config.
+        load: returns a tensor by its name, from a checkpoint or from an image.
+        dtype: float32 or float64, to which weights are widened once, exactly; None keeps them as they are
+            stored, in less memory, and they are widened whenever they are used.
     """
     family = FAMILIES[config.family]
 
@@ -59,7 +74,7 @@ def load_model(config: Config, load: Load, dtype: npt.DTypeLike | None = np.floa
 
     known: dict[str, Array] = {}
 
-    def once(leaf: Any) -> Array:  # a tied head is the very array of the embeddings
+    def once(leaf: Any) -> Array:  # a tied head is the same array as the embeddings
         if leaf.name not in known:
             known[leaf.name] = loaded(leaf)
         return known[leaf.name]
@@ -73,7 +88,12 @@ def load_model(config: Config, load: Load, dtype: npt.DTypeLike | None = np.floa
 
 
 def empty_cache(model: Model, tokens: int | None = None) -> Cache:
-    """The cache before the first token, with room for so many, by default for the whole context."""
+    """Make the cache before the first token.
+
+    Args:
+        model: the model.
+        tokens: the number of tokens for which it has room; None: the whole context.
+    """
     config = model.config
     room = config.context if tokens is None else min(tokens, config.context)
     shape = (config.layers, config.key_heads, room, config.head_size)
@@ -82,11 +102,21 @@ def empty_cache(model: Model, tokens: int | None = None) -> Cache:
 
 
 def forward(model: Model, cache: Cache, token_id: int, feed_forward: FeedForward) -> tuple[Array, Cache]:
-    """One token through the model: the logits of the next one (vocabulary,), and the cache with this one.
+    """Pass one token through the model.
 
-    feed_forward gets the very vector that the up projection receives (decision 5), a new array each time, in
-    the arithmetic's dtype. The cache that was passed is spent, unless this raises: then the token may be
-    tried again. Raises DomainError for an id outside the vocabulary, a full cache, or a spent one.
+    Args:
+        model: the model.
+        cache: the cache with all earlier tokens; it is spent afterwards, unless this raises.
+        token_id: the id of the token.
+        feed_forward: the FFN: from a layer and what its up projection receives (decision 5 says that the
+            predictor sees the same vector), a new (d,) array, to (d,) in the same dtype.
+
+    Returns:
+        The logits of the next token, (vocabulary,), and the cache with this token.
+
+    Raises:
+        DomainError: the id is outside the vocabulary, or the cache is full or spent.
+        ShapeError: the FFN returned another shape or dtype.
     """
     config, position, room = model.config, cache.length, cache.keys.shape[2]
     if not 0 <= token_id < config.vocabulary:
@@ -118,9 +148,12 @@ def forward(model: Model, cache: Cache, token_id: int, feed_forward: FeedForward
 def one_at_a_time(
     model: Model, feed_forward: FeedForward, tokens: int | None = None
 ) -> Callable[[int], Array]:
-    """`forward` with a cache of its own, empty at first: token id to logits, for `generate`.
+    """Make a function from a token id to logits, for `generate`; it holds a cache, which is empty at first.
 
-    tokens: how many may come; by default a whole context.
+    Args:
+        model: the model.
+        feed_forward: the FFN, as in `forward`.
+        tokens: the number of tokens that may come; None: the whole context.
     """
     cache = empty_cache(model, tokens)
 
@@ -133,7 +166,15 @@ def one_at_a_time(
 
 
 def embed(model: Model, token_ids: Any, positions: Any) -> Any:
-    """What the first block receives, (…, d). token_ids, positions: int, or (…) of them."""
+    """Compute what the first block receives.
+
+    Args:
+        model: the model; only its ends are used.
+        token_ids, positions: an int, or an array (…) of ints.
+
+    Returns:
+        (…, d).
+    """
     tokens, _, _, rows, project_in, _ = model.ends
     x = _wide(tokens[token_ids])
     if project_in is not None:
@@ -142,7 +183,7 @@ def embed(model: Model, token_ids: Any, positions: Any) -> Any:
 
 
 def last_hidden(model: Model, x: Any) -> Any:
-    """What the output head receives, (…, embedded), of what the last block gave (…, d)."""
+    """Compute what the output head receives, (…, embedded), from the output of the last block, (…, d)."""
     ends = model.ends
     if ends.norm is not None:
         x = FAMILIES[model.config.family].final_norm(model.config, fill(ends.norm, _wide), x)
@@ -159,7 +200,7 @@ def _logits(model: Model, x: Array) -> Array:
 
 
 def _attend(cache: Cache, layer: int, heads: Heads, bias: Bias | None) -> Array:
-    """Causal attention of the newest token to itself and every earlier one; writes its row of the cache."""
+    """Let the newest token attend to itself and to every earlier one; its row of the cache is written."""
     key_heads, _, size = cache.keys[layer].shape
     known = cache.length + 1
     cache.keys[layer, :, cache.length] = heads.key
@@ -174,7 +215,7 @@ def _attend(cache: Cache, layer: int, heads: Heads, bias: Bias | None) -> Array:
 
 
 def _resident_ffn(config: Config, layer: int, load: Load) -> ResidentFFN:
-    """A layer's biases as they are stored, without a gate."""
+    """Load the biases of a layer as they are stored, without a gate."""
     ffn = FAMILIES[config.family].ffn(config, layer)
     biases = (ffn.up_bias, ffn.gate_bias, ffn.down_bias)
     up_bias, gate_bias, down_bias = fill(biases, lambda leaf: load(leaf.name))
@@ -182,5 +223,5 @@ def _resident_ffn(config: Config, layer: int, load: Load) -> ResidentFFN:
 
 
 def _wide(stored: Any) -> Any:
-    """Weights in the arithmetic's dtype; those that are already are not copied."""
+    """Widen weights to float32; float32 and float64 are returned as they are."""
     return stored if stored.dtype in (np.float32, np.float64) else widen(stored)

@@ -1,4 +1,4 @@
-"""What a file of predictors says in its metadata: the model, the activation and the texts that made it."""
+"""The metadata of a predictors file: the model, the activation and the texts that it was made of."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,21 @@ PARTS = ("fit", "choose", "judge")
 
 
 class Source(NamedTuple):
-    """A part of a text: SHA-256 of the whole text in UTF-8, and which of its tokens, [first, end) each."""
+    """A part of a text: the SHA-256 of the whole text in UTF-8, and ranges [first, end) of its tokens."""
 
     sha256: str
     ranges: tuple[tuple[int, int], ...]
 
 
 class Origin(NamedTuple):
-    """What predictors were made of, as their file says.
+    """What predictors were made of.
 
-    fingerprint: of the model; activation, tau: whose neurons they predict; fit, choose, judge: the texts that
-    maps were fitted on, ranks and thresholds chosen on, and neither.
+    Attributes:
+        fingerprint: the fingerprint of the model.
+        activation, tau: the activation whose active neurons are predicted.
+        fit: the text on which the maps were fitted.
+        choose: the text on which ranks and thresholds were chosen.
+        judge: the text on which the predictors were judged, and nothing else was done.
     """
 
     fingerprint: str
@@ -31,7 +35,12 @@ class Origin(NamedTuple):
 
 
 def metadata_of(origin: Origin, dense: Sequence[int]) -> dict[str, str]:
-    """The strings of a header; dense: the layers without a predictor."""
+    """Write an origin as the metadata of a file.
+
+    Args:
+        origin: what the predictors were made of.
+        dense: the layers without a predictor.
+    """
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -44,14 +53,22 @@ def metadata_of(origin: Origin, dense: Sequence[int]) -> dict[str, str]:
 
 
 def read_metadata(metadata: Mapping[str, str], layers: int) -> tuple[Origin | None, tuple[int, ...]]:
-    """The origin and the dense layers; nothing where the metadata are not of this format.
+    """Read the metadata of a file.
 
-    Raises ValueError with half a sentence.
+    Args:
+        metadata: the strings of its header.
+        layers: the model's number of layers.
+
+    Returns:
+        The origin and the dense layers; None and none, where the metadata have another format.
+
+    Raises:
+        ValueError: the metadata are damaged; the message goes on after the file's name.
     """
     if metadata.get("format") != FORMAT:
         return None, ()
     if metadata.get("version") != VERSION:
-        raise ValueError(f"is of version {metadata.get('version')!r}, and {VERSION} is read here")
+        raise ValueError(f"has version {metadata.get('version')!r}, but only version {VERSION} can be read")
     try:
         texts = json.loads(metadata["texts"])
         sources = {part: _source(texts[part]) for part in PARTS}
@@ -68,7 +85,7 @@ def read_metadata(metadata: Mapping[str, str], layers: int) -> tuple[Origin | No
 
 
 def _source(values: Any) -> Source:
-    """Raises KeyError, TypeError, ValueError."""
+    """Read a part of a text; KeyError, TypeError or ValueError if it is none."""
     ranges = tuple((first, end) for first, end in values["ranges"])
     for first, end in ranges:
         if not (_whole(first) and _whole(end) and first <= end):

@@ -1,4 +1,4 @@
-"""How a model is laid out on flash, and `pack`, which writes a checkpoint as an image."""
+"""`pack`: write a checkpoint as a flash image."""
 
 import html
 import os
@@ -27,9 +27,14 @@ PAGE = 4096
 
 
 class Bundles(NamedTuple):
-    """The bundles of an image, or its rows if it is not bundled; sizes in bytes.
+    """The bundles of an image, or its rows if it is not bundled.
 
-    fields: of the whole image; bundle_bytes, stride: of one bundle, without its padding and with it.
+    Attributes:
+        bundled: whether the fields of a neuron lie together.
+        fields: the fields that the image holds.
+        number: the number of all bundles.
+        bundle_bytes: the bytes of one bundle, without its padding.
+        stride: the bytes of one bundle, with its padding.
     """
 
     bundled: bool
@@ -40,10 +45,14 @@ class Bundles(NamedTuple):
 
 
 class ImageBytes(NamedTuple):
-    """Where every byte of an image is counted once.
+    """The bytes of an image; each byte is counted once, beside `whole`.
 
-    ffn: of the bundles without their padding; resident: of all other tensors; padding: zeros inside bundles
-    and after tensors; other: the header and the checksums.
+    Attributes:
+        whole: the whole image.
+        ffn: the bundles, without their padding.
+        resident: all other tensors of the model.
+        padding: zeros inside bundles and after tensors.
+        other: the header and the checksums.
     """
 
     whole: int
@@ -54,10 +63,17 @@ class ImageBytes(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """An image that was packed, or that was there already and checked. block: in bytes.
+    """An image that was packed, or that was there already and was checked.
 
-    written: False if the file was this very image before; seconds: that packing or checking took;
-    peak_memory_bytes: the most that this process has had resident.
+    Attributes:
+        image: the file.
+        written: whether it was written; False if this very image was there.
+        fingerprint: the fingerprint of the checkpoint.
+        block: the image's block, in bytes.
+        bundles: what is known of its bundles.
+        sizes: its bytes.
+        seconds: the time of packing, or of checking.
+        peak_memory_bytes: the most bytes that this process had in memory.
     """
 
     image: Path
@@ -71,11 +87,11 @@ class Packed(NamedTuple):
 
     @property
     def bytes_per_second(self) -> int:
-        """The whole image by the time it took."""
+        """The bytes of the whole image, divided by the time that it took."""
         return round(self.sizes.whole / self.seconds)
 
     def as_json(self) -> dict[str, Any]:
-        """What `flashref pack --json` prints, in this order."""
+        """The object that `flashref pack --json` prints, with its keys in this order."""
         bundled, fields, number, bundle_bytes, stride = self.bundles
         return {
             "image": str(self.image),
@@ -95,7 +111,7 @@ class Packed(NamedTuple):
         }
 
     def __str__(self) -> str:
-        """A line on what was done, and a line for each size."""
+        """A line that says what was done, and a line for each size."""
         done = "packed" if self.written else "is the whole image of this checkpoint; nothing was written"
         sizes = (f"{name}: {size:,} bytes" for name, size in self.sizes._asdict().items())
         return "\n".join([f"{self.image}: {done}, {self.seconds:,.1f} s", *sizes])
@@ -114,24 +130,24 @@ def pack(
     progress: Progress = unseen,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Packed:
-    """Write a checkpoint as a flash image, with memory of one layer, or check the image that is there.
+    """Write a checkpoint as a flash image, or check the image that is there.
 
-    What a killed packing left is removed first.
+    It takes the memory of one layer. What a killed packing left behind is removed first.
 
     Args:
-        model_dir: a Hugging Face checkpoint.
-        image: the file to write. An image of this checkpoint that is there is checked to the last byte.
-        device: whose block the image has, if it is at least a page.
-        bundled: False gives each field of a neuron a tensor of its own.
-        resident_gate: keep gate projections whole and resident, out of the bundles.
-        progress: called with what is being done, bytes done and bytes in total.
-        clock: seconds.
+        model_dir: the folder of a Hugging Face checkpoint.
+        image: the file to write; an image of this checkpoint that is there is checked to the last byte.
+        device: the image has its block, or a page where that is larger.
+        bundled: whether the fields of a neuron lie together; if not, each field is a tensor of its own.
+        resident_gate: whether gate projections stay in memory, and so out of the bundles.
+        progress: is told what is being done, the bytes that are done, and all bytes.
+        clock: returns seconds.
 
     Returns:
         What the image holds.
 
     Raises:
-        DomainError: the model cannot be packed so, or a weight is not finite.
+        DomainError: the model has no gate that could be resident, or a weight is not finite.
         ImageError: a file cannot be read or written, or `image` is something else.
 
     Paper §3.2; requirements: IMG-1 to IMG-19.
@@ -163,14 +179,14 @@ def pack(
 
 
 def bundled_layers(checkpoint: Checkpoint, resident_gate: bool) -> dict[int, Mapping[str, str]]:
-    """The tensors that are read from flash.
+    """Name the tensors that are read from flash.
 
     Args:
-        checkpoint: the model.
+        checkpoint: the checkpoint.
         resident_gate: whether gate projections stay in memory, and so out of the bundles.
 
     Returns:
-        For every layer, each field of its bundles and the name of the tensor with its rows.
+        For each layer, a mapping from each field of its bundles to the name of the tensor with its rows.
     """
     return {
         layer: {field: name for field, name in fields.items() if not (resident_gate and field == "gate")}
@@ -179,12 +195,12 @@ def bundled_layers(checkpoint: Checkpoint, resident_gate: bool) -> dict[int, Map
 
 
 def block_for(*devices: Device) -> int:
-    """The block of a new image for these devices, in bytes: their largest, and at least a page."""
+    """Choose the block of a new image for these devices, in bytes: their largest, and at least a page."""
     return max(PAGE, *(device.block for device in devices))
 
 
 def _check(path: Path, checkpoint: Checkpoint, plan: ImagePlan, progress: Progress) -> str:
-    """The checkpoint's fingerprint; ImageError unless the file is, to the last byte, what would be packed."""
+    """Return the checkpoint's fingerprint; ImageError unless the file is what `pack` would write."""
     try:
         image = open_image(path)
         identity = fingerprint(checkpoint.tensors, checkpoint.config_text, progress)
@@ -201,7 +217,7 @@ def _check(path: Path, checkpoint: Checkpoint, plan: ImagePlan, progress: Progre
 
 
 def _account(checkpoint: Checkpoint, plan: ImagePlan) -> tuple[Bundles, ImageBytes]:
-    """What an image holds that is as planned."""
+    """Count what a planned image holds."""
     layouts = [group.layout for group in plan.groups.values()]
     sizes = {name: tensor_bytes(*part) for name, part in plan.entries.items()}
     ffn = sum(layout.n * layout.bundle_bytes for layout in layouts)

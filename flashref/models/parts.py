@@ -1,7 +1,7 @@
-"""What the blocks of several families are built of.
+"""The parts of which the blocks of several families are built.
 
-The functions take arrays of NumPy, or of JAX: they use what both have, and the arrays' own namespace. Any
-leading axes: none for one token, (tokens,) for a text.
+The functions take arrays of NumPy or of JAX, and use what both have. Arrays may have any leading axes: none
+for one token, (tokens,) for a text.
 """
 
 from collections.abc import Callable
@@ -18,29 +18,31 @@ class Linear(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A norm's scale and shift, (d,) each; None where the model has none."""
+    """A norm: scale and shift, (d,) each, or None."""
 
     scale: Array | None
     shift: Array | None
 
 
 class Heads(NamedTuple):
-    """What attention works on: query (…, heads, size), key and value (…, key heads, size)."""
+    """The heads of attention: query (…, heads, size), key and value (…, key heads, size)."""
 
     query: Array
     key: Array
     value: Array
 
 
-Bias = Callable[[int], Array]  # how many keys, to what their scores get more (heads, keys)
+Bias = Callable[[int], Array]  # from the number of keys to what is added to their scores, (heads, keys)
 
 
 class Position(NamedTuple):
-    """Where a block's tokens stand, and what surrounds its arithmetic.
+    """Where the tokens of a block stand, and what a block needs from outside.
 
-    positions: () or (tokens,), from 0. attend: causal attention of these tokens to themselves and to every
-    earlier one, with a bias of the scores or None; gives (…, heads · size). feed_forward: the FFN, from the
-    very vector that the up projection receives (decision 5).
+    Attributes:
+        positions: () or (tokens,), from 0.
+        attend: lets these tokens attend to themselves and to every earlier one: from heads, and a bias of the
+            scores or None, to (…, heads · size).
+        feed_forward: the FFN, from what the up projection receives (decision 5: the predictor sees it, too).
     """
 
     positions: Array
@@ -49,10 +51,12 @@ class Position(NamedTuple):
 
 
 class Rotary(NamedTuple):
-    """Rotary positions: radians a token of each pair of values, as float32 has them; scale of sine, cosine.
+    """Rotary positions.
 
-    The first 2 · len(frequencies) values of a head are turned, value i together with value
-    i + len(frequencies); the others stay.
+    Attributes:
+        frequencies: the radians by which each token turns a pair of values, rounded to float32. Value i of a
+            head is turned together with value i + len(frequencies); values beyond these pairs stay.
+        scale: the factor of sine and cosine.
     """
 
     frequencies: tuple[float, ...]
@@ -60,13 +64,13 @@ class Rotary(NamedTuple):
 
 
 def apply(linear: Linear, x: Array) -> Array:
-    """The linear map of x: (…, inputs) to (…, outputs)."""
+    """Apply a linear map: (…, inputs) to (…, outputs)."""
     y: Array = x @ linear.weight.T
     return y if linear.bias is None else y + linear.bias
 
 
 def layer_norm(x: Array, norm: Norm, epsilon: float) -> Array:
-    """Layer norm over the last axis, with the biased variance."""
+    """Compute the layer norm over the last axis, with the biased variance."""
     centred = x - x.mean(-1, keepdims=True)
     y: Array = centred / ((centred * centred).mean(-1, keepdims=True) + epsilon) ** 0.5
     if norm.scale is not None:
@@ -75,25 +79,25 @@ def layer_norm(x: Array, norm: Norm, epsilon: float) -> Array:
 
 
 def rms_norm(x: Array, norm: Norm, epsilon: float) -> Array:
-    """Division by the root of the mean square over the last axis."""
+    """Divide x by the root of its mean square over the last axis, and scale it."""
     y: Array = x / ((x * x).mean(-1, keepdims=True) + epsilon) ** 0.5
     return y if norm.scale is None else y * norm.scale
 
 
 def split_heads(x: Array, heads: int) -> Array:
-    """(…, heads · size) to (…, heads, size)."""
+    """Split (…, heads · size) into (…, heads, size)."""
     return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def split_fused(x: Array, key_heads: int, size: int) -> Heads:
-    """(…, values) to heads: for each key head its group's queries, one key and one value after the other."""
+    """Split (…, values) into heads: for each key head come the queries of its group, a key and a value."""
     groups = x.reshape(*x.shape[:-1], key_heads, -1, size)
     query = groups[..., :-2, :].reshape(*x.shape[:-1], -1, size)
     return Heads(query, groups[..., -2, :], groups[..., -1, :])
 
 
 def rotate(x: Array, positions: Array, rotary: Rotary) -> Array:
-    """Queries or keys (…, heads, size), turned by their positions (…); angles in float32, as transformers."""
+    """Turn queries or keys, (…, heads, size), by their positions, (…); angles in float32, as transformers."""
     xp: Any = x.__array_namespace__()
     frequencies = xp.asarray(rotary.frequencies, dtype=xp.float32)
     angles = xp.asarray(positions, dtype=xp.float32)[..., None, None] * frequencies

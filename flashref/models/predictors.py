@@ -1,4 +1,4 @@
-"""The predictors of a model: one file beside its weights, with what is known of their windows."""
+"""The file of a model's trained predictors, and the counts of their errors."""
 
 import os
 from collections.abc import Sequence
@@ -17,10 +17,13 @@ FILE_NAME = "predictors.safetensors"
 
 
 class Predictors(NamedTuple):
-    """A predictor a layer, and the windows that were measured with them on held-out text.
+    """The predictors of a model, and what was measured with them on held-out text.
 
-    layers: None for a layer without one, dense and resident (decision 15). mean_resident, largest_resident:
-    (layers, windows), |C_t| of an unbounded matrix for k = 1, 2, …; or None. origin: None in a file without.
+    Attributes:
+        layers: the predictor of each layer; None for a layer that is resident whole (decision 15).
+        mean_resident, largest_resident: |C_t| in a matrix without a limit, (layers, windows) for
+            k = 1, 2, …; None where the file has none.
+        origin: what the predictors were made of; None where the file does not say.
     """
 
     layers: tuple[Predictor | None, ...]
@@ -32,10 +35,19 @@ class Predictors(NamedTuple):
 def load_predictors(
     path: str | os.PathLike[str], layers: int, neurons: int, width: int, fingerprint: str | None = None
 ) -> Predictors:
-    """The predictors in a safetensors file: `layers.L.a`, `.b`, `.bias`, `.threshold` and statistics.
+    """Read the predictors in a safetensors file: `layers.L.a`, `.b`, `.bias`, `.threshold` and statistics.
 
-    Every layer must have one of this model's shape and finite values, but for those that the metadata call
-    dense; fingerprint: the model's, which a file with an origin must name. Else ImageError.
+    Args:
+        path: the file.
+        layers, neurons, width: the model's number of layers, and n and d of each.
+        fingerprint: the model's fingerprint, which a file with an origin must have; None: it is not compared.
+
+    Returns:
+        A predictor for each layer, except for those that the metadata call dense.
+
+    Raises:
+        ImageError: the file cannot be read, lacks a layer, has values that are not finite, or belongs to
+            another model.
     """
     container = read_container(path)
     try:
@@ -65,7 +77,11 @@ def load_predictors(
 
 
 def predictor_tensors(predictors: Predictors) -> dict[str, Array]:
-    """What a file of these holds: tensors by name."""
+    """Return the tensors that a file of these predictors holds, by name.
+
+    Args:
+        predictors: the predictors and their statistics.
+    """
     tensors: dict[str, Array] = {}
     for layer, predictor in enumerate(predictors.layers):
         if predictor is None:
@@ -84,14 +100,19 @@ def predictor_tensors(predictors: Predictors) -> dict[str, Array]:
 
 
 def save_predictors(path: str | os.PathLike[str], predictors: Predictors) -> None:
-    """Write predictors with their origin to a new file, whole or not at all; equal ones give equal bytes.
+    """Write predictors with their origin to a new file, which appears whole or not at all.
 
-    Raises ImageError, also for a file that exists.
+    Args:
+        path: the file. Equal predictors give equal bytes.
+        predictors: the predictors, their statistics and their origin.
+
+    Raises:
+        ImageError: the file exists, or cannot be written.
     """
     origin = predictors.origin
     dense = [layer for layer, one in enumerate(predictors.layers) if one is None]
     metadata = {} if origin is None else metadata_of(origin, dense)
-    # Wide values first, so that all are aligned.
+    # The widest values come first, so that all are aligned.
     tensors = sorted(predictor_tensors(predictors).items(), key=lambda item: (-item[1].itemsize, item[0]))
     entries = {name: (_dtype_name(array), array.shape) for name, array in tensors}
     content = b"".join((encode_header(entries, metadata, 8), *(array.tobytes() for _, array in tensors)))
@@ -104,12 +125,12 @@ def _dtype_name(array: Array) -> str:
 
 
 def predictor_bytes(predictors: Predictors) -> int:
-    """Bytes of both maps of every predictor; biases do not count (decision 8)."""
+    """Sum the bytes of both maps of every predictor; biases do not count (decision 8)."""
     return sum(one.a.nbytes + one.b.nbytes for one in predictors.layers if one is not None)
 
 
 class ErrorCounts(NamedTuple):
-    """Pooled counts of (token, neuron) pairs (decision 22)."""
+    """Errors of predictors, counted in pairs of a token and a neuron (decision 22: all pairs are pooled)."""
 
     active: int
     inactive: int
@@ -118,24 +139,28 @@ class ErrorCounts(NamedTuple):
 
     @property
     def false_negative_rate(self) -> float:
-        """Of the truly active, the share that was not predicted; 0 of 0 is 0."""
+        """The share of the active neurons that was not predicted; 0 where none is active."""
         return self.false_negatives / max(self.active, 1)
 
     @property
     def false_positive_rate(self) -> float:
-        """Of the truly inactive, the share that was predicted; 0 of 0 is 0."""
+        """The share of the inactive neurons that was predicted; 0 where none is inactive."""
         return self.false_positives / max(self.inactive, 1)
 
 
 def count_errors(predicted: npt.NDArray[np.bool_], active: npt.NDArray[np.bool_]) -> ErrorCounts:
-    """Compare predicted and truly active neurons, masks of one shape."""
+    """Count the errors of a prediction.
+
+    Args:
+        predicted, active: masks of the predicted and of the active neurons, of one shape.
+    """
     total = int(active.sum())
     missed, extra = int((active & ~predicted).sum()), int((predicted & ~active).sum())
     return ErrorCounts(total, active.size - total, missed, extra)
 
 
 def pool_errors(errors: Sequence[ErrorCounts]) -> ErrorCounts:
-    """The counts of several tokens or layers as one."""
+    """Add the counts of several tokens or layers."""
     return ErrorCounts(*(sum(counts) for counts in zip(*errors, strict=True)))
 
 
@@ -169,7 +194,7 @@ def _tensor(container: Container, name: str) -> Array:
 def _statistic(
     container: Container, name: str, predictors: Sequence[Predictor | None], neurons: int
 ) -> Array:
-    """(layers, windows); a layer without a predictor keeps all its neurons."""
+    """Read a statistic, (layers, windows); a layer without a predictor keeps all its neurons."""
     names = [f"layers.{layer}.{name}" for layer, one in enumerate(predictors) if one is not None]
     missing = [name for name in names if name not in container.tensors]
     if missing:

@@ -121,7 +121,7 @@ def prepare(folder: Path, request: ModelRequest) -> Prepared:
     _check_predictor(request, checkpoint)
     if request.window is not None and request.window > config.context:
         raise DomainError(
-            f"--window {request.window} is longer than the context of {config.context} tokens; shorten it"
+            f"a window of {request.window} is longer than the context of {config.context} tokens; shorten it"
         )
     try:
         tokenizer = open_tokenizer(folder, config.vocabulary)
@@ -246,7 +246,7 @@ def _read_predictors(request: ModelRequest, checkpoint: Checkpoint) -> Predictor
     if trained:
         raise ImageError(
             f"{path}: there are no trained predictors; fit them with `flashref train`, "
-            "or use the oracle with --predictor exact"
+            "or compute the active neurons with --predictor exact"
         )
     return None
 

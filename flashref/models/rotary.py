@@ -1,6 +1,6 @@
-"""Rotary positions as a config.json asks for them: the frequencies, scaled for longer contexts or not.
+"""Rotary positions as a config.json asks for them, scaled for longer contexts or not.
 
-In float32 step by step, as transformers computes them and as the models were trained with.
+Frequencies are rounded to float32 at every step, as transformers computes them and the models were trained.
 """
 
 import math
@@ -18,14 +18,21 @@ Frequencies = npt.NDArray[np.float32]
 Shares = npt.NDArray[np.float64]
 
 KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
-LARGEST_HEAD = 1 << 16  # no config.json makes more frequencies than half of this
+LARGEST_HEAD = 1 << 16  # larger heads in a config.json are refused, so that no huge array is made
 
 
 def rotary_from(values: Values, head_size: int, context: int, share: float = 1.0) -> Rotary:
-    """The rotary positions of a parsed config.json: its rope_parameters, or rope_theta and rope_scaling.
+    """Read the rotary positions of a config.json: its rope_parameters, or rope_theta and rope_scaling.
 
-    share: of a head's values that is turned, where partial_rotary_factor is not given. Raises ImageError,
-    DomainError for a kind of scaling that is not known.
+    Args:
+        values: the parsed config.json.
+        head_size: the values of a head.
+        context: the model's context.
+        share: the share of a head's values that is turned where partial_rotary_factor is not given.
+
+    Raises:
+        ImageError: a value is missing or wrong.
+        DomainError: the kind of scaling is not known.
     """
     given = _parameters(values)
     kind = text(given, "rope_type", text(given, "type", "default"))
@@ -33,7 +40,7 @@ def rotary_from(values: Values, head_size: int, context: int, share: float = 1.0
     if base <= 1:
         raise ImageError(f"config.json has rope_theta {base:g}; it must be above 1")
     plain = _plain(_turned(head_size, positive(given, "partial_rotary_factor", share)), base)
-    if kind in ("default", "dynamic"):  # dynamic scales beyond the context only, which is never left here
+    if kind in ("default", "dynamic"):  # dynamic scales beyond the context only, and no text is longer
         return _rotary(plain)
     if kind == "linear":
         return _rotary(plain / np.float32(positive(given, "factor")))
@@ -47,18 +54,18 @@ def rotary_from(values: Values, head_size: int, context: int, share: float = 1.0
 
 
 def whole_rotary_from(values: Values, head_size: int, context: int) -> Rotary:
-    """The same for a family that turns whole heads: a part of one is refused."""
+    """Read the rotary positions of a family that turns whole heads; DomainError for a part of a head."""
     rotary = rotary_from(values, head_size, context)
     if 2 * len(rotary.frequencies) != head_size:
         raise DomainError(
-            "config.json turns a part of a head only, which no "
+            "config.json turns only a part of each head, which no "
             f"{text(values, 'model_type').capitalize()} does; remove partial_rotary_factor"
         )
     return rotary
 
 
 def _parameters(values: Values) -> dict[str, Any]:
-    """rope_parameters of today, or rope_scaling of older files, with what stands beside it."""
+    """Find rope_parameters, or rope_scaling of older files, with the keys that stand beside it."""
     key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     part = values.get(key)
     if part is None:
@@ -69,27 +76,27 @@ def _parameters(values: Values) -> dict[str, Any]:
     def beside(*keys: str) -> dict[str, Any]:
         return {key: values[key] for key in keys if values.get(key) is not None}
 
-    # The order of transformers: the model's first context goes before what the part says of it.
+    # In transformers' order: original_max_position_embeddings beside the part overrides the one in it.
     return (
         beside("rope_theta", "partial_rotary_factor") | {**part} | beside("original_max_position_embeddings")
     )
 
 
 def _turned(head_size: int, share: float) -> int:
-    """How many values of a head are turned."""
+    """Return the number of values of a head that are turned."""
     if head_size > LARGEST_HEAD:
         raise ImageError(f"config.json has heads of {head_size} values; correct it, at most {LARGEST_HEAD}")
     size = int(head_size * share)
     if not 0 < size <= head_size or size % 2:
         raise ImageError(
-            f"config.json turns {size} of a head's {head_size} values, which must be an even number from 2 "
-            "on; correct partial_rotary_factor, or the number of heads"
+            f"config.json turns {size} of the {head_size} values of a head, which must be an even number of "
+            "at least 2; correct partial_rotary_factor, or the number of heads"
         )
     return size
 
 
 def _plain(size: int, base: float) -> Frequencies:
-    """base ** (−2 i / size), each of its three steps rounded."""
+    """Compute base ** (−2 i / size), each of its three steps rounded to float32."""
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     return np.float32(1) / (base ** exponents.astype(np.float64)).astype(np.float32)
 
@@ -99,13 +106,13 @@ def _rotary(frequencies: Frequencies, scale: float = 1.0) -> Rotary:
 
 
 def _stretched(plain: Frequencies, given: Values, kept: Shares) -> Frequencies:
-    """Divided by the factor, but for the share of each that is kept as it is."""
+    """Divide each frequency by the factor, except for the share of it that is kept."""
     share = kept.astype(np.float32)
     return plain / np.float32(positive(given, "factor")) * (1 - share) + plain * share
 
 
 def _kept_by_llama3(plain: Frequencies, given: Values, context: int) -> Shares:
-    """By how often a wave turns within the context: all of a short one, nothing of a long one."""
+    """Keep frequencies that turn often within the context, and none that turn rarely."""
     low, high = (positive(given, key) for key in ("low_freq_factor", "high_freq_factor"))
     if low >= high:
         raise ImageError(
@@ -116,7 +123,7 @@ def _kept_by_llama3(plain: Frequencies, given: Values, context: int) -> Shares:
 
 
 def _kept_by_yarn(size: int, given: Values, context: int, base: float) -> Shares:
-    """The same by the index of the pair, between the two that turn so often within the context."""
+    """Keep the first pairs whole, the last not at all, and shares between beta_fast and beta_slow."""
 
     def index(turns: float) -> float:
         return size * (math.log(context) - math.log(turns) - math.log(2 * math.pi)) / (2 * math.log(base))
@@ -130,7 +137,7 @@ def _kept_by_yarn(size: int, given: Values, context: int, base: float) -> Shares
 
 
 def _yarn_scale(given: Values) -> float:
-    """What sine and cosine are multiplied by: attention_factor, or the paper's, or a ratio of two."""
+    """Compute the factor of sine and cosine: attention_factor, or YaRN's own, or a ratio of two of these."""
     if given.get("attention_factor") is not None:
         return positive(given, "attention_factor")
     longer = math.log(max(positive(given, "factor"), 1))

@@ -4,7 +4,7 @@ UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def size(amount: float) -> str:
-    """A number of bytes with three digits, in units of 1000: 1 GB is 10^9 bytes."""
+    """Write a number of bytes with three digits, in units of 1000: 1 GB is 10^9 bytes."""
     for unit, bytes_in_unit in UNITS:
         if amount >= bytes_in_unit:
             value = amount / bytes_in_unit
@@ -13,7 +13,7 @@ def size(amount: float) -> str:
 
 
 def two_sizes(first: int, second: int) -> tuple[str, str]:
-    """Two different numbers of bytes as `size` writes them, or all their digits if they would read alike."""
+    """Write two different numbers of bytes like `size`, or with all digits if they would read alike."""
     if size(first) != size(second):
         return size(first), size(second)
     return f"{first:,} bytes", f"{second:,} bytes"

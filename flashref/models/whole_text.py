@@ -1,7 +1,7 @@
-"""Whole texts at once, in JAX: the blocks of `families` in float32, over all tokens of several texts.
+"""Whole texts at once in JAX: the blocks of `families` in float32, over all tokens of several texts.
 
-It goes layer by layer, so that a model of any size needs memory for one layer and for what passes between
-two. Weights come as `load_model` and `load_ffn` give them, in any stored dtype.
+It goes layer by layer, so a model of any size needs memory for one layer and for the hidden states between
+two. Weights come as `load_model` and `load_ffn` return them, in any stored dtype.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,27 @@ from flashref.models.parts import Bias, Heads, Position, apply
 from flashref.types import FFN, Array, widen
 from flashref.xla import neuron_values, sum_neurons
 
-# From what the up projections receive, (tokens, d), to the mask of the neurons that are summed, (tokens, n).
+# From `chosen_by` and what the up projection receives, (tokens, d), to the mask of the neurons that are
+# summed, (tokens, n).
 Choose = Callable[[Any, jax.Array], jax.Array]
 
 
 class Passed(NamedTuple):
-    """A block over a text. hidden: (…, tokens, d) after it; inputs: what its up projection received."""
+    """What a block computed for texts: the hidden states after it, and what its up projection received.
+
+    Both are (…, tokens, d).
+    """
 
     hidden: jax.Array
     inputs: jax.Array
 
 
 def embed_texts(model: Model, ids: Array) -> jax.Array:
-    """What the first block receives.
+    """Compute what the first block receives.
 
     Args:
-        model: with its ends; its blocks are not needed.
-        ids: (texts, tokens) token ids, each text from position 0.
+        model: the model; only its ends are used.
+        ids: token ids, (texts, tokens); each text begins at position 0.
 
     Returns:
         (texts, tokens, d) float32.
@@ -46,34 +50,35 @@ def embed_texts(model: Model, ids: Array) -> jax.Array:
 def pass_block(
     config: Config, block: Any, ffn: FFN, hidden: jax.Array, choose: Choose, chosen_by: Any = None
 ) -> Passed:
-    """Every text through one block.
+    """Pass texts through one block.
 
     Args:
-        config: of the model.
-        block, ffn: of one layer; `down` is neuron-major.
-        hidden: (texts, tokens, d), what the block receives.
-        choose: gives the mask of the neurons that are summed. One module-level function should serve all
-            layers, for each function compiles anew.
-        chosen_by: the first argument of `choose`, a tree of arrays of the same shapes in every layer.
+        config: the model's config.
+        block, ffn: the block and the FFN of one layer; all matrices of the FFN are (n, d).
+        hidden: what the block receives, (texts, tokens, d).
+        choose: returns the mask of the neurons that are summed. Use one function of a module for all layers,
+            because each new function is compiled anew.
+        chosen_by: the first argument of `choose`: a tree of arrays, which has the same shapes in all layers.
 
     Returns:
-        Hidden states after the block, and what the up projection received (decision 5), both as `hidden` is.
+        The hidden states after the block, and what the up projection received (decision 5: the predictor sees
+        the same vectors), both shaped as `hidden`.
     """
     widened = fill((block, ffn), _on_device)
     return Passed(*_pass_block(config, *widened, hidden, choose, chosen_by))
 
 
 def every_neuron(_: Any, inputs: jax.Array) -> jax.Array:
-    """The mask of the dense FFN, a `Choose`: all neurons are summed."""
+    """Choose all neurons, as the dense FFN does."""
     return jnp.ones((len(inputs), 1), bool)
 
 
 def causal_attention(heads: Heads, bias: Bias | None) -> Any:
-    """Attention of every token of a text to itself and to every earlier one, the `attend` of a `Place`.
+    """Let every token of a text attend to itself and to every earlier one: `attend` of a `Position`.
 
     Args:
         heads: query (tokens, heads, size), key and value (tokens, key heads, size).
-        bias: what is added to the scores, or None.
+        bias: returns what is added to the scores; None: nothing is.
 
     Returns:
         (tokens, heads · size).
@@ -89,12 +94,12 @@ def causal_attention(heads: Heads, bias: Bias | None) -> Any:
 
 
 def losses(model: Model, hidden: Array | jax.Array, ids: Array) -> jax.Array:
-    """−ln p of each following token.
+    """Compute −ln p of each token from the tokens before it.
 
     Args:
-        model: with its ends; its blocks are not needed.
-        hidden: (texts, tokens, d) after the last block.
-        ids: (texts, tokens), the texts themselves.
+        model: the model; only its ends are used.
+        hidden: the hidden states after the last block, (texts, tokens, d).
+        ids: the token ids of the texts, (texts, tokens).
 
     Returns:
         (texts, tokens − 1) float32, in nats.
@@ -109,7 +114,7 @@ def losses(model: Model, hidden: Array | jax.Array, ids: Array) -> jax.Array:
 
 
 def _on_device(stored: Any) -> jax.Array:
-    """Weights as float32; those that are there already stay as they are."""
+    """Widen weights to float32 on the device; arrays that are there already are returned as they are."""
     return stored if isinstance(stored, jax.Array) else jnp.asarray(widen(stored))
 
 

@@ -20,10 +20,18 @@ from flashref.storage.progress import Progress, unseen
 
 
 class Findings(NamedTuple):
-    """Everything that `flashref run` has found.
+    """Everything that `flashref run` has found out about a text.
 
-    model, device: the names by which the caller knows them. setup: the opened model. dense_ids: the new
-    tokens that the dense model gives, None without a proof. perplexity: None where it was not measured.
+    Attributes:
+        model: the model's name.
+        device: the device's name.
+        setup: the opened model.
+        text: the text and its account.
+        dense_ids: the new tokens that the dense model writes; None without a proof.
+        perplexity: None where it was not measured.
+        verdict: what the proof says.
+        memory: the memory of the process, measured.
+        tables: what each method of Table 2 would have cost.
     """
 
     model: str
@@ -45,7 +53,8 @@ class Findings(NamedTuple):
     def semantics(self) -> str:
         """The name of the semantics: which rows the FFN summed."""
         run = self.setup.prepared.request.semantics
-        return next((name for name, known in SEMANTICS.items() if known == run), run.__name__)
+        own = getattr(run, "__name__", repr(run))
+        return next((name for name, known in SEMANTICS.items() if known == run), own)
 
     @property
     def rows(self) -> list[int | None]:

@@ -11,28 +11,27 @@ from flashref.simulate.findings import Findings
 from flashref.simulate.methods import METHODS, Method
 from flashref.simulate.numbers import digits
 from flashref.simulate.scaled import FFN_BYTES
+from flashref.simulate.sentences import COLUMN_MEANS, POLICY_MEANS
 
-COLUMNS = (  # the heading and the meaning of each column of numbers that every table has
-    ("useful", "counts the bytes that a method needs from flash"),
-    ("read", "counts the bytes that are read for them, in whole blocks"),
-    ("reads", "counts the read requests; neighbouring blocks are read by one"),
-    ("in DRAM", "counts the bytes of weights that stay in memory"),
-    ("moved", "counts the bytes of rows that change their place in memory"),
-    ("simulated", "has the I/O time by the device's model"),
-)
-MEASURED = ("measured", "has the I/O time that the same reads took here")
-PAPER = ("paper", "has the I/O time of the paper's Table 2")
+MEANS = {column: COLUMN_MEANS[column] for column in ("useful", "read", "reads", "in DRAM")} | {
+    "moved": "counts the bytes of rows that change their place in memory",
+    "simulated": "is the I/O time that the device's model gives",
+    "measured": "is the I/O time that the same reads took here",
+    "paper": "is the I/O time in the paper's Table 2",
+}
 METHODS_EXPLAINED = (
-    "naive reads the whole model for every token. hybrid keeps as many whole layers in memory as fit, and "
-    "reads the other layers for every token. Each line with a + adds one method to the line above it."
+    f"naive {POLICY_MEANS['naive']} hybrid {POLICY_MEANS['hybrid']} "
+    "Each line with a + adds one method to the line above it."
 )
 
 
 class Finding(NamedTuple):
     """A finding in words.
 
-    about: one or two words that say what it is about; text: whole sentences; held: whether a check held,
-    None where nothing was checked.
+    Attributes:
+        about: one or two words that say what it is about.
+        text: whole sentences.
+        held: whether a check held; None where nothing was checked.
     """
 
     about: str
@@ -41,9 +40,13 @@ class Finding(NamedTuple):
 
 
 class MethodTable(NamedTuple):
-    """Table 2 for one model: its title, headings and rows, and the sentences below it.
+    """Table 2 for one model.
 
-    headings: the first one is of the names of the methods, all others are of numbers.
+    Attributes:
+        title: what stands above the table.
+        headings: of the column with the methods' names, and of the columns with numbers.
+        rows: a row for each method, with a text for each heading.
+        notes: the sentences below the table.
     """
 
     title: str
@@ -53,32 +56,40 @@ class MethodTable(NamedTuple):
 
 
 def findings_in_words(found: Findings) -> list[Finding]:
-    """Every finding but the tables, in the order in which `flashref run` prints them.
+    """Put every finding but the tables into words.
 
     Args:
         found: the findings of a run.
+
+    Returns:
+        The findings in the order in which `flashref run` prints them.
     """
     parts = (_check, _dense, _sparsity, _time, _memory, _window, _peak, _predictor, _perplexity)
     return [finding for part in parts for finding in part(found)]
 
 
 def method_tables(found: Findings) -> list[MethodTable]:
-    """The tables of a run: its own, and the one of the same trace at OPT 6.7B's shape, if that was made.
+    """Write the tables of a run.
 
     Args:
         found: the findings of a run.
+
+    Returns:
+        The table of its own model, and the one of the same trace at OPT 6.7B's shape, if that was made.
     """
     methods, scaled = found.tables
-    columns = [*COLUMNS, MEASURED] if methods[0].measured_io_ms_per_token is not None else [*COLUMNS]
+    measured = ["measured"] if methods[0].measured_io_ms_per_token is not None else []
+    columns = ["useful", "read", "reads", "in DRAM", "moved", "simulated", *measured]
     title = f"{found.model} on {found.device}: the methods of Table 2, per new token"
-    notes = [_columns_explained(columns), METHODS_EXPLAINED, _own_verdict(found)]
+    notes = [_explained(columns), METHODS_EXPLAINED, _own_verdict(found)]
     tables = [_table(title, columns, methods, notes)]
     if scaled:
         title = (
-            f"the same trace at OPT 6.7B's shape in fp16, half of it in memory, simulated on {found.device}"
+            f"The same trace at OPT 6.7B's shape in fp16, half of it in memory, simulated on {found.device}"
         )
-        notes = [f"{_columns_explained([PAPER])} {_scaled_verdict(scaled)}"]
-        tables.append(_table(title, [*COLUMNS, PAPER], scaled, notes))
+        columns = ["useful", "read", "reads", "in DRAM", "moved", "simulated", "paper"]
+        notes = [f"{_explained(['paper'])} {_scaled_verdict(scaled)}"]
+        tables.append(_table(title, columns, scaled, notes))
     return tables
 
 
@@ -217,11 +228,8 @@ def _figure(perplexity: float) -> str:
     return f"{perplexity:.3f}" if perplexity < 1e6 else f"{perplexity:.2e}"
 
 
-def _table(
-    title: str, columns: Sequence[tuple[str, str]], methods: Sequence[Method], notes: list[str]
-) -> MethodTable:
-    headings = ["method", *(heading for heading, _ in columns)]
-    rows = []
+def _table(title: str, columns: list[str], methods: Sequence[Method], notes: list[str]) -> MethodTable:
+    headings, rows = ["method", *columns], []
     for method in methods:
         cells = {
             "method": METHODS[method.name].label,
@@ -238,12 +246,12 @@ def _table(
     return MethodTable(title, headings, rows, notes)
 
 
-def _columns_explained(columns: Sequence[tuple[str, str]]) -> str:
-    return " ".join(f"The {heading} column {meaning}." for heading, meaning in columns)
+def _explained(columns: Sequence[str]) -> str:
+    return " ".join(f"The “{column}” column {MEANS[column]}." for column in columns)
 
 
 def _own_verdict(found: Findings) -> str:
-    """What the table means for bundles of this size, from its own figures."""
+    """Say what the methods gain on this model, after what bundles of this size allow."""
     naive, last = found.tables.methods[0], found.tables.methods[-1]
     if last.useful_bytes_per_token == 0:
         return (
@@ -273,7 +281,7 @@ def _own_verdict(found: Findings) -> str:
 
 
 def _scaled_verdict(scaled: Sequence[Method]) -> str:
-    """Why these figures are not the paper's, from their own shares of the FFN."""
+    """Say why these figures are not the paper's: other shares of the FFN are predicted and read."""
     predicted, new = (method.useful_bytes_per_token / FFN_BYTES for method in (scaled[2], scaled[4]))
     return (
         f"This trace has {predicted:.1%} of the FFN predicted for a token, and {new:.1%} that must be read "

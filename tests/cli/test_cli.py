@@ -46,6 +46,24 @@ def test_help_ends_no_line_at_a_hyphen(monkeypatch):
             assert words.count(word) == 20
 
 
+def test_help_says_what_each_command_does_beside_its_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for command in (
+        "run",
+        "pack",
+        "train",
+        "vectors",
+        "conformance",
+        "calibrate",
+        "simulate",
+        "paper",
+        "spec",
+    ):
+        assert [len(words) > 1 for words in lines if words[:1] == [command]] == [True]
+
+
 def test_no_command_is_a_mistake(capsys):
     for words in ([], ["walk"]):
         with pytest.raises(SystemExit) as end:

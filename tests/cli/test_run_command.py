@@ -133,7 +133,7 @@ def test_a_report_in_words(run):
         "perplexity: per token of held-out text, ",
         "+ bundling",
         "times fewer bytes than with naive",
-        "the same trace at OPT 6.7B's shape",
+        "The same trace at OPT 6.7B's shape",
         "2,196 ms",
     ):
         assert words in told, words
@@ -149,7 +149,7 @@ def test_a_pipe_gets_every_sentence_on_one_line_and_no_blanks_at_a_lines_end(run
     assert lines == [line.rstrip() for line in lines]
     sentences = [line for line in lines if line and not line.startswith(" ")]
     titles = [line for line in sentences if not line.endswith(".")]
-    assert [line.split(" ")[0] for line in titles[1:]] == ["the"] and " on paper_m1max" in titles[0]
+    assert [line.split(" ")[0] for line in titles[1:]] == ["The"] and " on paper_m1max" in titles[0]
 
 
 def test_a_terminal_of_80_columns_gets_whole_words_and_tables_with_every_column_explained(run, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_terminal_of_80_columns_gets_whole_words_and_tables_with_every_column_
     figure = re.compile(r"\d")  # times and peaks differ from run to run
     assert {word for word in whole if not figure.search(word)} - {*told.split()} <= {"─" * 65, "─" * 67}
     for heading in ("useful", "read", "reads", "in DRAM", "moved", "simulated", "paper"):
-        assert f"The {heading} column " in " ".join(told.split())
+        assert f"The “{heading}” column " in " ".join(told.split())
 
 
 def test_no_byte_to_read_is_a_result_too(run, report):

@@ -45,7 +45,7 @@ def test_without_a_proof_the_text_is_the_same_and_nothing_claims_more(run, repor
     assert proven["scaled"] and not result["scaled"]  # it would take more memory than the run
     assert result["overflows"] > 0
     told = " ".join(run(llama, *words, "--no-proof").out.split())
-    assert "the same trace at OPT" not in told
+    assert "The same trace at OPT" not in told
     assert "The output was not compared with weights in memory (--no-proof)." in told and "dense" not in told
     took = (
         r"peak memory: [\d.]+ \w+ more than the [\d.]+ \w+ that Python took before the model\. It is within "

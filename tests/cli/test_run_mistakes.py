@@ -64,7 +64,7 @@ def test_a_bad_word_is_named_with_its_option(run, words, told):
         (["--prompt-ids=-1"], "token id -1 is outside the vocabulary"),
         (["--prompt", "x" * 10, "--tokens", "55"], "do not fit the context of 64; ask for 1 … 54"),
         (["--prompt", "x" * 64, "--tokens", "1"], "shorten it to 63"),
-        (["--prompt", "é" * 32], "the prompt has 64 tokens and the context 64"),
+        (["--prompt", "é" * 32], "the prompt has 64 tokens, but the context is 64"),
         (["--device", "floppy"], "--device floppy: neither a file nor a preset; use one of paper_m1max"),
     ],
 )

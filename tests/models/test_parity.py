@@ -392,7 +392,6 @@ def test_the_conversion_that_a_refusal_names_works(tmp_path, monkeypatch):
     assert np.array_equal(load_tensor(checkpoint, name), model.state_dict()[name].numpy())
 
 
-@pytest.mark.skipif(not (TINY / "model.safetensors").exists(), reason="the tiny model is not trained yet")
 def test_the_shipped_model_gives_the_same_in_transformers():
     model = transformers.OPTForCausalLM.from_pretrained(TINY, dtype="auto").eval()
     text = (TINY / "held_out.txt").read_bytes()

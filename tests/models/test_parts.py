@@ -47,7 +47,8 @@ def test_a_rotation_by_hand():
     quarter = Rotary((float(np.float32(math.pi / 2)),))
     x = np.tile([1.0, 0.0, 7.0], (4, 1, 1))
     expected = [[[1, 0, 7]], [[0, 1, 7]], [[-1, 0, 7]], [[0, -1, 7]]]
-    np.testing.assert_allclose(rotate(x, np.arange(4), quarter), expected, atol=1e-6)
+    # An angle of up to 3 · π/2 is rounded twice, and then sine and cosine are within 4 u.
+    np.testing.assert_allclose(rotate(x, np.arange(4), quarter), expected, rtol=0, atol=(2 * 4.8 + 4) * U)
 
 
 def test_linear_maps_and_heads():
@@ -84,6 +85,6 @@ def test_norms_by_hand():
     np.testing.assert_allclose(plain_norm, np.array([[-2, 0, 2]]) / deviation, rtol=1e-15)
     both = layer_norm(x, Norm(scale, shift), 0.5)
     np.testing.assert_allclose(both, [[-2 / deviation, 0, 8 / deviation + 1]], rtol=1e-15)
-    assert layer_norm(x + 100, Norm(None, None), 0.5) == pytest.approx(plain_norm, rel=1e-12)
+    assert (layer_norm(x + 100, Norm(None, None), 0.5) == plain_norm).all()  # whole numbers are exact
     np.testing.assert_allclose(rms_norm(x, Norm(None, None), 0.5), x / root, rtol=1e-15)
     np.testing.assert_allclose(rms_norm(x, Norm(scale, None), 0.5), x * scale / root, rtol=1e-15)

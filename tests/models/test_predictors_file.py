@@ -229,8 +229,8 @@ def texts(part="judge", **changes):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"version": "2"}, "is of version '2', and 1 is read here"),
-        ({"version": None}, "is of version None"),
+        ({"version": "2"}, "has version '2', but only version 1 can be read"),
+        ({"version": None}, "has version None"),
         ({"fingerprint": None}, "do not say"),
         ({"activation": None}, "do not say"),
         ({"tau": "-1"}, "do not say"),

@@ -44,6 +44,9 @@ FFN_ACTIVATIONS = {  # by the FFN's names, with FATReLU's tau
     "gelu_tanh": lambda z, tau: ACTIVATIONS["gelu_new"](z),
 }
 
+# How close two ways to compute the logits of these small models are, as a share of the largest logit: at most
+# 4 roundings of float32 and 17 of float64 were seen.
+CLOSE_IN_FLOAT32, CLOSE_IN_FLOAT64 = 16 * 2.0**-24, 64 * 2.0**-53
 FLOAT64_ROUNDINGS = 32 * 2.0**-53  # more than the logarithms, exponentials and sums of a hand-worked case
 
 
@@ -135,9 +138,9 @@ def test_token_by_token_equals_the_whole_text_at_once(activation):
     expected = whole_text_logits(tensors, IDS, activation)
     size = np.abs(expected).max()
     double = all_logits(model_of(tensors, np.float64, activation_function=activation), IDS, feed_forward)
-    assert double.dtype == np.float64 and np.abs(double - expected).max() < 1e-13 * size
+    assert double.dtype == np.float64 and np.abs(double - expected).max() < CLOSE_IN_FLOAT64 * size
     single = all_logits(model_of(tensors, activation_function=activation), IDS, feed_forward)
-    assert single.dtype == np.float32 and np.abs(single - expected).max() < 1e-5 * size
+    assert single.dtype == np.float32 and np.abs(single - expected).max() < CLOSE_IN_FLOAT32 * size
 
 
 def test_scores_whose_exponential_overflows():
@@ -146,7 +149,7 @@ def test_scores_whose_exponential_overflows():
         tensors[f"model.decoder.layers.{layer}.self_attn.q_proj.weight"] *= 1000
     got = all_logits(model_of(tensors, np.float64), IDS, plain_ffn(tensors))
     expected = whole_text_logits(tensors, IDS)
-    assert np.abs(got - expected).max() < 1e-10 * np.abs(expected).max()
+    assert np.abs(got - expected).max() < CLOSE_IN_FLOAT64 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -165,7 +168,7 @@ def test_parts_that_a_model_may_lack(tied, final_norm, norms, biases):
     }
     got = all_logits(model_of(tensors, np.float64, **config), IDS, plain_ffn(tensors))
     expected = whole_text_logits(tensors, IDS)
-    assert np.abs(got - expected).max() < 1e-13 * np.abs(expected).max()
+    assert np.abs(got - expected).max() < CLOSE_IN_FLOAT64 * np.abs(expected).max()
 
 
 def test_a_case_worked_by_hand():
@@ -325,7 +328,7 @@ def test_a_model_from_files_is_the_model_of_their_values(tmp_path, dtype, shards
         assert resident.gate is None and resident.gate_bias is None
     got = all_logits(model, IDS, lambda layer, x: flashref.ffn.dense_ffn(x, ffns[layer]))
     expected = whole_text_logits(widened, IDS)
-    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(got - expected).max() < CLOSE_IN_FLOAT32 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -361,7 +364,7 @@ def test_weights_that_stay_as_they_are_stored_give_the_same_logits(
     found = all_logits(stored, ids, feed_forward)
     assert max(rows) == 85  # never a whole head
     assert found.dtype == np.float32 and found.shape == (4, 256)
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(found - expected).max() < CLOSE_IN_FLOAT32 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -405,10 +408,9 @@ def test_heads_in_groups_are_heads_with_repeated_keys_and_values(tmp_path):
             (parse_config(json.dumps(text)), repeated),
         )
     )
-    assert np.abs(found - expected).max() < 1e-12 * np.abs(expected).max()
+    assert np.abs(found - expected).max() < CLOSE_IN_FLOAT64 * np.abs(expected).max()
 
 
-@pytest.mark.skipif(not (TINY / "model.safetensors").exists(), reason="the tiny model is not trained yet")
 def test_the_shipped_model_loads_and_foresees_its_own_text():
     checkpoint = open_checkpoint(TINY)
     config = checkpoint.config
@@ -499,8 +501,8 @@ def test_generation_passes_the_prompt_and_all_new_tokens_but_the_last():
         ([-1], 1, "token id -1 is outside"),
         ([0, 0], 4, "4 new tokens after a prompt of 2 do not fit the context of 5; ask for 1 … 3"),
         ([0, 0], 0, "0 new tokens .* ask for 1 … 3"),
-        ([0] * 5, 1, "the prompt has 5 tokens and the context 5; shorten it to 4"),
-        ([0] * 6, 1, "the prompt has 6 tokens and the context 5; shorten it to 4"),
+        ([0] * 5, 1, "the prompt has 5 tokens, but the context is 5; shorten it to 4"),
+        ([0] * 6, 1, "the prompt has 6 tokens, but the context is 5; shorten it to 4"),
     ],
 )
 def test_what_generation_refuses_before_the_first_pass(prompt, count, text):

@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 from test_transformer import plain_ffns
 
 from flashref import xla
+from flashref.bounds import gamma
 from flashref.ffn import active_neurons, dense_ffn, sparse_ffn, take_neurons
 from flashref.models import model as numpy_model
 from flashref.models import whole_text
@@ -243,11 +244,15 @@ def test_pre_activations_say_which_neurons_are_truly_active(name):
     wide = fill(ffn, widen)
     z = np.asarray(jax.jit(jax.vmap(partial(xla.pre_activations, ffn=wide)))(x))
     assert z.shape == (5, case.single.config.neurons)
+    matrix, bias = (wide.up, wide.up_bias) if wide.gate is None else (wide.gate, wide.gate_bias)
+    bias = np.zeros(len(matrix)) if bias is None else bias
     for row, token in zip(z, x, strict=True):
+        # A sum of d products and a bias in any order: d + 1 roundings of what is summed.
+        summed = np.abs(matrix.astype(np.float64)) @ np.abs(token) + np.abs(bias)
+        error = gamma(len(token) + 1, 2.0**-24) * summed
         if ffn.activation in ("relu", "squared_relu", "fatrelu"):
-            clear = np.abs(row - ffn.tau) > 1e-5
+            clear = np.abs(row - ffn.tau) > 2 * error
             active = np.isin(np.arange(len(row)), active_neurons(token, ffn))
             assert (active == (row > ffn.tau))[clear].all() and clear.sum() > len(row) - 2
         else:
-            matrix, bias = (wide.up, wide.up_bias) if wide.gate is None else (wide.gate, wide.gate_bias)
-            assert np.allclose(row, matrix.astype(np.float64) @ token + bias, atol=1e-5)
+            assert (np.abs(row - (matrix.astype(np.float64) @ token + bias)) <= error).all()

@@ -1,6 +1,7 @@
 """Random small models of every family, read by transformers and by flashref from the very same folder.
 
-    PYTHONPATH=. python tests/tools/fuzz_families.py [--cases 200] [--seed 0] [FAMILY ...]
+    export PYTHONPATH=.:tests/support:tests/models
+    python tests/tools/fuzz_families.py [--cases 200] [--seed 0] [FAMILY ...]
 
 A case edits a config.json in any key that a family, another one or transformers' own class knows: legal
 values, older spellings, null, wrong types. Its weights are those that flashref asks for. Prints a table of
@@ -23,10 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from checkpoint_files import to_dtype, write_file
 from family_configs import NEEDED, OPTIONAL, ROPE
-from rich.markup import escape
-from rich.table import Table
 
-from flashref.cli.report import print_whole
+from flashref.cli.tables import Column, print_table, say
 from flashref.models.checkpoint import open_checkpoint, tensor_shapes
 from flashref.models.config import parse_config
 from flashref.models.config_values import ACTIVATIONS
@@ -250,10 +249,9 @@ def fuzz(family: str, cases: int, seed: int, folder: Path) -> bool:
             about = f"case {number}, {case.dtype}, head {case.head}"
             print(f"{about}: {kind}: {reason}: {json.dumps(case.config)}")
         counts[kind, reason] += 1
-    table = Table("verdict", "why", "cases", title=f"{family}, {cases} cases of seed {seed}")
-    for (kind, reason), count in sorted(counts.items()):
-        table.add_row(kind, escape(reason), str(count))
-    print_whole(table)
+    say(f"{family}, {cases} cases of seed {seed}", "bold")
+    columns = (Column("verdict", words=True), Column("why", words=True), Column("cases"))
+    print_table(columns, [(kind, reason, str(count)) for (kind, reason), count in sorted(counts.items())])
     kinds = {kind for kind, _ in counts}
     return EQUAL in kinds and not kinds & {DIFFERENT, CRASHED}
 

@@ -1,7 +1,7 @@
 """The five families of the paper, by the model_type of config.json.
 
-A module each: what it reads of a config.json, the tensors that it needs, and its block, the one place of
-its arithmetic, for NumPy and JAX alike. What several share is in flashref.models.parts and rotary.
+Each module has what its family reads from config.json, the tensors that it needs, and the arithmetic of its
+block, for NumPy and JAX alike. What several families share is in flashref.models.family, parts and rotary.
 """
 
 from flashref.models.families.falcon import FALCON

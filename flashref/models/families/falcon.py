@@ -1,7 +1,8 @@
-"""Falcon (§4.1; 7B made ReLU by the authors): 7B and 40B attend and feed forward side by side, RW in turn.
+"""Falcon (paper §4.1, which uses a 7B made sparse with ReLU).
 
-One fused map gives queries, keys and values: each key head's group together. 7B has one key head for all,
-40B (the new decoder) several, RW one for each; RW has ALiBi instead of rotary positions.
+In 7B and 40B attention and FFN stand side by side, in RW one after the other. One fused map gives queries,
+keys and values. 7B has one key head for all query heads, 40B (the new decoder) several, and RW one for each;
+RW has ALiBi instead of rotary positions.
 """
 
 import math
@@ -27,21 +28,21 @@ from flashref.models.parts import (
 from flashref.models.rotary import whole_rotary_from
 from flashref.types import FFN, Array, DomainError
 
-TOP = "transformer"  # every tensor's name begins so, but for an output head's
+TOP = "transformer"  # the beginning of all names of tensors, except the output head's
 
 
 class FalconConfig(NamedTuple):
-    """What only the config.json of a Falcon says. rotary: None where it has ALiBi."""
+    """What only a Falcon's config.json has; rotary is None where the model has ALiBi."""
 
     epsilon: float
     rotary: Rotary | None
     parallel: bool  # attention and FFN side by side
-    two_norms: bool  # one before each of them
+    two_norms: bool  # one before attention and one before the FFN
     biases: bool  # of every linear map
 
 
 class Block(NamedTuple):
-    """The resident part of one layer; ffn_norm is None where one norm serves both halves."""
+    """The resident part of one layer; ffn_norm is None where attention and FFN share one norm."""
 
     attention_norm: Norm
     attention: Linear
@@ -50,7 +51,7 @@ class Block(NamedTuple):
 
 
 def config_from(values: Values) -> Config:
-    """The config of a Falcon out of a parsed config.json. Raises ImageError, DomainError."""
+    """Read the config of a Falcon from a parsed config.json; ImageError or DomainError if it is none."""
     width, heads = count(values, "hidden_size", "n_embed"), count(values, "num_attention_heads")
     head_size = divided("hidden_size", width, "num_attention_heads", heads)
     new_decoder = flag(values, "new_decoder_architecture", False)
@@ -60,7 +61,7 @@ def config_from(values: Values) -> Config:
     if (parallel and norms > most) or (new_decoder and not parallel):
         raise DomainError(
             f"config.json has new_decoder_architecture {new_decoder}, parallel_attn {parallel} and "
-            f"num_ln_in_parallel_attn {norms}, which is no Falcon; correct it"
+            f"num_ln_in_parallel_attn {norms}, which no Falcon has; correct it"
         )
     context = count(values, "max_position_embeddings", default=2048)  # older files have no such key
     key_heads = 1 if flag(values, "multi_query", True) else heads
@@ -92,12 +93,12 @@ def config_from(values: Values) -> Config:
 
 
 def ends(config: Config) -> Ends:
-    """The embeddings, the last norm and the head."""
+    """Name the embeddings, the last norm and the output head."""
     return plain_ends(config, f"{TOP}.word_embeddings.weight", norm(f"{TOP}.ln_f", config.width))
 
 
 def block(config: Config, layer: int) -> Block:
-    """The tensors of a layer, but for its FFN."""
+    """Name the tensors of a layer, without its FFN."""
     d, name = config.width, f"{TOP}.h.{layer}"
     values = (config.heads + 2 * config.key_heads) * config.head_size
     attention_norm, ffn_norm = f"{name}.input_layernorm", None
@@ -114,13 +115,13 @@ def block(config: Config, layer: int) -> Block:
 
 
 def ffn(config: Config, layer: int) -> FFN:
-    """The tensors of a layer's FFN."""
+    """Name the tensors of a layer's FFN."""
     name = f"{TOP}.h.{layer}.mlp"
     return plain_ffn(config, f"{name}.dense_h_to_4h", f"{name}.dense_4h_to_h", config.family_config.biases)
 
 
 def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
-    """x (…, d) after the block."""
+    """Compute x, (…, d), after the block."""
     normed = layer_norm(x, block.attention_norm, config.family_config.epsilon)
     heads = split_fused(apply(block.attention, normed), config.key_heads, config.head_size)
     if config.family_config.rotary is None:
@@ -139,15 +140,18 @@ def compute(config: Config, block: Block, x: Array, position: Position) -> Array
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
-    """The last norm."""
+    """Apply the last norm."""
     return layer_norm(x, norm, config.family_config.epsilon)
 
 
 def alibi(heads: int, size: int, keys: int) -> npt.NDArray[np.float64]:
-    """ALiBi by the key's position, divided by √size: (heads, keys) float64, of products rounded to BF16.
+    """Compute ALiBi, divided by √size: what is added to a head's scores for the position of each key.
 
-    A head's slope is a power of 2 ** (−8 / heads); beyond the last power of two, every second one of twice
-    as many heads.
+    With 2^m heads, the slope of head i (from 1) is 2^(−8 i / 2^m). Heads beyond a power of two take every
+    second slope of twice as many heads.
+
+    Returns:
+        (heads, keys) float64; slopes, positions and their products are rounded to BF16, as transformers does.
     """
     even = 2 ** int(math.log2(heads))
     exponents = [8 * (i + 1) / even for i in range(even)]
@@ -158,7 +162,7 @@ def alibi(heads: int, size: int, keys: int) -> npt.NDArray[np.float64]:
 
 
 def _bfloat16(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The nearest BF16 values, even among equals, by way of float32."""
+    """Round to the nearest BF16 values, ties to even, by way of float32."""
     bits = values.astype(np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return rounded.view(np.float32).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Llama (§4.1, appendix): a gated FFN, grouped queries, rotary positions, RMS norms."""
+"""Llama (paper §4.1 and appendix): a gated FFN, grouped queries, rotary positions and RMS norms."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from flashref.types import FFN, Array
 
 
 class LlamaConfig(NamedTuple):
-    """What only the config.json of a Llama says."""
+    """What only a Llama's config.json has."""
 
     epsilon: float
     rotary: Rotary
@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
 
 def config_from(values: Values) -> Config:
-    """The config of a Llama out of a parsed config.json. Raises ImageError, DomainError."""
+    """Read the config of a Llama from a parsed config.json; ImageError or DomainError if it is none."""
     config = usual_config("llama", values)
     config = config._replace(head_size=count(values, "head_dim", default=config.head_size))
     return config._replace(
@@ -54,12 +54,12 @@ def config_from(values: Values) -> Config:
 
 
 def ends(config: Config) -> Ends:
-    """The embeddings, the last norm and the head."""
+    """Name the embeddings, the last norm and the output head."""
     return plain_ends(config, "model.embed_tokens.weight", norm("model.norm", config.width, shift=False))
 
 
 def block(config: Config, layer: int) -> Block:
-    """The tensors of a layer, but for its FFN."""
+    """Name the tensors of a layer, without its FFN."""
     d, name = config.width, f"model.layers.{layer}"
     queries, keys = config.heads * config.head_size, config.key_heads * config.head_size
     return Block(
@@ -73,7 +73,7 @@ def block(config: Config, layer: int) -> Block:
 
 
 def ffn(config: Config, layer: int) -> FFN:
-    """The tensors of a layer's FFN."""
+    """Name the tensors of a layer's FFN."""
     d, n, name = config.width, config.neurons, f"model.layers.{layer}.mlp"
     gate, up = (
         linear(f"{name}.{which}_proj", n, d, config.family_config.ffn_biases) for which in ("gate", "up")
@@ -92,7 +92,7 @@ def ffn(config: Config, layer: int) -> FFN:
 
 
 def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
-    """x (…, d) after the block."""
+    """Compute x, (…, d), after the block."""
     normed = rms_norm(x, block.attention_norm, config.family_config.epsilon)
     heads = Heads(
         rotate(
@@ -112,7 +112,7 @@ def compute(config: Config, block: Block, x: Array, position: Position) -> Array
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
-    """The last norm."""
+    """Apply the last norm."""
     return rms_norm(x, norm, config.family_config.epsilon)
 
 

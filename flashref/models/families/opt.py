@@ -1,6 +1,6 @@
-"""OPT, the paper's first model (§4.1): learned positions, ReLU, one norm before each half of a block.
+"""OPT, the paper's first model (§4.1): learned positions, ReLU, norms before attention and before the FFN.
 
-OPT-350m differs: its norms come after each half, and its embeddings are narrower than its blocks.
+OPT-350m differs: its norms come after them, and its embeddings are narrower than its blocks.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,26 @@ from flashref.models.family import Config, Ends, Family, divided, linear, norm, 
 from flashref.models.parts import Heads, Linear, Norm, Position, apply, layer_norm, split_heads
 from flashref.types import FFN, Array
 
-TOP = "model.decoder"  # every tensor's name begins so, but for an output head's
-POSITION_OFFSET = 2  # rows 0 and 1 of embed_positions were for padding and are never used
+TOP = "model.decoder"  # the beginning of all names of tensors, except the output head's
+POSITION_OFFSET = 2  # rows 0 and 1 of embed_positions are for padding, which is not used
 EPSILON = 1e-5  # torch's default; OPT's config.json has no key for it
 
 
 class OptConfig(NamedTuple):
-    """What only the config.json of an OPT says. embedded: width of the embeddings; pre_norm: not OPT-350m."""
+    """What only an OPT's config.json has.
+
+    Attributes:
+        embedded: the width of the embeddings.
+        pre_norm: whether norms come before attention and FFN; only in OPT-350m they come after them.
+        biases: whether every linear map has a bias.
+        norm_weights: whether every layer norm has a scale and a shift.
+        final_norm: whether there is a last norm.
+    """
 
     embedded: int
     pre_norm: bool
-    biases: bool  # of every linear map
-    norm_weights: bool  # scale and shift of every layer norm
+    biases: bool
+    norm_weights: bool
     final_norm: bool
 
 
@@ -38,7 +46,7 @@ class Block(NamedTuple):
 
 
 def config_from(values: Values) -> Config:
-    """The config of an OPT out of a parsed config.json. Raises ImageError, DomainError."""
+    """Read the config of an OPT from a parsed config.json; ImageError or DomainError if it is none."""
     width, heads = count(values, "hidden_size"), count(values, "num_attention_heads")
     name, tau = activation(values, "activation_function")
     pre_norm = flag(values, "do_layer_norm_before", True)
@@ -66,7 +74,7 @@ def config_from(values: Values) -> Config:
 
 
 def ends(config: Config) -> Ends:
-    """The embeddings, the last norm and the head."""
+    """Name the embeddings, the last norm and the output head."""
     d, e = config.width, config.family_config.embedded
     tokens = tensor(f"{TOP}.embed_tokens.weight", config.vocabulary, e)
     return Ends(
@@ -80,7 +88,7 @@ def ends(config: Config) -> Ends:
 
 
 def block(config: Config, layer: int) -> Block:
-    """The tensors of a layer, but for its FFN."""
+    """Name the tensors of a layer, without its FFN."""
     d, name = config.width, f"{TOP}.layers.{layer}"
     query, key, value, out = (
         linear(f"{name}.self_attn.{which}_proj", d, d, config.family_config.biases)
@@ -97,13 +105,13 @@ def block(config: Config, layer: int) -> Block:
 
 
 def ffn(config: Config, layer: int) -> FFN:
-    """The tensors of a layer's FFN."""
+    """Name the tensors of a layer's FFN."""
     name = f"{TOP}.layers.{layer}"
     return plain_ffn(config, f"{name}.fc1", f"{name}.fc2", config.family_config.biases)
 
 
 def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
-    """x (…, d) after the block."""
+    """Compute x, (…, d), after the block."""
 
     def attention(x: Array) -> Array:
         query, key, value = (
@@ -120,7 +128,7 @@ def compute(config: Config, block: Block, x: Array, position: Position) -> Array
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
-    """The last norm."""
+    """Apply the last norm."""
     return layer_norm(x, norm, EPSILON)
 
 

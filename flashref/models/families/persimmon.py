@@ -1,4 +1,4 @@
-"""Persimmon (paper, appendix): squared ReLU, norms of queries and keys, a part of each head is turned."""
+"""Persimmon (paper, appendix): squared ReLU, norms of queries and keys, and a part of each head is turned."""
 
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from flashref.types import FFN, Array
 
 
 class PersimmonConfig(NamedTuple):
-    """What only the config.json of a Persimmon says."""
+    """What only a Persimmon's config.json has."""
 
     epsilon: float
     rotary: Rotary
@@ -38,7 +38,7 @@ class PersimmonConfig(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The resident part of one layer. attention: to query, key and value of each head in turn."""
+    """The resident part of one layer; `attention` gives query, key and value of one head after the other."""
 
     attention_norm: Norm
     attention: Linear
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 
 def config_from(values: Values) -> Config:
-    """The config of a Persimmon out of a parsed config.json. Raises ImageError, DomainError."""
+    """Read the config of a Persimmon from a parsed config.json; ImageError or DomainError if it is none."""
     config = usual_config("persimmon", {**values, "num_key_value_heads": None})  # it has no groups
     config = with_even_heads(config, values)
     return config._replace(
@@ -62,12 +62,12 @@ def config_from(values: Values) -> Config:
 
 
 def ends(config: Config) -> Ends:
-    """The embeddings, the last norm and the head."""
+    """Name the embeddings, the last norm and the output head."""
     return plain_ends(config, "model.embed_tokens.weight", norm("model.final_layernorm", config.width))
 
 
 def block(config: Config, layer: int) -> Block:
-    """The tensors of a layer, but for its FFN."""
+    """Name the tensors of a layer, without its FFN."""
     d, name = config.width, f"model.layers.{layer}"
     query_norm, key_norm = (
         norm(f"{name}.self_attn.{which}_layernorm", config.head_size)
@@ -86,13 +86,13 @@ def block(config: Config, layer: int) -> Block:
 
 
 def ffn(config: Config, layer: int) -> FFN:
-    """The tensors of a layer's FFN."""
+    """Name the tensors of a layer's FFN."""
     name = f"model.layers.{layer}.mlp"
     return plain_ffn(config, f"{name}.dense_h_to_4h", f"{name}.dense_4h_to_h", True)
 
 
 def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
-    """x (…, d) after the block."""
+    """Compute x, (…, d), after the block."""
 
     def turned(of_heads: Array, norm: Norm | None) -> Array:
         if norm is not None:
@@ -107,7 +107,7 @@ def compute(config: Config, block: Block, x: Array, position: Position) -> Array
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
-    """The last norm."""
+    """Apply the last norm."""
     return layer_norm(x, norm, config.family_config.epsilon)
 
 

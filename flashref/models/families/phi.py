@@ -1,4 +1,4 @@
-"""Phi and Phi-2 (paper, appendix): attention and FFN side by side, a part of each head is turned."""
+"""Phi and Phi-2 (paper, appendix): attention and FFN side by side, and a part of each head is turned."""
 
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from flashref.types import FFN, Array
 
 
 class PhiConfig(NamedTuple):
-    """What only the config.json of a Phi says."""
+    """What only a Phi's config.json has."""
 
     epsilon: float
     rotary: Rotary
@@ -50,7 +50,7 @@ class Block(NamedTuple):
 
 
 def config_from(values: Values) -> Config:
-    """The config of a Phi out of a parsed config.json. Raises ImageError, DomainError."""
+    """Read the config of a Phi from a parsed config.json; ImageError or DomainError if it is none."""
     config = with_even_heads(usual_config("phi", values), values)
     return config._replace(
         family_config=PhiConfig(
@@ -62,14 +62,14 @@ def config_from(values: Values) -> Config:
 
 
 def ends(config: Config) -> Ends:
-    """The embeddings, the last norm and the head."""
+    """Name the embeddings, the last norm and the output head."""
     return plain_ends(
         config, "model.embed_tokens.weight", norm("model.final_layernorm", config.width), head_bias=True
     )
 
 
 def block(config: Config, layer: int) -> Block:
-    """The tensors of a layer, but for its FFN."""
+    """Name the tensors of a layer, without its FFN."""
     d, keys, name = config.width, config.key_heads * config.head_size, f"model.layers.{layer}"
     attention = f"{name}.self_attn"
     query_norm, key_norm = (
@@ -88,13 +88,13 @@ def block(config: Config, layer: int) -> Block:
 
 
 def ffn(config: Config, layer: int) -> FFN:
-    """The tensors of a layer's FFN."""
+    """Name the tensors of a layer's FFN."""
     name = f"model.layers.{layer}.mlp"
     return plain_ffn(config, f"{name}.fc1", f"{name}.fc2", True)
 
 
 def compute(config: Config, block: Block, x: Array, position: Position) -> Array:
-    """x (…, d) after the block."""
+    """Compute x, (…, d), after the block."""
     normed = layer_norm(x, block.norm, config.family_config.epsilon)
 
     def turned(part: Linear, heads: int, norm: Norm | None) -> Array:
@@ -112,7 +112,7 @@ def compute(config: Config, block: Block, x: Array, position: Position) -> Array
 
 
 def final_norm(config: Config, norm: Norm, x: Array) -> Array:
-    """The last norm."""
+    """Apply the last norm."""
     return layer_norm(x, norm, config.family_config.epsilon)
 
 

@@ -1,0 +1,51 @@
+"""What `flashref run` prints is there for a notebook too: findings as data, as sentences and as tables."""
+
+import json
+
+import opt_runs
+from opt_runs import without_peak
+
+from flashref.models import open_model
+from flashref.simulate.findings import find
+from flashref.simulate.run_report import findings_in_words, method_tables
+
+pytestmark = opt_runs.IGNORED_WARNINGS
+no_waiting_for_the_disk = opt_runs.no_waiting_for_the_disk
+model = opt_runs.model
+run = opt_runs.run
+report = opt_runs.report
+
+
+def test_a_notebook_gets_what_the_command_prints(run, report, model):
+    with open_model(model, memory=0.95) as opened:
+        found = find(opened, opened.generate("In the", 3), "paper_m1max_fig2b")
+    assert found.held and without_peak(json.dumps(found.as_json())) == report()
+    told = run().out
+    for finding in findings_in_words(found):
+        if finding.about not in ("time", "peak memory"):  # they differ from run to run
+            assert f"\n{finding.about}: {finding.text}\n" in told
+    for table in method_tables(found):
+        assert {len(row) for row in table.rows} == {len(table.headings)}
+        assert all(f"\n{line}\n" in told for line in (table.title, *table.notes))
+
+
+def test_findings_say_what_was_checked_and_whether_it_held(model):
+    with open_model(model, memory=0.95, predictor="exact") as opened:
+        found = find(opened, opened.generate("In the", 3), "paper_m1max_fig2b")
+    abouts = {finding.about: finding.held for finding in findings_in_words(found)}
+    assert abouts["verified"] is True and abouts["text"] is None
+    wrong = found._replace(verdict=found.verdict._replace(verified=False, failure="layer 0: wrong bytes"))
+    first, *_ = findings_in_words(wrong)
+    assert (first.about, first.text, first.held) == ("NOT verified", "layer 0: wrong bytes.", False)
+    above = found._replace(memory=found.memory._replace(held=False))
+    assert found.held and not wrong.held and not above.held
+
+
+def test_semantics_of_the_callers_own_have_their_functions_name(model):
+    def those_predicted(predicted, in_dram):
+        return predicted
+
+    for semantics, name in (("predicted", "predicted"), (those_predicted, "those_predicted")):
+        with open_model(model, memory=0.95, semantics=semantics, proof=False) as opened:
+            found = find(opened, opened.generate("In the", 2), "paper_m1max_fig2b")
+        assert found.semantics == name and found.tables.scaled == ()
