@@ -155,9 +155,9 @@ def _time(found: Findings) -> Iterator[Finding]:
 
 def _memory(found: Findings) -> Iterator[Finding]:
     memory, rows = found.memory, found.rows
-    share = "more than the model has"
-    if found.memory_fraction <= 1:
-        share = f"{found.memory_fraction:.4g} of the model"
+    share = f"{found.memory_fraction:.4g} of the model"
+    if found.memory_fraction >= 1:
+        share = "as much as the model has" if found.memory_fraction == 1 else "more than the model has"
     whole = " (all: the layer is resident whole)" if None in rows else ""
     yield Finding(
         "memory",
