@@ -130,7 +130,7 @@ def disk(tmp_path, monkeypatch):
     with open(tmp_path / "probe", "wb") as file:
         file.write(bytes(4096))
     if readers._open_direct(tmp_path / "probe", 4096) is None or file_system(tmp_path) in ("tmpfs", "ramfs"):
-        pytest.skip("the temporary folder cannot be read past the page cache: this needs a disk with O_DIRECT")
+        pytest.skip("needs a disk whose files can be read past the page cache; the temporary folder has none")
     (tmp_path / "probe").unlink()
     return tmp_path
 
@@ -224,9 +224,7 @@ def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_open_direct", lambda path, block: None)
     monkeypatch.setattr(scratch, "mount_point", lambda folder: folder)
     threads = threading.active_count()
-    with pytest.raises(
-        CalibrationError, match="cannot be read past the page cache"
-    ):
+    with pytest.raises(CalibrationError, match="cannot be read past the page cache"):
         calibrate(tmp_path, file_bytes=FILE_BYTES)
     assert list(tmp_path.iterdir()) == [] and threading.active_count() == threads
 
@@ -234,7 +232,7 @@ def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
 def test_memory_is_no_disk(monkeypatch):
     folder = Path("/dev/shm")
     if file_system(folder) != "tmpfs":
-        pytest.skip("/dev/shm is not a tmpfs: this needs a file system in memory")
+        pytest.skip("needs a file system in memory; /dev/shm is not a tmpfs")
     before = set(folder.iterdir())
     with pytest.raises(CalibrationError, match=r"file system \(tmpfs\).*choose a folder on another disk"):
         calibrate(folder, file_bytes=FILE_BYTES)

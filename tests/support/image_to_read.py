@@ -50,7 +50,7 @@ def folder(request, tmp_path_factory):
         yield tmp_path_factory.mktemp("readers")
         return
     if not os.access(request.param, os.W_OK):
-        pytest.skip(f"{request.param} is not writable")
+        pytest.skip(f"needs a second folder on disk; {request.param} cannot be written")
     with tempfile.TemporaryDirectory(dir=request.param) as path:
         yield Path(path)
 
