@@ -36,11 +36,10 @@ def open_regular(path: Path) -> io.FileIO:
         The file, unbuffered.
 
     Raises:
-        OSError: the file cannot be opened.
-        ValueError: the path is a folder, a pipe or a device.
+        OSError: the file cannot be opened, or is a folder, a pipe or a device.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: opening a pipe waits for a writer
-        raise ValueError("is not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return open(path, "rb", buffering=0)
 
 
