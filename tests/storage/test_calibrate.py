@@ -34,10 +34,10 @@ calibration = simulated_disk.calibration
 
 def test_a_simulated_disk_is_found_again(calibration):
     found, error, noise, conditions, points, batches, verification = calibration
-    # Found from a fit that still has the dispatch in it: a little of it goes into the other limits.
+    # dispatch_ns is fitted after the other limits, which have taken a little of it: 0.7 %, or 141 ns.
     assert found.dispatch_ns == pytest.approx(20_000, rel=0.01)
     assert error == point_errors(found, points)
-    assert error.max < 0.001 and verification.error.max < 0.001
+    assert error.max < 0.0001 and verification.error.max < 0.0001
     assert noise == (0, 0, 0) == verification.noise
     assert conditions == CONDITIONS
     assert {(point.size, point.depth) for point in points} == set(
@@ -56,10 +56,10 @@ def test_a_simulated_disk_is_found_again(calibration):
 def test_the_dispatch_is_taken_out_of_the_points():
     slow = DISK._replace(dispatch_ns=200_000)  # 6.4 of the 60 ms at depth 32
     found = conclude(measured_on(slow), CONDITIONS).device
-    assert found.dispatch_ns == pytest.approx(200_000, rel=0.03)
+    assert found.dispatch_ns == pytest.approx(200_000, rel=0.03)  # as above: 2.3 % are in the other limits
     assert (
         point_errors(found._replace(dispatch_ns=0), measured_on(DISK._replace(dispatch_ns=0)).points).p90
-        < 0.06
+        < 0.005
     )
 
 
@@ -70,8 +70,9 @@ def test_a_point_takes_60_ms_unless_that_is_too_much_memory_or_too_few_reads():
             [nanoseconds] = set(point.nanoseconds)
             assert fewest <= point.reads <= largest
             if fewest < point.reads < largest:
-                assert nanoseconds == pytest.approx(60_000_000, rel=0.2)
-            assert nanoseconds < 75_000_000 or point.reads == fewest
+                assert nanoseconds > 50_000_000
+            # Never longer: in the trial, which is shorter, latency and dispatch weigh at least as much.
+            assert nanoseconds <= 60_000_000 or point.reads == fewest
 
 
 def test_every_round_has_everything_once_in_an_order_of_its_own_at_new_places():

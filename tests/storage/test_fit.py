@@ -285,8 +285,8 @@ def test_dispatch_is_found_again_and_never_negative():
     device = Device(60_000, 70_000, 2_500_000_000, dispatch_ns=17_000)
     grid = [(16_384, 8), (16_384, 32)]
     batches = [point for reads in (1, 4, 16, 64, 256) for point in points_of(device, grid, reads)]
-    assert fit_dispatch(device, batches) == pytest.approx(17_000, abs=5)
-    assert fit_dispatch(device._replace(dispatch_ns=99), batches) == pytest.approx(17_000, abs=5)
+    assert fit_dispatch(device, batches) == 17_000
+    assert fit_dispatch(device._replace(dispatch_ns=99), batches) == 17_000
     faster = [point._replace(nanoseconds=(1000,)) for point in batches]
     assert fit_dispatch(device, faster) == 0
 
