@@ -54,11 +54,11 @@ class Job(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Everything that was timed; traces: for each batch of mixed reads, the nanoseconds of each round."""
+    """Everything that was timed; mixed: for each batch of mixed reads, the nanoseconds of each round."""
 
     points: tuple[Point, ...]
     batches: tuple[Point, ...]
-    traces: tuple[tuple[int, ...], ...]
+    mixed: tuple[tuple[int, ...], ...]
 
 
 class Clock(NamedTuple):
@@ -178,7 +178,7 @@ def conclude(
         conditions,
         measured.points,
         measured.batches,
-        verify(device, mixed, measured.traces) if mixed else None,
+        verify(device, mixed, measured.mixed) if mixed else None,
     )
 
 

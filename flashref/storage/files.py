@@ -234,8 +234,8 @@ def locked_folder(folder: Path) -> Iterator[bool]:
         folder: the folder.
 
     Returns:
-        A context whose value is False if another process has locked the folder. It is True if this process has
-        locked it, and also where there are no locks or the folder cannot be opened.
+        A context whose value is False if another process has locked the folder. It is True if this process
+        has locked it, and also where there are no locks or the folder cannot be opened.
     """
     while True:
         try:

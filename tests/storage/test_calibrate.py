@@ -78,7 +78,7 @@ def test_a_point_takes_60_ms_unless_that_is_too_much_memory_or_too_few_reads():
 def test_every_round_has_everything_once_in_an_order_of_its_own_at_new_places():
     log = []
     measured_on(DISK, rounds=3, mixed=MIXED, log=log)
-    # Twelve trials of how many reads take 60 ms; a round: 12 points, 10 batches five times, 20 traces.
+    # Twelve trials of how many reads take 60 ms; a round: 12 points, 10 batches five times, 20 batches of mixed reads.
     assert len(log) == 12 + 3 * (12 + 50 + 20)
     assert all(sum(extent.length for extent in extents) <= 2**27 for _, extents in log)
     rounds = [log[12 + 82 * i :][:82] for i in range(3)]
@@ -171,8 +171,8 @@ def test_a_real_file_is_measured_and_removed(disk):
     assert calibration_from_json(calibration_to_json(result)) == result
 
 
-@pytest.mark.parametrize(("verified", "rounds", "traces"), [(False, 8, ()), (True, 16, MIXED)])
-def test_mixed_reads_take_more_rounds(tmp_path, monkeypatch, verified, rounds, traces):
+@pytest.mark.parametrize(("verified", "rounds", "mixed"), [(False, 8, ()), (True, 16, MIXED)])
+def test_mixed_reads_take_more_rounds(tmp_path, monkeypatch, verified, rounds, mixed):
     asked = []
 
     def measure(readers, file_bytes, *given):
@@ -184,7 +184,7 @@ def test_mixed_reads_take_more_rounds(tmp_path, monkeypatch, verified, rounds, t
     monkeypatch.setattr(calibrating, "_open", lambda *_: DirectReader(__file__, 1))
     with pytest.raises(KeyboardInterrupt):
         calibrate(tmp_path, verified=verified, file_bytes=FILE_BYTES, seed=4)
-    assert asked == [(FILE_BYTES, rounds, traces)]
+    assert asked == [(FILE_BYTES, rounds, mixed)]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of order")])
