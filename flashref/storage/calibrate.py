@@ -54,11 +54,11 @@ class Job(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Everything that was timed; traces: for each batch of mixed reads, the nanoseconds of each round."""
+    """Everything that was timed; mixed: for each batch of mixed reads, the nanoseconds of each round."""
 
     points: tuple[Point, ...]
     batches: tuple[Point, ...]
-    traces: tuple[tuple[int, ...], ...]
+    mixed: tuple[tuple[int, ...], ...]
 
 
 class Clock(NamedTuple):
@@ -165,8 +165,8 @@ def conclude(
     if noise.median > largest_noise:
         raise CalibrationError(
             f"{conditions.folder}: the times of the same reads differed by {noise.median:.0%} between two "
-            f"halves of the rounds, and at most {largest_noise:.0%} is accepted; stop other work on this disk "
-            "and processor and try again, or accept more noise with --accept-noise"
+            f"halves of the rounds, and at most {largest_noise:.0%} is accepted; stop other work on this "
+            "disk and processor and try again, or accept more noise with --accept-noise"
         )
     # Waking the workers takes at most 1 % of a round, so a first fit may leave it out.
     dispatch_ns = fit_dispatch(fit_device(measured.points), measured.batches)
@@ -178,7 +178,7 @@ def conclude(
         conditions,
         measured.points,
         measured.batches,
-        verify(device, mixed, measured.traces) if mixed else None,
+        verify(device, mixed, measured.mixed) if mixed else None,
     )
 
 

@@ -255,7 +255,15 @@ def _too_much_header(length: int, size: int) -> bool:
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """The size of a tensor in bytes."""
+    """Compute the size of a tensor.
+
+    Args:
+        dtype: the name of its dtype, as safetensors has it.
+        shape: its shape.
+
+    Returns:
+        Bytes.
+    """
     return math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
 
 

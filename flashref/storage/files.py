@@ -36,11 +36,10 @@ def open_regular(path: Path) -> io.FileIO:
         The file, unbuffered.
 
     Raises:
-        OSError: the file cannot be opened.
-        ValueError: the path is a folder, a pipe or a device.
+        OSError: the file cannot be opened, or is a folder, a pipe or a device.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: opening a pipe waits for a writer
-        raise ValueError("is not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return open(path, "rb", buffering=0)
 
 
@@ -116,7 +115,15 @@ def require_new_file(path: Path) -> None:
 
 
 def save_file(path: Path, content: bytes) -> None:
-    """Write a new file that appears whole or not at all; the errors are those of `create_file`."""
+    """Write a new file that appears whole or not at all.
+
+    Args:
+        path: the new file.
+        content: its bytes.
+
+    Raises:
+        ImageError: as for `create_file`.
+    """
     with create_file(path, len(content)) as descriptor:
         write_all(descriptor, np.frombuffer(content, np.uint8), 0)
 
@@ -169,7 +176,11 @@ def create_file(path: Path, size: int) -> Iterator[int]:
 
 
 def remove_stale_parts(path: Path) -> None:
-    """Remove the temporary files that killed processes left for a file of this name; see `remove_stale`."""
+    """Remove the temporary files that killed processes left beside a file, as `remove_stale` does.
+
+    Args:
+        path: the file that they would have become.
+    """
     remove_stale(path.parent, rf"\.{re.escape(path.name)}\.{TOKEN}\.part")
 
 
@@ -194,7 +205,17 @@ def remove_stale(folder: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def locked_part(part: Path) -> Iterator[int]:
-    """Create a file and lock it, so that `remove_stale` leaves it alone; the value is its descriptor."""
+    """Create a file and lock it while the context lasts, so that `remove_stale` leaves it alone.
+
+    Args:
+        part: the new file.
+
+    Returns:
+        A context whose value is a descriptor to write to.
+
+    Raises:
+        OSError: the file exists or cannot be created.
+    """
     while True:
         with _opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
             # Another process may lock and remove the file between these two calls; then it is made again.
@@ -205,10 +226,16 @@ def locked_part(part: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[bool]:
-    """Lock a folder while the context lasts; the value is False if another process has locked it.
+    """Lock a folder while the context lasts.
 
-    Where there are no locks, or the folder cannot be opened, the value is always True. If the process that
-    had the lock has removed the folder, the folder is made again.
+    If the process that had the lock has removed the folder, the folder is made again.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        A context whose value is False if another process has locked the folder. It is True if this process
+        has locked it, and also where there are no locks or the folder cannot be opened.
     """
     while True:
         try:

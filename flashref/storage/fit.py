@@ -35,6 +35,16 @@ class Point(NamedTuple):
     nanoseconds: tuple[int, ...]
 
 
+class Roofline(NamedTuple):
+    """The fitted parameters of a device, in the units of `Device` but not yet rounded to integers."""
+
+    latency_ns: float
+    max_iops: float
+    max_bandwidth: float
+    stream_bandwidth: float
+    knee: float
+
+
 class Errors(NamedTuple):
     """The median, the 90th percentile and the largest of some relative errors, as fractions."""
 
@@ -69,35 +79,35 @@ def fit_device(points: Sequence[Point], dispatch_ns: int = 0) -> Device:
     alone_ns = min(statistics.median(p.nanoseconds) / p.reads * min(p.depth, p.reads) for p in points)
 
     def residuals(logarithms: Floats) -> Floats:
-        latency, iops, bandwidth, stream, knee = np.exp(logarithms)
-        errors = np.log(batch_ns(points, latency, iops, bandwidth, stream, knee, dispatch_ns)) - measured
+        roofline = Roofline(*np.exp(logarithms))
+        errors = np.log(batch_ns(points, roofline, dispatch_ns)) - measured
         priors = (
             KNEE_WEIGHT * (logarithms[4] - math.log(KNEE)),
             STREAM_WEIGHT * (logarithms[3] - math.log(STREAM)),
         )
         return np.append(errors, priors)
 
-    def fitted(stream: float) -> tuple[float, Floats]:
+    def fitted(stream: float) -> tuple[float, Roofline]:
         start = np.log([alone_ns, reads_per_s, bytes_per_s, stream, KNEE])
         lowest, highest = start - math.log(RANGE), start + math.log(RANGE)
-        lowest[4] = 0.0  # the knee is at least 1
+        lowest[4] = 0.0  # the logarithm of the knee, which is at least 1
         found = least_squares(residuals, start, bounds=(lowest, highest), loss="soft_l1", f_scale=NOISE)
-        return float(found.cost), np.exp(found.x)
+        return float(found.cost), Roofline(*np.exp(found.x).tolist())
 
-    _, (latency, iops, bandwidth, stream, knee) = min(map(fitted, STREAM_STARTS), key=lambda pair: pair[0])
+    _, best = min(map(fitted, STREAM_STARTS), key=lambda pair: pair[0])
 
     def whole(limit: float) -> int:
         # A limit that the points do not determine may be fitted to more than a device's field can hold.
         return min(max(1, round(limit)), LARGEST_FIELD)
 
     return Device(
-        latency_ns=round(latency),
-        max_iops=whole(iops),
-        max_bandwidth=whole(bandwidth),
-        stream_bandwidth=whole(stream),
+        latency_ns=round(best.latency_ns),
+        max_iops=whole(best.max_iops),
+        max_bandwidth=whole(best.max_bandwidth),
+        stream_bandwidth=whole(best.stream_bandwidth),
         queue_depth=depth,
         dispatch_ns=dispatch_ns,
-        knee=round(float(knee), 4),
+        knee=round(best.knee, 4),
     )
 
 
@@ -129,25 +139,18 @@ def fit_dispatch(device: Device, batches: Sequence[Point]) -> int:
     return round(float(found.x[0]))
 
 
-def batch_ns(
-    points: Sequence[Point],
-    latency_ns: float,
-    max_iops: float,
-    max_bandwidth: float,
-    stream_bandwidth: float,
-    knee: float,
-    dispatch_ns: float,
-) -> Floats:
+def batch_ns(points: Sequence[Point], roofline: Roofline, dispatch_ns: float) -> Floats:
     """Compute `read_time` of each point in float64 and without rounding, as a fit needs it.
 
     Args:
         points: the batches; their nanoseconds are not used.
-        latency_ns, max_iops, max_bandwidth, stream_bandwidth, knee, dispatch_ns: the fields of a device,
-            which need not be integers.
+        roofline: the parameters to compute the times with.
+        dispatch_ns: the time to wake one worker.
 
     Returns:
         (points,) float64, nanoseconds.
     """
+    latency_ns, max_iops, max_bandwidth, stream_bandwidth, knee = roofline
     size = np.array([point.size for point in points], np.float64)
     reads = np.array([point.reads for point in points], np.float64)
     outstanding = np.minimum([point.depth for point in points], reads)
@@ -163,12 +166,28 @@ def batch_ns(
 
 
 def point_time(device: Device, point: Point) -> int:
-    """The `read_time` of a point's batch on a device, at the point's queue depth; nanoseconds."""
+    """Compute the time of a point's batch on a device.
+
+    Args:
+        device: the device.
+        point: the batch, whose queue depth is taken instead of the device's.
+
+    Returns:
+        Nanoseconds.
+    """
     return read_time(device._replace(queue_depth=point.depth), [point.size] * point.reads)
 
 
 def point_errors(device: Device, points: Sequence[Point]) -> Errors:
-    """The relative errors of a device's times against the medians of measured points."""
+    """Compare a device's times with the medians of measured points.
+
+    Args:
+        device: the device.
+        points: the measured points.
+
+    Returns:
+        The relative errors of the device.
+    """
     return relative_errors(
         [point_time(device, point) for point in points],
         [statistics.median(point.nanoseconds) for point in points],

@@ -40,7 +40,11 @@ def disk_alone(folder: Path) -> Iterator[None]:
 
 
 def remove_stale_scratch(folder: Path) -> None:
-    """Remove the files of random bytes that killed calibrations left in a folder, with a warning for each."""
+    """Remove the files of random bytes that killed calibrations left, with a warning for each.
+
+    Args:
+        folder: the folder to look through.
+    """
     remove_stale(folder, rf"{PREFIX}{TOKEN}\.part")
 
 

@@ -83,5 +83,12 @@ def verify(
 
 
 def holds(verification: Verification) -> bool:
-    """Whether the device's median error is at most 8 %, and the 90th percentile at most 15 %."""
+    """Decide whether a device is exact enough.
+
+    Args:
+        verification: the errors of the device.
+
+    Returns:
+        Whether the median error is at most 8 % and the 90th percentile at most 15 %.
+    """
     return verification.error.median <= LIMIT_MEDIAN and verification.error.p90 <= LIMIT_P90

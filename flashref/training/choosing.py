@@ -98,7 +98,16 @@ def choose_thresholds(curves: Sequence[Curve], rate: float) -> list[float]:
 
 
 def tried_ranks(total: int, layers: int, largest: int) -> tuple[int, ...]:
-    """The ranks to try in every layer: ½, 1, 1½ and 2 times the mean rank, but at most `largest`."""
+    """Choose the ranks to try in every layer: ½, 1, 1½ and 2 times the mean rank.
+
+    Args:
+        total: the largest sum of the layers' ranks.
+        layers: the number of layers.
+        largest: the largest rank that a layer can have.
+
+    Returns:
+        The ranks, ascending.
+    """
     mean = total // layers
     return tuple(sorted({min(max(mean * halves // 2, 1), largest) for halves in (1, 2, 3, 4)}))
 

@@ -142,8 +142,8 @@ class Evaluation(NamedTuple):
         _, predictors, activation, tau, whole, size = self.judged
         named = f"{activation} (tau {tau:g})" if activation == "fatrelu" else activation
         return (
-            f"{predictors}: {size:,} bytes, {size / whole:.2%} of the model's;\n"
-            f"fitted to the activation {named}, judged on {self.tokens:,} tokens:\n{self.text}"
+            f"{predictors}: {size:,} bytes, {size / whole:.2%} of the model's bytes.\n"
+            f"Judged with the activation {named} on {self.text}: {self.tokens:,} tokens."
         )
 
     def _repr_html_(self) -> str:

@@ -127,7 +127,15 @@ def judge_predictors(
 
 
 def total_errors(predictors: Sequence[Predictor | None], layers: Sequence[LayerJudgement]) -> ErrorCounts:
-    """Add up the errors of all layers that have a predictor; a layer whose predictor is None is left out."""
+    """Add up the errors of all layers that have a predictor.
+
+    Args:
+        predictors: a predictor for each layer, None for a dense layer, which does not count.
+        layers: what judging each layer found.
+
+    Returns:
+        The sum of the layers' counts.
+    """
     pairs = zip(predictors, layers, strict=True)
     return pool_errors(
         [ErrorCounts(0, 0, 0, 0), *(judged.errors for one, judged in pairs if one is not None)]

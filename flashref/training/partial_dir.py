@@ -21,7 +21,14 @@ MADE_OF = "made_of.json"
 
 
 def partial_dir_of(output: Path) -> Path:
-    """The path of the folder `.NAME.partial` beside the file NAME."""
+    """The folder that keeps the finished layers of a fit.
+
+    Args:
+        output: the file NAME that will be written at the end.
+
+    Returns:
+        The path `.NAME.partial` beside it.
+    """
     return output.with_name(f".{output.name}.partial")
 
 
@@ -79,7 +86,16 @@ def load_part(partial_dir: Path, name: str) -> dict[str, Array] | None:
 
 
 def save_part(partial_dir: Path, name: str, arrays: Mapping[str, Array]) -> None:
-    """Save the arrays of a finished part into a file that appears whole or not at all."""
+    """Save the arrays of a finished part into a file that appears whole or not at all.
+
+    Args:
+        partial_dir: the folder.
+        name: the name of the part, such as `layer-3`.
+        arrays: the arrays by name.
+
+    Raises:
+        ImageError: the file cannot be written.
+    """
     contiguous = {each: np.ascontiguousarray(array) for each, array in arrays.items()}
     save_file(partial_dir / f"{name}.safetensors", save(contiguous))
 

@@ -67,7 +67,14 @@ def open_text(path: Path, checkpoint: Checkpoint) -> Text:
 
 
 def chunk_length(checkpoint: Checkpoint) -> int:
-    """The length of a chunk in tokens: the model's context, but at most 512."""
+    """The length of the chunks that a text is cut into.
+
+    Args:
+        checkpoint: the model.
+
+    Returns:
+        Tokens: the model's context, but at most 512.
+    """
     return min(checkpoint.config.context, LONGEST)
 
 

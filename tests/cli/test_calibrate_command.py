@@ -64,19 +64,19 @@ def test_the_command_verifies(asked, calibration, monkeypatch, capsys):
     assert (folder, verified, options["file_bytes"], options["seed"]) == (Path(), True, 2**29, 4)
     assert err == ""
     assert "verified: error median" in out and "allowed: median 8%, 90th percentile 15%" in out
-    trace = calibration.verification.traces[3]
-    [row] = [line for line in out.splitlines() if line.split()[:2] == [trace.kind, str(trace.depth)]]
-    assert f"{trace.reads:,}" in row and f"{trace.predicted_ns / 1e6:.1f}" in row
+    batch = calibration.verification.traces[3]
+    [row] = [line for line in out.splitlines() if line.split()[:2] == [batch.kind, str(batch.depth)]]
+    assert f"{batch.reads:,}" in row and f"{batch.predicted_ns / 1e6:.1f}" in row
     assert "Not saved" in out
 
     slow = Device(0, 0, 10**9)  # a nanosecond a byte
-    late = trace._replace(predicted_ns=2 * trace.nanoseconds[0])
+    late = batch._replace(predicted_ns=2 * batch.nanoseconds[0])
     bad = calibration.verification._replace(error=Errors(0.09, 0.16, 0.3), traces=(late,))
     poor = calibration._replace(device=slow, verification=bad)
     monkeypatch.setattr(command, "calibrate", lambda *_, **__: poor)
     assert main(["calibrate", "--verify", "--quiet"]) == 1
     out, _ = capsys.readouterr()
-    assert [line.split()[-1] for line in out.splitlines() if line.split()[:1] == [trace.kind]] == ["+100.0%"]
+    assert [line.split()[-1] for line in out.splitlines() if line.split()[:1] == [batch.kind]] == ["+100.0%"]
     point = calibration.points[0]
     error = point.size * point.reads / point.nanoseconds[0] - 1
     assert [line for line in out.splitlines() if line.split()[:3:2] == ["4", "1"] and f"{error:+.1%}" in line]

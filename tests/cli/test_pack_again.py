@@ -119,7 +119,7 @@ def test_what_is_no_image(refused, model, run, tmp_path):
     assert "is not a flash image" in refused(name="model.safetensors")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     assert "exists, and files are never overwritten" in refused(name="dangling")
-    assert "is not a regular file" in sentence(run("--image", tmp_path))
+    assert "cannot be read (not a regular file); check the path" in sentence(run("--image", tmp_path))
 
 
 def test_an_image_that_appears_meanwhile_is_not_replaced(run, tmp_path, monkeypatch):

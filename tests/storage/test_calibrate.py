@@ -34,10 +34,10 @@ calibration = simulated_disk.calibration
 
 def test_a_simulated_disk_is_found_again(calibration):
     found, error, noise, conditions, points, batches, verification = calibration
-    # Found from a fit that still has the dispatch in it: a little of it goes into the other limits.
+    # dispatch_ns is fitted after the other limits, which have taken a little of it: 0.7 %, or 141 ns.
     assert found.dispatch_ns == pytest.approx(20_000, rel=0.01)
     assert error == point_errors(found, points)
-    assert error.max < 0.001 and verification.error.max < 0.001
+    assert error.max < 0.0001 and verification.error.max < 0.0001
     assert noise == (0, 0, 0) == verification.noise
     assert conditions == CONDITIONS
     assert {(point.size, point.depth) for point in points} == set(
@@ -56,10 +56,10 @@ def test_a_simulated_disk_is_found_again(calibration):
 def test_the_dispatch_is_taken_out_of_the_points():
     slow = DISK._replace(dispatch_ns=200_000)  # 6.4 of the 60 ms at depth 32
     found = conclude(measured_on(slow), CONDITIONS).device
-    assert found.dispatch_ns == pytest.approx(200_000, rel=0.03)
+    assert found.dispatch_ns == pytest.approx(200_000, rel=0.03)  # as above: 2.3 % are in the other limits
     assert (
         point_errors(found._replace(dispatch_ns=0), measured_on(DISK._replace(dispatch_ns=0)).points).p90
-        < 0.06
+        < 0.005
     )
 
 
@@ -70,14 +70,15 @@ def test_a_point_takes_60_ms_unless_that_is_too_much_memory_or_too_few_reads():
             [nanoseconds] = set(point.nanoseconds)
             assert fewest <= point.reads <= largest
             if fewest < point.reads < largest:
-                assert nanoseconds == pytest.approx(60_000_000, rel=0.2)
-            assert nanoseconds < 75_000_000 or point.reads == fewest
+                assert nanoseconds > 50_000_000
+            # Never longer: in the trial, which is shorter, latency and dispatch weigh at least as much.
+            assert nanoseconds <= 60_000_000 or point.reads == fewest
 
 
 def test_every_round_has_everything_once_in_an_order_of_its_own_at_new_places():
     log = []
     measured_on(DISK, rounds=3, mixed=MIXED, log=log)
-    # Twelve trials of how many reads take 60 ms; a round: 12 points, 10 batches five times, 20 traces.
+    # Twelve trials of how many reads take 60 ms; a round: 12 points, 10 batches five times, 20 batches of mixed reads.
     assert len(log) == 12 + 3 * (12 + 50 + 20)
     assert all(sum(extent.length for extent in extents) <= 2**27 for _, extents in log)
     rounds = [log[12 + 82 * i :][:82] for i in range(3)]
@@ -130,7 +131,7 @@ def disk(tmp_path, monkeypatch):
     with open(tmp_path / "probe", "wb") as file:
         file.write(bytes(4096))
     if readers._open_direct(tmp_path / "probe", 4096) is None or file_system(tmp_path) in ("tmpfs", "ramfs"):
-        pytest.skip("the temporary folder cannot be read past the page cache: this needs a disk with O_DIRECT")
+        pytest.skip("needs a disk whose files can be read past the page cache; the temporary folder has none")
     (tmp_path / "probe").unlink()
     return tmp_path
 
@@ -170,8 +171,8 @@ def test_a_real_file_is_measured_and_removed(disk):
     assert calibration_from_json(calibration_to_json(result)) == result
 
 
-@pytest.mark.parametrize(("verified", "rounds", "traces"), [(False, 8, ()), (True, 16, MIXED)])
-def test_mixed_reads_take_more_rounds(tmp_path, monkeypatch, verified, rounds, traces):
+@pytest.mark.parametrize(("verified", "rounds", "mixed"), [(False, 8, ()), (True, 16, MIXED)])
+def test_mixed_reads_take_more_rounds(tmp_path, monkeypatch, verified, rounds, mixed):
     asked = []
 
     def measure(readers, file_bytes, *given):
@@ -183,7 +184,7 @@ def test_mixed_reads_take_more_rounds(tmp_path, monkeypatch, verified, rounds, t
     monkeypatch.setattr(calibrating, "_open", lambda *_: DirectReader(__file__, 1))
     with pytest.raises(KeyboardInterrupt):
         calibrate(tmp_path, verified=verified, file_bytes=FILE_BYTES, seed=4)
-    assert asked == [(FILE_BYTES, rounds, traces)]
+    assert asked == [(FILE_BYTES, rounds, mixed)]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of order")])
@@ -224,9 +225,7 @@ def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_open_direct", lambda path, block: None)
     monkeypatch.setattr(scratch, "mount_point", lambda folder: folder)
     threads = threading.active_count()
-    with pytest.raises(
-        CalibrationError, match="cannot be read past the page cache"
-    ):
+    with pytest.raises(CalibrationError, match="cannot be read past the page cache"):
         calibrate(tmp_path, file_bytes=FILE_BYTES)
     assert list(tmp_path.iterdir()) == [] and threading.active_count() == threads
 
@@ -234,7 +233,7 @@ def test_a_file_system_without_direct_reads_is_refused(tmp_path, monkeypatch):
 def test_memory_is_no_disk(monkeypatch):
     folder = Path("/dev/shm")
     if file_system(folder) != "tmpfs":
-        pytest.skip("/dev/shm is not a tmpfs: this needs a file system in memory")
+        pytest.skip("needs a file system in memory; /dev/shm is not a tmpfs")
     before = set(folder.iterdir())
     with pytest.raises(CalibrationError, match=r"file system \(tmpfs\).*choose a folder on another disk"):
         calibrate(folder, file_bytes=FILE_BYTES)

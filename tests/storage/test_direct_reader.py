@@ -219,7 +219,7 @@ def test_what_is_not_given_is_32_reads_of_whole_4_kib_blocks(path):
         DirectReader(path, 32, 4096, time.perf_counter_ns)  # a clock must be named
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages to ask for")
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs MADV_HUGEPAGE, which only Linux has")
 def test_memory_is_asked_for_in_huge_pages(path, monkeypatch):
     asked = []
 

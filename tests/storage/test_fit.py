@@ -17,6 +17,7 @@ from flashref.storage import fit
 from flashref.storage.device import Device, read_time
 from flashref.storage.fit import (
     Point,
+    Roofline,
     batch_ns,
     fit_device,
     fit_dispatch,
@@ -252,7 +253,7 @@ def test_outliers_do_not_rule():
 def test_a_knee_is_never_below_one():
     # Costs that cost more together than their sum.
     grid = [Point(size, depth, 500, (1,)) for size, depth in GRID]
-    times = batch_ns(grid, 60_000, 70_000, 2.5e9, 5e9, 0.7, 0)
+    times = batch_ns(grid, Roofline(60_000, 70_000, 2.5e9, 5e9, 0.7), 0)
     points = [
         point._replace(nanoseconds=(round(time),)) for point, time in zip(grid, times.tolist(), strict=True)
     ]
@@ -268,15 +269,14 @@ def test_a_knee_is_never_below_one():
 )
 def test_the_formula_of_the_fit_is_that_of_the_device(device, size, depth, reads):
     point = Point(size, depth, reads, (1,))
-    [unrounded] = batch_ns(
-        [point],
+    roofline = Roofline(
         device.latency_ns,
         device.max_iops,
         device.max_bandwidth,
         device.stream_bandwidth,
         device.knee,
-        device.dispatch_ns,
     )
+    [unrounded] = batch_ns([point], roofline, device.dispatch_ns)
     # read_time rounds every read up to a whole nanosecond.
     assert -1e-6 * unrounded <= point_time(device, point) - unrounded <= reads + 1e-6 * unrounded
 
@@ -285,8 +285,8 @@ def test_dispatch_is_found_again_and_never_negative():
     device = Device(60_000, 70_000, 2_500_000_000, dispatch_ns=17_000)
     grid = [(16_384, 8), (16_384, 32)]
     batches = [point for reads in (1, 4, 16, 64, 256) for point in points_of(device, grid, reads)]
-    assert fit_dispatch(device, batches) == pytest.approx(17_000, abs=5)
-    assert fit_dispatch(device._replace(dispatch_ns=99), batches) == pytest.approx(17_000, abs=5)
+    assert fit_dispatch(device, batches) == 17_000
+    assert fit_dispatch(device._replace(dispatch_ns=99), batches) == 17_000
     faster = [point._replace(nanoseconds=(1000,)) for point in batches]
     assert fit_dispatch(device, faster) == 0
 

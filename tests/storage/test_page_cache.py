@@ -55,7 +55,7 @@ def test_whole_blocks_are_read_past_the_page_cache(path, blocks):
 
 @pytest.mark.parametrize("by", ["open", "preadv"])
 @pytest.mark.req("RDR-12")
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT to refuse")
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="needs O_DIRECT, which this system lacks")
 def test_without_o_direct_the_page_cache_serves(path, monkeypatch, by):
     descriptors = len(os.listdir("/dev/fd"))
     with monkeypatch.context() as patch:
@@ -85,7 +85,7 @@ def test_without_o_direct_the_page_cache_serves(path, monkeypatch, by):
 
 
 @pytest.mark.req("RDR-12")
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT to refuse")
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="needs O_DIRECT, which this system lacks")
 def test_a_refused_descriptor_is_closed_whatever_its_number(path, monkeypatch):
     real_open, real_preadv, real_close, closed = os.open, os.preadv, os.close, []
 
@@ -114,14 +114,14 @@ def test_a_warning_turned_error_leaves_nothing_open(path, monkeypatch):
     assert (threading.active_count(), len(os.listdir("/dev/fd"))) == (threads, descriptors)
 
 
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT")
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="needs O_DIRECT, which this system lacks")
 def test_direct_is_true_where_the_kernel_says_so(shared):
     import fcntl
 
     assert shared.direct == bool(fcntl.fcntl(shared._descriptor, fcntl.F_GETFL) & os.O_DIRECT)
 
 
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT")
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="needs O_DIRECT, which this system lacks")
 def test_direct_is_true_where_a_block_can_be_read_past_the_page_cache(shared):
     works, descriptor = False, -1
     with contextlib.suppress(OSError):

@@ -34,11 +34,11 @@ def contents(result):
     return [buffer.tobytes() for buffer in result.buffers]
 
 
-def direct_reader(path, queue_depth=4, **options):
+def direct_reader(path, queue_depth=4, block=BLOCK, **options):
     """A DirectReader that may fall back to the page cache: not every machine's file system has O_DIRECT."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        return DirectReader(path, queue_depth, BLOCK, **options)
+        return DirectReader(path, queue_depth, block, **options)
 
 
 # A test file takes the fixtures that it needs as its own: path = image_to_read.path
@@ -50,7 +50,7 @@ def folder(request, tmp_path_factory):
         yield tmp_path_factory.mktemp("readers")
         return
     if not os.access(request.param, os.W_OK):
-        pytest.skip(f"{request.param} is not writable")
+        pytest.skip(f"needs a second folder on disk; {request.param} cannot be written")
     with tempfile.TemporaryDirectory(dir=request.param) as path:
         yield Path(path)
 

@@ -18,6 +18,10 @@ from flashref.predictor import predict_active
 from flashref.training import judging
 from flashref.types import Predictor
 
+# JAX and NumPy sum the same float32 values in different orders, which moves a perplexity by a few roundings:
+# 4e-7 was the most that was measured.
+ROUNDINGS = 32 * 2.0**-24
+
 hurried = hurried_jax.hurried
 train = train_runs.train
 small = train_runs.small
@@ -94,7 +98,7 @@ def test_errors_windows_and_all_four_perplexities_are_those_of_plain_sets(tmp_pa
     }
     for name, chosen in ways.items():
         expected = slow_perplexity(checkpoint, chunks.reshape(-1).tolist(), 12, chosen)
-        assert getattr(found.perplexities, name) == pytest.approx(expected, rel=1e-4), name
+        assert getattr(found.perplexities, name) == pytest.approx(expected, rel=ROUNDINGS), name
     assert found.perplexities.exact == found.perplexities.dense
     assert len({round(value, 3) for value in found.perplexities}) == 3  # the others differ
 
@@ -120,7 +124,7 @@ def test_errors_windows_and_all_four_perplexities_are_those_of_plain_sets(tmp_pa
     (one,) = judging.sweep(checkpoint, given, chunks, k, [1.5])
     kept = [v.residency.kept[k - 1] for v in found.layers if v.residency]
     assert one.errors == total and one.threshold == 1.5
-    assert one.resident_share == pytest.approx(sum(kept) / len(kept) / 36 / NEURONS)
+    assert one.resident_share == sum(kept) / len(kept) / 36 / NEURONS
 
 
 @pytest.mark.ci
@@ -135,5 +139,5 @@ def test_the_perplexities_are_those_of_a_run_from_flash_with_memory_for_all(smal
     flash = measure_perplexities(list(text), opened.decoder, opened.ffns, lambda *_: None)
     chunks = np.frombuffer(text, np.uint8).astype(np.int32).reshape(2, CONTEXT)
     found = judging.judge_predictors(open_checkpoint(folder), predictors.layers, chunks, 3, 5).perplexities
-    assert (found.dense, found.resident) == pytest.approx((flash.dense, flash.flash), rel=1e-4)
+    assert (found.dense, found.resident) == pytest.approx((flash.dense, flash.flash), rel=ROUNDINGS)
     assert found.dense != found.resident != found.predicted
