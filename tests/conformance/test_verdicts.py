@@ -10,10 +10,12 @@ from conformance_runs import REFERENCE, kinds, vector_kinds
 from hypothesis.errors import Flaky
 
 from flashref import SPEC_VERSION
-from flashref.conformance.adapter import load_adapter
+from flashref.conformance.adapter import Unsupported, load_adapter
 from flashref.conformance.checks import CHECKS
-from flashref.conformance.judging.runner import Attempts
-from flashref.conformance.transport.subject import Breach, InProcess
+from flashref.conformance.judging.campaign import PATIENCE, Watched, judge_requirement
+from flashref.conformance.judging.deviations import Deviations
+from flashref.conformance.judging.runner import Attempts, profile_settings
+from flashref.conformance.transport.subject import Breach, Died, InProcess
 
 adapter = conformance_runs.adapter
 judge = conformance_runs.judge
@@ -125,6 +127,28 @@ def test_three_hangs_are_waited_for_and_no_more(report, adapter, tmp_path):
     assert texts["IOP-2"] == left_out  # which is no pass
     assert vector_kinds(result)["gather_rows"] == "not run" and vector_kinds(result)["read_plan"] == "pass"
     assert result["summary"]["requirements"]["not run"] == 4
+
+
+class Hanging(InProcess):
+    """The reference, whose gather_rows hangs."""
+
+    def call(self, operation, *arguments):
+        if operation == "gather_rows":
+            raise Died("hangs", "no answer")
+        return super().call(operation, *arguments)
+
+
+def test_what_was_left_out_of_one_check_does_not_spoil_the_next():
+    subject = Watched(Hanging(load_adapter(REFERENCE)))
+    for _ in range(PATIENCE):
+        with pytest.raises(Died):
+            subject.call("gather_rows")
+    with pytest.raises(Unsupported):
+        subject.call("gather_rows")
+    assert subject.left_out == {"gather_rows"}
+    how, none = profile_settings("dev"), Deviations({}, {})
+    assert judge_requirement(CHECKS["PLN-1"], subject, how, none).kind == "pass"
+    assert judge_requirement(CHECKS["GTH-1"], subject, how, none).kind == "not run"
 
 
 def test_what_fails_only_after_other_calls_is_not_deterministic(report, adapter):
