@@ -25,7 +25,9 @@ report = conformance_runs.report
 MISBEHAVING = """
 def read_plan(*of): return [[0, 4096, 7]]
 def run_slots(*of): return None
-def unpack_bundles(*of): os._exit(3)
+def unpack_bundles(*of):  # not always, since every crash costs another process
+    if of[0] == 5: os._exit(3)
+    return reference.unpack_bundles(*of)
 def run_window(n, k, capacities, actives):
     actives[0][0][0][:1] = 0
     actives[0][0][0].sort()
@@ -176,12 +178,11 @@ def read_plan(*of): os._exit(1)
     assert "the device is lost" in result["verdicts"][2]["text"]
 
 
-def test_unsupported_is_no_failure_and_gives_the_reason(judge, report, adapter):
+def test_unsupported_is_no_failure_and_gives_the_reason(judge, adapter):
     source = "unsupported = {'read_plan': 'see issue 7'}\ndel read_plan\n"
-    code, result = report(adapter(source), "--requirements", "PLN-2", "WIN-6")
-    assert (code, kinds(result)) == (0, {"WIN-6": "pass", "PLN-2": "unsupported"})
-    assert vector_kinds(result)["read_plan"] == "unsupported"
-    _, out = judge("other", "--requirements", "PLN-2", "WIN-6")
+    code, out = judge(adapter(source), "--requirements", "PLN-2", "WIN-6")
+    assert code == 0
+    assert re.search(r"WIN-6 +exact +pass", out)
     assert re.search(r"PLN-2 +exact +unsupported +0 +see issue 7", out)
     assert re.search(r"read_plan +vectors +unsupported +0 of \d+ +see issue 7", out)
     assert f"spec {SPEC_VERSION}: 1 pass, 0 deviate, 1 unsupported, 0 fail" in out
