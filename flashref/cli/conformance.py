@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0  # seconds for an answer
 PROFILES = ("dev", "ci", "nightly")  # not the kit's own: Hypothesis is loaded when there is something to do
 HEADINGS = ("requirement", "class", "verdict", "cases", "why")
+LEGEND = (
+    "The class says whether a result must be exact, or within the bound of chapter 90. Cases are those "
+    "that were judged, up to the first failure; for vectors, those that passed. Failures follow in full."
+)
 COLOURS = {"pass": "green", "unsupported": "dim", "deviates": "yellow"}
 MANY = 3  # if more rows than this are unsupported for one reason, one paragraph names them all
 NARROWEST = 20  # characters of the column of reasons
@@ -169,6 +173,7 @@ def _print(report: "Report") -> None:
     if rows:
         for line in (*_table(rows, out.width), Text()):
             out.print(line, soft_wrap=True)
+        say(f"{LEGEND}\n")
     for (vectors, reason), names in unsupported.items():
         what = "vectors unsupported" if vectors else f"{len(names)} unsupported"
         listed = "\n  ".join(_wrapped(", ".join(names), out.width - 2))

@@ -15,9 +15,6 @@ from flashref import predictor as predictor_chapter
 from flashref.bundle import Layout
 from flashref.conformance.adapter import COUNTERS
 from flashref.decode import ResidentFFN, Step
-from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
-from flashref.models.model import load_model, one_at_a_time
-from flashref.models.predictors import FILE_NAME, load_predictors
 from flashref.storage import plan
 from flashref.storage.device import PRESETS
 from flashref.storage.readers import memory_reader
@@ -137,6 +134,11 @@ def run_decode(
 
 def logits(model_dir: str, token_ids: Ids, predictor: str) -> Any:
     """The logits after each token of a model directory, its FFNs read from images in memory."""
+    # Here: the kit starts this adapter again after every crash, and loading the models takes half of a start.
+    from flashref.models.checkpoint import load_ffn, load_tensor, open_checkpoint
+    from flashref.models.model import load_model, one_at_a_time
+    from flashref.models.predictors import FILE_NAME, load_predictors
+
     checkpoint = open_checkpoint(model_dir)
     config = checkpoint.config
     model = load_model(config, partial(load_tensor, checkpoint))

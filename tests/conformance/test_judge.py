@@ -134,7 +134,7 @@ def test_requirements_are_named_by_ids_and_areas_in_any_case(words, due):
     [
         ("PLN-22", "no check is called 'PLN-22'; near it are PLN-2, "),
         ("WNI-3", "no check is called 'WNI-3'; near it are WIN-3, "),
-        ("qqqq", "no check is called 'QQQQ'; near it are BND, DEC, "),
+        ("qqqq", "no check is called 'QQQQ'; the areas are BND, DEC, "),
         ("DEV-1", "DEV-1 has no check: it binds flashref only"),
         ("typ-6", "TYP-6 has no check: it is [unspecified], so no test can decide it"),
         (" ,", "no requirement is named; write ids such as FFN-4, or areas such as FFN"),

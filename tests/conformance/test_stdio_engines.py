@@ -10,6 +10,7 @@ import pytest
 from stdio_messages import PLANNED, PREDICT, changed
 
 from flashref.conformance.adapter import OPERATIONS, AdapterError, Unsupported
+from flashref.conformance.transport.process import EngineProcess
 from flashref.conformance.transport.stdio import Command
 from flashref.conformance.transport.subject import Breach, Died, Refusal
 
@@ -223,6 +224,17 @@ def test_closing_frees_everything_also_of_an_engine_that_does_not_stop(monkeypat
         assert process._popen.returncode is not None
         assert process._stderr.closed
     assert sorted(os.listdir("/dev/fd")) == before
+
+
+def test_a_process_is_told_to_stop_and_its_own_status_is_given(tmp_path, monkeypatch):
+    told = tmp_path / "told"
+    process = EngineProcess(["sh", "-c", f'read line; echo "$line" > {told}; exit 5'])
+    process.stop(b"stop now\n")
+    assert (process.status(), told.read_text(), process.end()) == (5, "stop now\n", "")
+    monkeypatch.setattr("flashref.conformance.transport.process.GRACE", 0.05)
+    process = EngineProcess(["sleep", "60"])
+    assert process.status() is None
+    process.end()
 
 
 def test_an_interrupted_exchange_ends_the_process(monkeypatch):

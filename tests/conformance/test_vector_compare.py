@@ -250,3 +250,38 @@ def test_the_worst_element_is_one_that_is_wrong(shipped, got, says):
     expectation = vector.expectation._replace(result=np.float64([0, 2]), bound=np.float64([0, 0.5]))
     text = difference_of(vector._replace(expectation=expectation), np.float32(got))
     assert text.startswith(says)
+
+
+@pytest.mark.req("VEC-7")
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        (
+            "read_plan/plans/touching",
+            lambda due: due.astype(np.int32),
+            "result is int32 of shape (1, 2), int64",
+        ),
+        ("run_window/by_hand/example", lambda due: due[:-1], "result has 0 parts, 1 were due"),
+        (
+            "run_window/by_hand/example",
+            lambda due: [[[[due[0][0][0][0][:1], *due[0][0][0][1:]]], *due[0][1:]]],
+            "result[0][0][0][0] is int64 of shape (1,), int64 of shape (2,) was due: [1], not [1, 2]",
+        ),
+    ],
+)
+def test_a_difference_in_structure_is_shown(shipped, name, change, says):
+    vector = shipped[name]
+    assert difference_of(vector, vector.expectation.result) is None
+    assert difference_of(vector, change(vector.expectation.result)).startswith(says)
+
+
+@pytest.mark.req("VEC-10")
+@pytest.mark.parametrize("moved", [-1, 0, 1])
+def test_rows_moved_are_no_less_than_none(shipped, moved):
+    vector = shipped["run_decode/window/of_one_token"]
+    ys, counters = vector.expectation.result
+    least = np.full_like(counters["loaded"], min(moved, 0))
+    least.flat[0] = moved  # the first token evicts nothing, so nothing can move
+    text = difference_of(vector, [ys, {**counters, "moved_rows": least}])
+    assert (text is None) == (moved == 0)
+    assert moved == 0 or text.startswith("counter moved_rows is ")

@@ -67,5 +67,6 @@ def _unknown(word: str) -> str:
         )
         return f"{word} has no check: {why}"
     areas = sorted({name.partition("-")[0] for name in CHECKS})
-    near = difflib.get_close_matches(word, [*CHECKS, *areas], 3, 0.4) or areas
-    return f"no check is called {word!r}; near it are {', '.join(near)}"
+    near = difflib.get_close_matches(word, [*CHECKS, *areas], 3, 0.4)
+    others = f"near it are {', '.join(near)}" if near else f"the areas are {', '.join(areas)}"
+    return f"no check is called {word!r}; {others}"
