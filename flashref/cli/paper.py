@@ -81,7 +81,7 @@ def _names(word: str) -> list[str]:
 def _show(results: Mapping[str, Figure | Table2]) -> None:
     """The rule, a table of all results, and each of them, on stdout."""
     sections = [result.section(name) for name, result in results.items()]
-    say(RULE + "\n")
+    say(RULE)
     columns = [Column(heading, words=at == 0) for at, heading in enumerate(SUMMARY[:-1])]
     print_table(columns, [each.summary[:-1] for each in sections])
     for each in sections:
