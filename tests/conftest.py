@@ -11,9 +11,11 @@ from hypothesis import settings
 
 # Their asserts say as much as a test's own.
 pytest.register_assert_rewrite(
+    "cache_models",
     "command_line",
     "family_runs",
     "image_edits",
+    "method_tables",
     "opt_runs",
     "pack_runs",
     "proven_runs",

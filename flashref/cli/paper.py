@@ -1,4 +1,4 @@
-"""`flashref paper`: the paper's figures and tables, derived, each beside the paper's own values."""
+"""`flashref paper`: derives the paper's figures and tables, and sets the paper's own values beside them."""
 
 import argparse
 import json
@@ -25,24 +25,29 @@ def add_parser(commands: Any) -> None:
         "paper",
         help="derive the paper's figures and tables, beside its own values",
         description="Derives the paper's figures and tables from shapes, densities, traces and a device "
-        "fitted to Fig. 2b, never from the result that they are compared with. The error of every value is "
-        "shown: most agree within 5 %, and Fig. 7 does not.",
+        "that was fitted to Fig. 2b, never from the result that they are compared with. The error of every "
+        "value is shown. Most values agree within 5 %; those of Fig. 7 do not.",
     )
     add = parser.add_argument
     add(
         "--only",
         metavar="NAMES",
         type=_names,
-        help=f"derive only some of them, with commas between their names: {', '.join(FIGURES)}",
+        help=f"derive only these, with commas between them: {', '.join(FIGURES)} (default: all)",
     )
-    add("--html", metavar="FILE", type=Path, help="also write one page with plots; never overwritten")
+    add(
+        "--html",
+        metavar="FILE",
+        type=Path,
+        help="write a page with plots to this new file; needs the extra `plot`",
+    )
     add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Derive, show and keep; 0, for nothing is judged here."""
+    """Derive the figures, print them and write the page; the exit code is 0, for nothing is judged."""
     if options.html is not None:
         check_plots("--html")
         check_new_file("--html", options.html)
@@ -60,23 +65,23 @@ def run(options: argparse.Namespace) -> int:
         with create_file(options.html, data.size) as descriptor:
             write_all(descriptor, data, 0)
         if not options.json:
-            say(f"\nthe page with the plots: {options.html}")
+            say(f"\nThe page with the plots is {options.html}.")
     return 0
 
 
 def _names(word: str) -> list[str]:
-    """Names of figures with commas between."""
+    """The names of figures, which commas separate."""
     names = [name.strip() for name in word.split(",")]
     for name in names:
         if name not in FIGURES:
-            raise argparse.ArgumentTypeError(f"no figure is called {name!r}; they are {', '.join(FIGURES)}")
+            raise argparse.ArgumentTypeError(f"no figure is called {name!r}; use {', '.join(FIGURES)}")
     return names
 
 
 def _show(results: Mapping[str, Figure | Table2]) -> None:
     """The rule, a table of all results, and each of them, on stdout."""
     sections = [result.section(name) for name, result in results.items()]
-    say(RULE + "\n")
+    say(RULE)
     columns = [Column(heading, words=at == 0) for at, heading in enumerate(SUMMARY[:-1])]
     print_table(columns, [each.summary[:-1] for each in sections])
     for each in sections:
@@ -84,13 +89,13 @@ def _show(results: Mapping[str, Figure | Table2]) -> None:
 
 
 def _show_section(each: Section) -> None:
-    """A figure or table: what it is derived from, how far it agrees, rows, and notes below them."""
+    """Print a figure or table: what it is derived from, how well it agrees, its rows, and its notes."""
     say(f"\n{each.title}", "bold")
     say(f"Derived from: {each.inputs}.")
     say(each.agreement)
     rows = [each.rows[at] for at in each.short]
     headings, marks = each.headings, dict[str, str]()
-    if headings[-1] == "note":  # a letter in the table, and the words below: else no terminal is wide enough
+    if headings[-1] == "note":  # a letter stands for each note, for no terminal is wide enough for the words
         for row in rows:
             if row[-1]:
                 marks.setdefault(row[-1], chr(ord("a") + len(marks)))
@@ -103,6 +108,6 @@ def _show_section(each: Section) -> None:
     for note, mark in marks.items():
         say(f"{mark}: {note}")
     if len(each.short) < len(each.rows):
-        say(f"{len(each.short)} of {len(each.rows)} rows; --json and --html have all")
+        say(f"These are {len(each.short)} of {len(each.rows)} rows; --json and --html have all of them.")
     for note in each.notes:
         say(f"- {note}")

@@ -123,7 +123,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Simulate every configuration and show them; DomainError if none is possible."""
+    """Simulate every configuration, print the results and write the files that were asked for."""
     check_new_file("--save-trace", options.save_trace)
     check_plot(options.plot)
     files = [path.resolve() for path in (options.plot, options.save_trace) if path is not None]
@@ -171,7 +171,7 @@ def _print(simulation: Simulation, options: argparse.Namespace) -> None:
 
 
 def _keep(simulation: Simulation, options: argparse.Namespace) -> None:
-    """The files, after the results, which a full disk must not take away."""
+    """Write the files that were asked for, after the results, which a full disk must not take away."""
     if options.save_trace is not None:
         save_trace(options.save_trace, simulation.trace, simulation.description)
     if options.plot is not None:
@@ -269,7 +269,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
 
 
 def _listed(item: Callable[[str], Item]) -> Callable[[str], list[Item]]:
-    """Words with commas between, each turned into a value; a repeated value counts once."""
+    """A parser of values with commas between them; a repeated value counts once."""
 
     def parse(word: str) -> list[Item]:
         return list(dict.fromkeys(item(part.strip()) for part in word.split(",")))
@@ -278,7 +278,7 @@ def _listed(item: Callable[[str], Item]) -> Callable[[str], list[Item]]:
 
 
 def _one_of(known: Mapping[str, Any]) -> Callable[[str], str]:
-    """One of these words."""
+    """A parser of one of these words."""
 
     def parse(word: str) -> str:
         if word not in known:
@@ -306,7 +306,7 @@ def _bytes_per_second(word: str) -> int:
 
 
 def _show(simulation: Simulation) -> None:
-    """The table, the answer, what policies and columns mean, and where the trace is from."""
+    """Print the table, the answer, what policies and columns mean, and where the trace is from."""
     shape, answers = simulation.shape, simulation.answers
     varying = [field for field in CHOICES if len(values_of(simulation, field)) > 1]
     constant = [field for field in CHOICES if field not in varying]
@@ -330,11 +330,9 @@ def _show(simulation: Simulation) -> None:
 
 
 def _show_table(simulation: Simulation, varying: Sequence[str]) -> list[str]:
-    """Print a row for each configuration, and give the names of the columns that found room.
+    """Print a row for each configuration, with a column for each field that has several values.
 
-    Args:
-        simulation: the simulation.
-        varying: fields with several values, each a column of words after the policy.
+    Returns the names of the columns that found room.
     """
     answers = simulation.answers
     columns = [Column(heading, words=True) for heading in ("policy", *(CHOICES[field] for field in varying))]

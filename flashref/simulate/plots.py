@@ -41,11 +41,17 @@ Line = list[tuple[float | None, Estimate]]  # where it is on the x axis, None wh
 
 
 def draw(simulation: Simulation) -> "Plot":
-    """Draw a simulation with matplotlib, which must be installed.
+    """Draw the times of a simulation with matplotlib, which must be installed.
 
-    Over memory, or else over the window, if there are several: I/O on the left and the sum on the right, a
-    row of panels for each way that the rest can be, a line for each policy. Otherwise a bar for each
-    configuration. Times are milliseconds, means of a token.
+    If there are several memories, or else several windows, they are the x axis: I/O is on the left and the
+    sum on the right, with a line for each policy, and a row of panels for each combination of all other
+    choices. Otherwise each configuration has a bar. Times are milliseconds, means over the counted tokens.
+
+    Args:
+        simulation: the simulation.
+
+    Returns:
+        matplotlib's figure.
     """
 
     import matplotlib  # slow to import

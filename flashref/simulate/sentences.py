@@ -74,7 +74,16 @@ INDEPENDENT = (
 
 
 def values_of(simulation: Simulation, field: str) -> list[Any]:
-    """The values of a field, each once, of the configurations to which the field makes a difference."""
+    """List the values of a field, each once.
+
+    Args:
+        simulation: the simulation.
+        field: a field of a configuration.
+
+    Returns:
+        The values, of those configurations to whose policy the field makes a difference. A window is the
+        one that was chosen, if it was left to be chosen.
+    """
     values = (
         each.window
         if field == "window" and isinstance(each, Estimate)
@@ -86,7 +95,15 @@ def values_of(simulation: Simulation, field: str) -> list[Any]:
 
 
 def choice_cell(each: Estimate | Impossible, field: str) -> str:
-    """A cell that names a choice; empty where the field makes no difference to the policy."""
+    """Write the cell of a table that names a choice.
+
+    Args:
+        each: the answer to a configuration.
+        field: a field of the configuration.
+
+    Returns:
+        The choice in words; empty where it makes no difference to the policy.
+    """
     asked = getattr(each.configuration, field)
     if field in irrelevant(each.configuration.policy):
         return ""
@@ -96,12 +113,15 @@ def choice_cell(each: Estimate | Impossible, field: str) -> str:
 
 
 def title(simulation: Simulation, constant: Collection[str], size: str) -> str:
-    """What was simulated, with the fields of a configuration that have only one value.
+    """Write the title of a table: what was simulated.
 
     Args:
         simulation: the simulation.
-        constant: names of fields with one value.
-        size: of the model, in words.
+        constant: the fields of a configuration that have only one value; the title names these values.
+        size: the model's size, in words.
+
+    Returns:
+        The title.
     """
     shape = simulation.shape
     phrases = [
@@ -114,7 +134,16 @@ def title(simulation: Simulation, constant: Collection[str], size: str) -> str:
 
 
 def answer(simulation: Simulation, device: str, memory: float | Amount) -> str:
-    """The fastest policy that can be built, for a device and a memory, and how sure that is."""
+    """Say which policy that can be built is the fastest, and how sure that is.
+
+    Args:
+        simulation: the simulation.
+        device: the name of one of its devices.
+        memory: one of its memories.
+
+    Returns:
+        One or two sentences.
+    """
     where = f"{choice_phrase('device', device)} with {choice_phrase('memory', memory)}"
     here, real = simulation.at(device, memory), simulation.real(device, memory)
     if not real:
@@ -134,13 +163,21 @@ def answer(simulation: Simulation, device: str, memory: float | Amount) -> str:
 
 
 def policies_explained(simulation: Simulation) -> Iterator[str]:
-    """A sentence on each policy that was asked for."""
+    """Say in a sentence what each policy of a simulation does."""
     for policy in dict.fromkeys(each.configuration.policy for each in simulation.answers):
         yield f"{policy} {POLICY_MEANS[policy]}"
 
 
 def columns_explained(simulation: Simulation, columns: Collection[str]) -> Iterator[str]:
-    """A sentence on each of these columns, and one on ± if it is shown."""
+    """Say in a sentence what each column means, and what ± means if it is shown.
+
+    Args:
+        simulation: the simulation.
+        columns: the names of the columns that are shown, without their units.
+
+    Returns:
+        The sentences.
+    """
     host = simulation.host
     rates = {"copying": host.copy_bandwidth, "compute": host.compute_bandwidth}
     for column, means in COLUMN_MEANS.items():
@@ -154,7 +191,7 @@ def columns_explained(simulation: Simulation, columns: Collection[str]) -> Itera
 
 
 def overfull(simulation: Simulation) -> Iterator[str]:
-    """A sentence on each window that is longer than the rows hold: so two windows may give one result."""
+    """Say which windows are longer than the rows hold, so that two windows may give one result."""
     shares = {
         (each.configuration.memory, each.window): each.overfull
         for each in simulation.estimates
@@ -169,7 +206,7 @@ def overfull(simulation: Simulation) -> Iterator[str]:
 
 
 def trace_explained(simulation: Simulation) -> Iterator[str]:
-    """Where the trace is from, what a synthetic one leaves out, and what was assumed of the model."""
+    """Say where the trace is from, what a synthetic trace leaves out, and what was assumed of the model."""
     trace, source, shape = simulation.trace, simulation.description.source, simulation.shape
     counted = f"{trace.tokens - trace.first_counted:,} tokens"
     yield f"All numbers are means over {counted}, counted after {trace.first_counted:,} warm-up tokens."

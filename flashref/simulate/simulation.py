@@ -16,7 +16,16 @@ from flashref.simulate.placement import MOVES
 from flashref.simulate.policies import POLICIES, Study
 from flashref.simulate.shapes.find import find_shape
 from flashref.simulate.shapes.shape import ModelShape, shape_demand, shape_flash
-from flashref.simulate.sweep import Choices, Estimate, Grid, Impossible, configurations, irrelevant, sweep
+from flashref.simulate.sweep import (
+    Choices,
+    Configuration,
+    Estimate,
+    Grid,
+    Impossible,
+    configurations,
+    irrelevant,
+    sweep,
+)
 from flashref.simulate.synthetic import FALCON_PROCESS, OPT_PROCESS, synthetic_trace
 from flashref.simulate.tokens import M1_MAX_CPU, Host
 from flashref.simulate.trace import ActivationTrace
@@ -76,7 +85,16 @@ class Simulation(NamedTuple):
         return [each for each in self.answers if isinstance(each, Estimate)]
 
     def at(self, device: str, memory: float | Amount) -> list[Estimate | Impossible]:
-        """The answers for a device and a memory; policies that use no memory have one for every memory."""
+        """Pick the answers for a device and a memory.
+
+        Args:
+            device: the name of a device.
+            memory: one of the memories that were asked for.
+
+        Returns:
+            The answers; one of a policy to which the memory makes no difference is among those of each
+            memory.
+        """
         return [
             each
             for each in self.answers
@@ -85,7 +103,14 @@ class Simulation(NamedTuple):
         ]
 
     def real(self, device: str, memory: float | Amount) -> list[Estimate]:
-        """The estimates for a device and a memory that could be built: all but Belady's bound."""
+        """Pick the estimates of policies that can be built: all but Belady's bound.
+
+        Args:
+            device, memory: as `at` takes them.
+
+        Returns:
+            The estimates.
+        """
         return [
             each
             for each in self.at(device, memory)
@@ -242,15 +267,23 @@ def simulate(
     )
     progress("trace", 1, 1)
     choices = Choices(POLICIES, ORDERS, {name: each.device for name, each in devices.items()}, host)
-    asked = configurations(grid)
+    answers = _answers(study, choices, configurations(grid), workers, progress)
+    return Simulation(model, active, description, devices, host, placement, answers)
+
+
+def _answers(
+    study: Study, choices: Choices, asked: Sequence[Configuration], workers: int, progress: Progress
+) -> tuple[Estimate | Impossible, ...]:
+    """The answers to all configurations; DomainError if none of them is possible."""
     answers: list[Estimate | Impossible] = []
     with worker_processes(workers) as executor:
         for answer in sweep(study, choices, asked, executor, PARTS * workers):
             answers.append(answer)
             progress("configurations", len(answers), len(asked))
-    if all(isinstance(each, Impossible) for each in answers):
-        raise DomainError(next(each.reason for each in answers if isinstance(each, Impossible)))
-    return Simulation(model, active, description, devices, host, placement, tuple(answers))
+    reasons = [each.reason for each in answers if isinstance(each, Impossible)]
+    if len(reasons) == len(answers):
+        raise DomainError(reasons[0])
+    return tuple(answers)
 
 
 def _devices(device: str | Sequence[str] | Mapping[str, Device]) -> dict[str, JudgedDevice]:

@@ -13,7 +13,15 @@ def memory_text(memory: float | Amount) -> str:
 
 
 def choice_text(field: str, value: Any) -> str:
-    """The value of a field of a configuration as a cell of a table has it, under a heading that names it."""
+    """Write a choice for a cell of a table, under a heading that names the field.
+
+    Args:
+        field: a field of a configuration.
+        value: its value.
+
+    Returns:
+        The value in words, such as "0.5" or "bundled".
+    """
     if field == "bundled":
         return next(word for word, bundled in ROWS.items() if bundled == value)
     if field == "memory":
@@ -22,7 +30,15 @@ def choice_text(field: str, value: Any) -> str:
 
 
 def choice_phrase(field: str, value: Any) -> str:
-    """The value of a field of a configuration as a sentence has it, where no heading names it."""
+    """Write a choice for a sentence, where no heading names the field.
+
+    Args:
+        field: a field of a configuration.
+        value: its value.
+
+    Returns:
+        The choice in words, such as "0.5 of the model in memory" or "bundled rows".
+    """
     text = choice_text(field, value)
     if field == "memory":
         return f"{text} in memory" if isinstance(value, Amount) else f"{text} of the model in memory"

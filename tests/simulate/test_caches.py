@@ -1,174 +1,20 @@
 """Cache policies over one pool, against models that take one unit at a time."""
 
-from collections import deque
-from itertools import combinations, pairwise
+from itertools import pairwise
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import event, example, given
+from cache_models import EQUAL_SIZES, LFU, LRU, S3FIFO, Pinned, batches_of, counted, pools
+from hypothesis import event, given
 from hypothesis import strategies as st
 
-from flashref.conformance.strategies import active_sets
 from flashref.simulate.caches import classic
 from flashref.simulate.caches.belady import belady
 from flashref.simulate.caches.classic import lfu, lru, pinned, pinned_oracle
 from flashref.simulate.caches.s3_fifo import s3_fifo
 from flashref.simulate.trace import trace_of
 from flashref.types import DomainError
-from flashref.window import empty_window, window_update
-
-SIZES = st.integers(1, 5)
-EQUAL_SIZES = st.shared(st.integers(1, 3))
-
-
-@st.composite
-def pools(draw, sizes=SIZES):
-    """A trace, the sizes of its units, and a capacity from nothing to more than everything."""
-    units = draw(st.lists(st.integers(1, 8), min_size=1, max_size=3))
-    sets = [[draw(active_sets(n)) for n in units] for _ in range(draw(st.integers(1, 10)))]
-    trace = trace_of(sets, units, draw(st.integers(0, len(sets) - 1)))
-    bytes_of = tuple(draw(sizes) for _ in units)
-    everything = sum(n * size for n, size in zip(units, bytes_of, strict=True))
-    return trace, bytes_of, draw(st.integers(0, everything + 3))
-
-
-class Cache:
-    """The module's three steps, by the letter; a subclass says who leaves."""
-
-    def __init__(self, sizes, capacity):
-        self.sizes, self.capacity, self.kept = sizes, capacity, set()
-
-    def bytes_of(self, units):
-        return sum(self.sizes[layer] for layer, _ in units)
-
-    def serve(self, token, batch):
-        hits = [unit for unit in batch if unit in self.kept]
-        misses = [unit for unit in batch if unit not in self.kept]
-        new = []
-        for unit in misses:
-            if self.bytes_of([*hits, *new, unit]) <= self.capacity:
-                new.append(unit)
-        self.use(token, batch, hits)
-        while self.bytes_of(self.kept) + self.bytes_of(new) > self.capacity:
-            self.kept.discard(self.leaves(set(hits)))
-        self.kept.update(new)
-        self.keep(token, hits, new)
-        return misses, new
-
-    def use(self, token, batch, hits):
-        pass
-
-    def keep(self, token, hits, new):
-        pass
-
-
-class LRU(Cache):
-    def __init__(self, sizes, capacity):
-        super().__init__(sizes, capacity)
-        self.order = []  # the earliest last use first
-
-    def leaves(self, busy):
-        unit = next(unit for unit in self.order if unit not in busy)
-        self.order.remove(unit)
-        return unit
-
-    def keep(self, token, hits, new):
-        batch = sorted([*hits, *new])
-        self.order = [unit for unit in self.order if unit not in batch] + batch
-
-
-class LFU(LRU):
-    def __init__(self, sizes, capacity, period):
-        super().__init__(sizes, capacity)
-        self.period, self.counts, self.token = period, {}, 0
-
-    def use(self, token, batch, hits):
-        if token != self.token and token % self.period == 0:
-            self.counts = {unit: count // 2 for unit, count in self.counts.items()}
-        self.token = token
-        for unit in batch:
-            self.counts[unit] = self.counts.get(unit, 0) + 1
-
-    def leaves(self, busy):
-        unit = min(
-            (unit for unit in self.order if unit not in busy), key=self.counts.get
-        )  # the first of equals
-        self.order.remove(unit)
-        return unit
-
-
-class S3FIFO(Cache):
-    """Queues as deques from tail to head; the ghost as a dict in the order of its names."""
-
-    def __init__(self, sizes, capacity, small_percent):
-        super().__init__(sizes, capacity)
-        self.small_share = capacity * small_percent // 100
-        self.main_share = capacity - self.small_share
-        self.small, self.main, self.ghost, self.frequency = deque(), deque(), {}, {}
-        self.has_evicted = False
-
-    def use(self, token, batch, hits):
-        for unit in hits:
-            self.frequency[unit] = min(self.frequency[unit] + 1, 3)
-        self.known = {unit for unit in batch if unit in self.ghost}
-        self.phase = "main first"
-
-    def leaves(self, busy):
-        self.has_evicted = True
-        over = self.bytes_of(self.main) > self.main_share and any(unit not in busy for unit in self.main)
-        if self.phase == "main first" and over:
-            return self.main_gives(busy)
-        self.phase = "small"
-        while self.small:
-            unit = self.small.popleft()
-            if self.frequency[unit] <= 1 and unit not in busy:
-                self.ghost[unit] = None
-                return unit
-            self.frequency[unit] = 0
-            self.main.append(unit)
-        return self.main_gives(busy)
-
-    def main_gives(self, busy):
-        while True:
-            unit = self.main.popleft()
-            if self.frequency[unit] == 0 and unit not in busy:
-                return unit
-            self.frequency[unit] = max(self.frequency[unit] - 1, 0)
-            self.main.append(unit)
-
-    def keep(self, token, hits, new):
-        for unit in self.known & set(new):
-            self.ghost.pop(unit)
-        while self.bytes_of(self.ghost) > self.main_share:
-            self.ghost.pop(next(iter(self.ghost)))
-        for unit in new:
-            full = not self.has_evicted and self.bytes_of(self.small) >= self.small_share
-            (self.main if unit in self.known or full else self.small).append(unit)
-            self.frequency[unit] = 0
-
-
-class Pinned(Cache):
-    def __init__(self, sizes, capacity, batches):
-        super().__init__(sizes, capacity)
-        uses = [unit for batch in batches for unit in batch]
-        self.hot = []
-        for unit in sorted(set(uses), key=lambda unit: (-uses.count(unit), unit)):
-            if self.bytes_of([*self.hot, unit]) > capacity:
-                break
-            self.hot.append(unit)
-
-    def serve(self, token, batch):
-        misses = [unit for unit in batch if unit not in self.kept]
-        new = [unit for unit in misses if unit in self.hot]
-        self.kept.update(new)
-        return misses, new
-
-
-def batches_of(trace):
-    for token in range(trace.tokens):
-        for layer in range(trace.layers):
-            yield token, layer, [(layer, int(i)) for i in trace.active(token, layer)]
 
 
 def check(policy, cache, pool):
@@ -226,92 +72,6 @@ def test_pinned_units_are_the_most_used_of_the_uncounted_tokens(pool):
 def test_the_oracle_pins_the_most_used_of_the_whole_trace(pool):
     trace, sizes, capacity = pool
     check(pinned_oracle, Pinned(sizes, capacity, [batch for _, _, batch in batches_of(trace)]), pool)
-
-
-def counted(reads, trace):
-    """Units that are read from first_counted on."""
-    return sum(np.diff(reads.starts)[reads.token >= trace.first_counted].tolist())
-
-
-@st.composite
-def tiny_pools(draw):
-    """At most five units of one size, so that everything a memory can hold is soon listed."""
-    units = draw(st.sampled_from([[5], [2, 3], [1, 1, 2]]))
-    sets = [[draw(active_sets(n)) for n in units] for _ in range(draw(st.integers(1, 8)))]
-    size = draw(st.integers(1, 3))
-    trace = trace_of(sets, units, draw(st.integers(0, len(sets) - 1)))
-    return trace, (size,) * len(units), draw(st.integers(0, size * (sum(units) + 1)))
-
-
-def fewest_reads(trace, places):
-    """By trying everything: after each batch memory holds any `places` of what was there or was asked for."""
-    fewest = {frozenset(): 0}
-    for token, _, batch in batches_of(trace):
-        after = {}
-        for kept, reads in fewest.items():
-            misses = len(set(batch) - kept) if token >= trace.first_counted else 0
-            choice = sorted(kept | set(batch))
-            for subset in combinations(choice, min(places, len(choice))):
-                known = after.get(frozenset(subset), reads + misses)
-                after[frozenset(subset)] = min(known, reads + misses)
-        fewest = after
-    return min(fewest.values())
-
-
-@given(tiny_pools())
-@example((trace_of([[[0]], [[1]], [[1]], [[0]]], [2], 3), (1,), 1))  # sparing token 2 a read is worth nothing
-def test_belady_reads_as_few_as_any_choice_can(pool):
-    trace, sizes, capacity = pool
-    assert counted(belady(trace, sizes, capacity), trace) == fewest_reads(trace, capacity // sizes[0])
-
-
-@given(pools(sizes=EQUAL_SIZES))
-@example((trace_of([[[0], [0]], [[0], [0]]], [1, 1]), (1, 1), 1))
-def test_what_belady_keeps_is_what_it_does_not_read_again(pool):
-    trace, sizes, capacity = pool
-    reads = belady(trace, sizes, capacity)
-    asked = list(batches_of(trace))
-    read = [
-        {(layer, int(i)) for i in reads.ids[reads.starts[number] : reads.starts[number + 1]]}
-        for number, (_, layer, _) in enumerate(asked)
-    ]
-    kept = set()
-    for number, (token, layer, batch) in enumerate(asked):
-        assert set(batch) - read[number] == set(batch) & kept
-        kept -= set(batch)
-        for unit in batch:
-            uses = [later for later in range(number + 1, len(asked)) if unit in asked[later][2]]
-            if uses and unit not in read[uses[0]]:
-                kept.add(unit)
-        assert reads.loaded[token, layer] == len(kept & read[number])
-        assert len(kept) * sizes[0] <= capacity
-        if layer == trace.layers - 1:
-            resident = [sum(of == which for of, _ in kept) for which in range(trace.layers)]
-            assert reads.resident[token].tolist() == resident
-    assert not reads.moved.any() and reads.moved.shape == (trace.tokens, trace.layers)
-
-
-@given(pools(sizes=EQUAL_SIZES), st.integers(1, 5), st.data())
-def test_nothing_reads_fewer_than_belady(pool, k, data):
-    trace, sizes, capacity = pool
-    optimum = counted(belady(trace, sizes, capacity), trace)
-    policies = [lru, lfu(1), lfu(3), s3_fifo(), s3_fifo(50), pinned_oracle]
-    for policy in policies + [pinned] * (trace.first_counted > 0):
-        assert optimum <= counted(policy(trace, sizes, capacity), trace)
-
-    # The paper's window, with the places shared out between the layers.
-    left, windows = capacity // sizes[0], []
-    for n in trace.units:
-        rows = data.draw(st.integers(0, min(left, n)))
-        left -= rows
-        windows.append(empty_window(n, k, rows))
-    read = 0
-    for token in range(trace.tokens):
-        for layer in range(trace.layers):
-            windows[layer], delta = window_update(windows[layer], trace.active(token, layer))
-            if token >= trace.first_counted:
-                read += len(delta.load) + len(delta.bypass)
-    assert optimum <= read
 
 
 @given(pools(sizes=EQUAL_SIZES), st.integers(0, 6))

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from test_methods import PLACEMENTS, check_table, made_flash, random_trace, replayed
+from method_tables import PLACEMENTS, check_table, made_flash, random_trace, replayed
 
 from flashref.models.budget import Budget, Demand
 from flashref.models.text import Record

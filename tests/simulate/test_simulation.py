@@ -142,5 +142,5 @@ def test_the_paper_s_tables_by_name(monkeypatch):
     for result in results.values():
         heading, *rows = cells(result._repr_html_())
         assert len(rows) == len(result.rows) and "error" in heading
-    with pytest.raises(DomainError, match="no figure is called 'figure9'; they are figure2b, "):
+    with pytest.raises(DomainError, match="no figure is called 'figure9'; use figure2b, "):
         paper_tables(["figure9"])

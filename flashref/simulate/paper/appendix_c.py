@@ -1,4 +1,4 @@
-"""Appendix C: what is in memory, in % of the model."""
+"""Appendix C: what is in memory, in % of the model's bytes."""
 
 from collections.abc import Mapping
 from statistics import mean
@@ -8,17 +8,17 @@ from flashref.simulate.paper.figure import DEVICE, Figure, FigureRow
 from flashref.simulate.paper.table3 import Derived, models
 from flashref.simulate.shapes.shape import shape_demand
 
-# Appendix C's shares in %, which nothing here is computed from.
+# The shares of appendix C in %; nothing here is computed from them.
 PAPER: Mapping[str, tuple[float, float, float, float]] = {
     "OPT 6.7B": (35.3, 1.25, 15.5, 52.1),
     "Falcon 7B": (23.6, 4.0, 25.3, 52.93),
 }
 PERSIMMON_ALL, LLAMA_GATES = 50.0, 65.0
-PERSIMMON_MOST = 0.25  # of the FFN, section C.3
+PERSIMMON_MOST = 0.25  # the share of the FFN to which the window may grow, section C.3
 
 
 def appendix_c() -> Figure:
-    """What stays in memory, in % of the model: the sums of section C, and what its caps leave."""
+    """Derive what is in memory, in % of the model: the sums of section C, and what its caps leave."""
     rows = [row for name in PAPER for row in _added_up(name)]
     others = {"Persimmon 8B": _persimmon_quarter, "Llama 2 7B": _llama_gates}
     for name, model in models().items():
@@ -30,16 +30,16 @@ def appendix_c() -> Figure:
         "Appendix C: what is in memory",
         "",
         "% of the model",
-        "shapes, ranks of the predictors, and section C's 24 % and 33 % of the neurons kept",
+        "shapes, the ranks of the predictors, and the 24 % and 33 % of the neurons that section C keeps",
         tuple(rows),
         (
             (
                 f"OPT's predictors of ranks 128 and 1024 are {predictors:.2f} % of the model in its own "
-                "dtype, not 1.25 %: section C.1's sum is too small by the difference."
+                "dtype, not 1.25 %. The sum in section C.1 is too small by the difference."
             ),
             (
-                "Always resident: embeddings, attention, norms, dense layers, predictors, checksums and a "
-                "bypass buffer."
+                "“Always resident” counts embeddings, attention, norms, dense layers, predictors, checksums "
+                "and a bypass buffer."
             ),
         ),
     )
@@ -60,7 +60,7 @@ def _added_up(name: str) -> list[FigureRow]:
 
 
 def _below_cap(name: str, model: Derived) -> list[FigureRow]:
-    """What a model always needs, and the share of its FFN for which the paper's cap has room besides."""
+    """What a model always needs, and the room for neurons that the paper's cap leaves besides."""
     shape = paper_shape(model.preset)
     demand = shape_demand(shape, DEVICE.block)
     room = int(model.memory * demand.total) - demand.fixed
@@ -80,22 +80,22 @@ def _below_cap(name: str, model: Derived) -> list[FigureRow]:
 
 
 def _persimmon_quarter() -> FigureRow:
-    """The 25 % of the FFN that Persimmon's window may grow to, beside what is always resident."""
+    """What Persimmon needs if its window grows to 25 % of the FFN."""
     shape = paper_shape("persimmon-8b")
     demand = shape_demand(shape, DEVICE.block)
     ours = demand.fixed + PERSIMMON_MOST * shape.layers * shape.ffn_bytes
-    note = "section C.3 allows 25 % of the FFN and 50 % of the model: by our count not both at once"
+    note = "section C.3 allows 25 % of the FFN and 50 % of the model; by our count they do not go together"
     return FigureRow(
         "Persimmon 8B: with 25 % of the FFN", None, 100 * ours / demand.total, PERSIMMON_ALL, note
     )
 
 
 def _llama_gates() -> FigureRow:
-    """Llama 2 with its gates resident, as exact predictors, and the neurons of one token."""
+    """What Llama 2 needs if its gates are resident as exact predictors, with the neurons of one token."""
     shape = paper_shape("llama-2-7b")
     gates = shape.layers * shape.ffn_bytes / len(shape.fields)
     others = shape.layers * shape.ffn_bytes - gates
     ours = shape.resident_bytes + gates + mean(shape.densities) * others
-    note = "the neurons: 10 % active; appendix C gives only the sum"
+    note = "10 % of the neurons are active; appendix C gives only the sum"
     name = "Llama 2 7B: gates as predictors, k = 1"
     return FigureRow(name, None, 100 * ours / shape.total_bytes, LLAMA_GATES, note)

@@ -1,4 +1,4 @@
-"""Appendix D and Fig. 12: why bundling a neuron with its closest friend fails."""
+"""Fig. 12 and appendix D: why it fails to bundle a neuron with its closest friend."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,13 +9,13 @@ from flashref.simulate.paper.figure import DEVICE, DEVICE_NAME, Figure, FigureRo
 from flashref.simulate.statistics import Friends, closest_friends, coactivation_curve
 from flashref.simulate.trace import ActivationTrace, trace_of
 
-NEURONS = 4096  # the most active quarter of the layer: the rest is active in 1 token of 58, or fewer
-BUNDLE = 16_384  # bytes of OPT 6.7B's in fp16
+NEURONS = 4096  # the most active quarter of a layer; each other neuron is active in 1 token of 58 or fewer
+BUNDLE = 16_384  # bytes of a bundle of OPT 6.7B in fp16
 PROFILED, COUNTED, WINDOW = 1024, 64, 5
 SEED = 12
 RANKS = (2, 3, 5, 10, 20, 50, 100, 200, 500, 999)
-TYPICAL_RATE = 0.18  # of a neuron of the middle ranks of the figure
-# Fig. 12b–d's mean shares in %, by rank of the friend, which nothing here is computed from.
+TYPICAL_RATE = 0.18  # the rate of a neuron in the middle ranks of the figure
+# The mean shares of Fig. 12b–d in %, by the friend's rank; nothing here is computed from them.
 PAPER = {1: 100.0, 3: 83.0, 7: 64.2}
 FRIENDS_NOTES = {
     1: "Fig. 12b; the text says at least 95 %",
@@ -25,7 +25,7 @@ FRIENDS_NOTES = {
 
 
 def coactivation() -> Figure:
-    """Fig. 12 from its own first panel, and what bundles of two friends would cost."""
+    """Derive Fig. 12 from its own first panel, and what bundles of two friends would cost."""
     rates = _rates()
     rng = np.random.default_rng(SEED)
     active = [[np.flatnonzero(rng.random(NEURONS) < rates)] for _ in range(PROFILED + COUNTED)]
@@ -39,8 +39,8 @@ def coactivation() -> Figure:
         "rank",
         "%",
         (
-            "independent neurons, whose rates are read off Fig. 12a, so that 12a is only repeated; the "
-            f"device {DEVICE_NAME} and a window of {WINDOW}"
+            "independent neurons with the rates of Fig. 12a, so that 12a itself is only repeated, a window "
+            f"of {WINDOW}, and the device {DEVICE_NAME}"
         ),
         tuple(rows),
         (
@@ -49,23 +49,23 @@ def coactivation() -> Figure:
                 "of almost every other, not because they belong together, but because it is always there."
             ),
             (
-                "So a bundle of two friends mostly brings a neuron that is in memory already, at twice the "
-                "bytes: the paper's reason for giving it up."
+                "So a bundle of two friends has twice the bytes, and mostly brings a neuron that is in "
+                "memory already. That is why the paper gave it up."
             ),
             (
-                f"Of the layer's 16,384 neurons the {NEURONS:,} most active; {PROFILED} tokens to find the "
-                f"friends, {COUNTED} others to read for."
+                f"Of the layer's 16,384 neurons the {NEURONS:,} most active are used, with {PROFILED:,} "
+                f"tokens to find the friends and {COUNTED} other tokens to read for."
             ),
         ),
     )
 
 
 def _rates() -> npt.NDArray[np.float64]:
-    """How often each neuron is active: the shares of Fig. 12a behind rank 1, the neuron itself, are rates."""
+    """The rate of each neuron: the shares of Fig. 12a from rank 2 on, for rank 1 is the neuron itself."""
     ranks, shares = np.array(paper_figure("fig12a")).T
     log_ranks, log_rates = np.log(ranks[1:] - 1), np.log(shares[1:] / 100)
     every, end = np.log(np.arange(1, NEURONS + 1)), log_ranks[-1]
-    # Beyond the figure's last rank as steeply as from rank 100 to there.
+    # Beyond the figure's last rank the rates fall as steeply as from rank 100 to there.
     slope = (log_rates[-1] - np.interp(np.log(99), log_ranks, log_rates)) / (end - np.log(99))
     beyond = log_rates[-1] + slope * (every - end)
     rates: npt.NDArray[np.float64] = np.exp(
@@ -75,18 +75,18 @@ def _rates() -> npt.NDArray[np.float64]:
 
 
 def _one_neuron(profile: ActivationTrace, neuron: int) -> list[FigureRow]:
-    """Fig. 12a, which the rates come from."""
+    """Fig. 12a, from which the rates come."""
     curve = coactivation_curve(profile, 0, neuron)
     paper = np.interp(RANKS, *np.array(paper_figure("fig12a")).T).tolist()
     name = "active together with one neuron (12a)"
     return [
-        FigureRow(name, rank, 100 * float(curve[rank - 1]), share, "an input, repeated", compared=False)
+        FigureRow(name, rank, 100 * float(curve[rank - 1]), share, "repeats an input", compared=False)
         for rank, share in zip(RANKS, paper, strict=True)
     ]
 
 
 def _mean_shares(friends: Friends, used: npt.NDArray[np.bool_]) -> list[FigureRow]:
-    """Fig. 12b–d, and how many neurons are the closest friend of all others."""
+    """Fig. 12b–d, and what share of the neurons is the closest friend of any other."""
     name = "with the n-th closest friend, mean (12b–d)"
     means = 100 * friends.share[used].mean(axis=0)
     rows = [
@@ -98,7 +98,7 @@ def _mean_shares(friends: Friends, used: npt.NDArray[np.bool_]) -> list[FigureRo
 
 
 def _bundled_with_friends(trace: ActivationTrace, friend: list[int]) -> list[FigureRow]:
-    """Reads, bytes and time of bundles of a neuron and its friend, in % of those of neurons alone."""
+    """Reads, bytes and time with bundles of a neuron and its friend, in % of those with neurons alone."""
     alone, pairs, in_memory, useless = [], [], 0, 0
     for token in range(WINDOW, trace.tokens):
         kept = {neuron for back in range(1, WINDOW + 1) for neuron in trace.active(token - back, 0).tolist()}
@@ -118,16 +118,16 @@ def _bundled_with_friends(trace: ActivationTrace, friend: list[int]) -> list[Fig
     times = [
         int(batch_times(DEVICE, sizes).sum()) for sizes in (_reads(alone, blocks), _reads(pairs, 2 * blocks))
     ]
-    more, of_friends = "with the closest friend, of those alone", "friends brought"
+    more, of_friends = "with friends, in % of those without", "friends brought"
     return [
-        FigureRow(f"reads, {more}", None, 100 * sum(pairs) / sum(alone), None),
-        FigureRow(f"bytes, {more}", None, 200 * sum(pairs) / sum(alone), None),
-        FigureRow(f"I/O time, {more}", None, 100 * times[1] / times[0], None),
+        FigureRow(f"reads {more}", None, 100 * sum(pairs) / sum(alone), None),
+        FigureRow(f"bytes {more}", None, 200 * sum(pairs) / sum(alone), None),
+        FigureRow(f"I/O time {more}", None, 100 * times[1] / times[0], None),
         FigureRow(f"{of_friends} that were in memory already", None, 100 * in_memory / sum(pairs), None),
         FigureRow(f"{of_friends} that were of no use", None, 100 * useless / sum(pairs), None),
     ]
 
 
 def _reads(counts: list[int], blocks: int) -> Sizes:
-    """Batches of so many reads, each of so many blocks."""
+    """Batches with these numbers of reads, each of `blocks` blocks."""
     return Sizes(np.full(sum(counts), blocks), np.concatenate([[0], np.cumsum(counts)]), DEVICE.block)

@@ -1,4 +1,4 @@
-"""Figures 2b and 4a: throughput of random reads, and the aggregated use of neurons."""
+"""Figures 2b and 4a: the throughput of random reads, and the aggregated use of neurons."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ from flashref.simulate.statistics import use_statistics
 from flashref.simulate.synthetic import fit_use_curve, synthetic_trace
 from flashref.storage.device import read_time
 
-READS = 3200  # a multiple of every number of threads, so that the throughput is the steady one
-NEURONS, LAYERS, TOKENS = 18_176, 4, 288  # of Falcon 7B; of the trace that is drawn
+READS = 3200  # many, and a multiple of every number of threads, so that the throughput is steady
+NEURONS, LAYERS, TOKENS = 18_176, 4, 288  # neurons as in Falcon 7B; layers and tokens of the synthetic trace
 
 
 def figure2b() -> Figure:
-    """Random-read throughput over chunk and threads: how well the device model holds the figure."""
+    """Derive Fig. 2b: the throughput of random reads by size and threads, of the device fitted to it."""
     curves = {int(key): value for key, value in paper_figure("fig2b").items() if key.isdigit()}
     rows = []
     for threads in sorted(curves, reverse=True):
@@ -27,14 +27,14 @@ def figure2b() -> Figure:
         "Fig. 2b: random-read throughput",
         "chunk, KiB",
         "MiB/s",
-        f"the device {DEVICE_NAME}, which was fitted to these 25 points: residuals of a fit",
+        f"the device {DEVICE_NAME}, which was fitted to these 25 points",
         tuple(rows),
-        ("The labels say KB and MB/s; read as KiB and MiB/s the figure agrees with Table 2.",),
+        ("The figure's labels say KB and MB/s. Read as KiB and MiB/s, the figure agrees with Table 2.",),
     )
 
 
 def figure4a() -> Figure:
-    """Aggregated use of neurons: a trace drawn from a process with three numbers beside the figure."""
+    """Derive Fig. 4a: the aggregated use of neurons in a trace of a process with three numbers."""
     curve = use_curve()
     process, density = fit_use_curve(curve)
     rng = np.random.default_rng(SEED)
@@ -57,12 +57,12 @@ def figure4a() -> Figure:
         tuple(rows),
         (
             (
-                "Three numbers for 31 points show that the process can have this shape; the independent "
-                "check is section C.1's 2.4 %, under Table 2."
+                "The process has three numbers, and the curve 31 points: so a good fit only shows that the "
+                "process can have this shape. An independent check stands under Table 2: section C.1's 2.4 %."
             ),
             (
                 f"The increments are too small at the end, by {-100 * (last.error or 0):.0f} % at k = "
-                f"{last.x:g}: text goes on bringing neurons, and the process has used them up."
+                f"{last.x:g}: a text goes on to use new neurons, when the process has none left."
             ),
         ),
     )

@@ -1,4 +1,4 @@
-"""What a derived figure is: rows of ours beside the paper's, what ours come from, and what is to be known."""
+"""A derived figure: rows with our value beside the paper's, what ours come from, and notes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -7,16 +7,21 @@ from flashref.simulate.numbers import digits
 from flashref.simulate.paper.sections import Section, error_cell, largest_error, median_error, section_html
 from flashref.storage.device import PRESETS
 
-DEVICE_NAME = "paper_m1max_fig2b"  # the other preset was tuned to Table 2
+DEVICE_NAME = "paper_m1max_fig2b"  # the other preset of this machine was tuned to Table 2
 DEVICE = PRESETS[DEVICE_NAME]
-SHORT = 7  # points of a line that a terminal shows
+SHORT = 7  # how many points of a line a terminal shows
 
 
 class FigureRow(NamedTuple):
-    """One value. series: the line, or the row of a table; x: where on the line.
+    """One value.
 
-    ours is None where it cannot be derived, paper where the paper has no such figure; compared: False where
-    the two agree because one is the other, or both are 1 by definition, so that an error would say nothing.
+    series: the line of a plot, or the row of a table.
+    x: where on the line; None in a table.
+    ours: our value; None where it cannot be derived.
+    paper: the paper's value; None where it gives none.
+    note: why a value is missing, or what is special about it.
+    compared: False where both values agree because one repeats the other, or because both are 1 by
+        definition.
     """
 
     series: str
@@ -28,12 +33,20 @@ class FigureRow(NamedTuple):
 
     @property
     def error(self) -> float | None:
-        """(ours − paper) / paper."""
+        """(ours − paper) / paper; None where the two are not compared."""
         return self.ours / self.paper - 1 if self.compared and self.ours is not None and self.paper else None
 
 
 class Figure(NamedTuple):
-    """A figure or table. axis, unit: of x and of the values; inputs: all that ours come from."""
+    """A figure or table.
+
+    title: what it shows, by the paper's number.
+    axis: what x is; empty for a table.
+    unit: the unit of the values.
+    inputs: everything that our values are derived from.
+    rows: the values.
+    notes: what a reader needs to know of it, in whole sentences.
+    """
 
     title: str
     axis: str
@@ -44,11 +57,11 @@ class Figure(NamedTuple):
 
     @property
     def errors(self) -> list[float]:
-        """Of the rows that have one."""
+        """The errors of the rows that have one."""
         return [row.error for row in self.rows if row.error is not None]
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON has of it: null where a value is not known."""
+        """What `flashref paper --json` prints; None where a value is not known."""
         fields = ("series", "x", "ours", "paper", "error", "note")
         return {
             "title": self.title,
@@ -62,7 +75,7 @@ class Figure(NamedTuple):
         }
 
     def section(self, name: str = "") -> Section:
-        """The figure in words, under the name that the command has for it."""
+        """The figure in words, with its name for --only."""
         headings = [
             "series" if self.axis else "value",
             self.axis,
@@ -87,12 +100,12 @@ class Figure(NamedTuple):
         )
 
     def _repr_html_(self) -> str:
-        """A notebook's view: the rows."""
+        """What a notebook shows: the rows."""
         return section_html(self.section())
 
 
 def _printed(value: float | None) -> str:
-    """A value of the paper's: 92 stays 92."""
+    """A value of the paper, as the paper prints it: 92 stays 92."""
     return digits(value) if value is None or abs(value) < 1 else f"{value:,.4g}"
 
 
@@ -106,7 +119,7 @@ def _kept(cells: Sequence[str], kept: Sequence[bool]) -> Iterable[str]:
 
 
 def _short(rows: Sequence[FigureRow]) -> list[int]:
-    """Every row of a table; of each line its first and last points and some between."""
+    """The rows that a terminal shows: all of a table, and of each line its ends and some points between."""
     lines: dict[str, list[int]] = {}
     for at, row in enumerate(rows):
         lines.setdefault(row.series, []).append(at)

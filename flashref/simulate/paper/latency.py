@@ -1,4 +1,4 @@
-"""Figures 7 and 8: I/O time over memory, and over the length of the text from a cold start. Shapes only."""
+"""Figures 7 and 8: I/O time by memory, and by the length of the text; only the shape of the curves."""
 
 from collections.abc import Collection
 
@@ -22,8 +22,8 @@ from flashref.simulate.shapes.shape import shape_demand, shape_layout
 from flashref.simulate.window import uses_of, windowed
 from flashref.types import DomainError
 
-LONGEST = 96  # tokens that a window may hold in Fig. 7: memory decides
-REFERENCE = 50.0  # % of the model in memory, which Fig. 7 is shown in parts of
+LONGEST = 96  # tokens, so many that in Fig. 7 the memory decides what a window holds
+REFERENCE = 50.0  # % of the model in memory; Fig. 7 is shown relative to its time there
 COLD_TOKENS = 257
 SHOWN = (0, 1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 256)
 TABLE3_GPU = 30  # ms of I/O, Table 3
@@ -31,7 +31,7 @@ OF_ITSELF = "1 by definition"
 
 
 def figure7() -> Figure:
-    """I/O time of a token over the share of the model in memory, in parts of that at half."""
+    """Derive Fig. 7: the I/O time of a token by memory, relative to the time with half of the model in it."""
     points = {float(point["pct"]): float(point["flash"]) for point in paper_figure("fig7")}
     times = _memory_ms(points)
     layers, most = paper_shape("opt-6.7b").layers, max(points)
@@ -40,7 +40,7 @@ def figure7() -> Figure:
         ours = times[percent] / times[REFERENCE] if percent in times else None
         note = OF_ITSELF if percent == REFERENCE else ""
         if ours is None:
-            note = "by our count less than what is always resident"
+            note = "by our count that is less than what is always resident"
         paper = milliseconds / points[REFERENCE]
         rows.append(FigureRow("I/O time", percent, ours, paper, note, percent != REFERENCE))
     return Figure(
@@ -48,33 +48,33 @@ def figure7() -> Figure:
         "% of the model in memory",
         "of the time at 50 %",
         (
-            f"as Table 2, with the longest window that fits, at most {LONGEST} tokens; the device "
+            f"the same as Table 2, with the longest window that fits, up to {LONGEST} tokens; the device is "
             f"{DEVICE_NAME}, not the figure's"
         ),
         tuple(rows),
         (
             (
-                "A shape only: the figure's machine has another disk, its windows are not given, and its "
-                "25 ms in all at 50 % contradict Table 3's 84 ms."
+                "Only the shape can be compared: the figure's machine has another disk, its windows are not "
+                "given, and its 25 ms in all at 50 % contradict the 84 ms of Table 3."
             ),
             (
-                f"A floor stays: one read in each of {layers} layers has a latency of "
-                f"{layers * DEVICE.latency_ns / 1e6:.1f} ms together. At {most:g} % ours takes "
-                f"{times[most]:.1f} ms and the figure's machine {points[most]:.1f}; at 50 % they take "
-                f"{times[REFERENCE]:.0f} and {points[REFERENCE]:.1f}, of which such a floor is a small part "
-                "and a large one."
+                f"A floor stays, however much is in memory: one read in each of {layers} layers has a "
+                f"latency of {layers * DEVICE.latency_ns / 1e6:.1f} ms together. At {most:g} % ours takes "
+                f"{times[most]:.1f} ms and the figure's machine {points[most]:.1f} ms; at 50 % they take "
+                f"{times[REFERENCE]:.0f} and {points[REFERENCE]:.1f} ms. Such a floor is a small part of "
+                "the first and a large part of the second."
             ),
-            ("So the figure is not reproduced: ours falls with memory as the figure does, and much faster."),
+            "So the figure is not reproduced: ours falls with memory as the figure does, but much faster.",
             (
                 "Ours may also fall too far because the process runs out of neurons that were not used "
-                "lately, as text does not."
+                "lately; a text does not."
             ),
         ),
     )
 
 
 def _memory_ms(percents: Collection[float]) -> dict[float, float]:
-    """I/O time of a token with so many % of the model in memory, where that holds what is resident."""
+    """The I/O time of a token by the % of the model in memory, where that holds what is always resident."""
     shape = paper_shape("opt-6.7b")
     trace = shape_trace(shape, opt_process(), LONGEST + 48, LONGEST)
     uses, demand = uses_of(trace, LONGEST), shape_demand(shape, DEVICE.block)
@@ -86,7 +86,7 @@ def _memory_ms(percents: Collection[float]) -> dict[float, float]:
             budget = solve_budget(demand, percent / 100, LONGEST, None, unions.max(axis=0))
         except DomainError:
             continue
-        # What fits decides the window: the longest whose mean need fits is the one to share rows by.
+        # The rows are shared among the layers by the needs of the longest window that fits on average.
         fitting = int((unions.sum(axis=1).mean(axis=0) <= sum(budget.capacities)).sum())
         needs = np.rint(unions.mean(axis=0)).astype(np.int64)
         budget = solve_budget(demand, percent / 100, max(fitting, 1), None, needs)
@@ -96,7 +96,7 @@ def _memory_ms(percents: Collection[float]) -> dict[float, float]:
 
 
 def figure8() -> Figure:
-    """I/O time after n tokens from a cold start: a running mean, in parts of the first token's."""
+    """Derive Fig. 8: the I/O time after n tokens from a cold start, a mean relative to the first token's."""
     running = _running_ms()
     rows = []
     for series, name, derived in (
@@ -114,28 +114,29 @@ def figure8() -> Figure:
         "Fig. 8: I/O time over the length of the text, from a cold start, OPT 6.7B",
         "tokens generated",
         "of the first token's time",
-        f"as Table 2, in float32, k = {OPT_WINDOW}, nothing kept at first; the device {DEVICE_NAME}",
+        f"the same as Table 2, but in float32, with k = {OPT_WINDOW} and nothing in memory at first; the "
+        f"device is {DEVICE_NAME}",
         tuple(rows),
         (
             (
-                "Read as a running mean of times, for the figure is smooth and falls for hundreds of tokens "
-                f"with a window of {OPT_WINDOW}. The paper does not say so."
+                "We read the figure as a mean over the tokens so far, which the paper does not say: it is "
+                f"smooth, and with a window of {OPT_WINDOW} it falls for hundreds of tokens."
             ),
             (
-                f"In ms: the first token takes {running[0]:.0f} (figure: 550); after {COLD_TOKENS} tokens "
-                f"the mean is {running[-1]:.0f} (figure: 125, Table 3: 105)."
+                f"In ms, the first token takes {running[0]:.0f} (in the figure 550), and after {COLD_TOKENS} "
+                f"tokens the mean is {running[-1]:.0f} (in the figure 125, in Table 3 105)."
             ),
             (
-                "The GPU's curves are not derived, for the paper has no curve of that machine's disk. At "
-                f"the rate of Table 3's {TABLE3_GPU} ms for 2.4 % of the neurons its first token would take "
-                f"{gpu_first:.0f} ms, not 442 or 460: something else is in it."
+                "The GPU's curves are not derived, for the paper has no curve of that machine's disk. At the "
+                f"rate of Table 3, {TABLE3_GPU} ms for 2.4 % of the neurons, its first token would take "
+                f"{gpu_first:.0f} ms, not 442 or 460 ms: these must contain something else."
             ),
         ),
     )
 
 
 def _running_ms() -> npt.NDArray[np.float64]:
-    """The mean I/O time of the first n + 1 tokens, n = 0, 1, …, with float32 bundles and nothing kept."""
+    """The mean I/O time in ms of the first n + 1 tokens, n = 0, 1, …, in float32 from a cold start."""
     shape = paper_shape("opt-6.7b", "F32")
     trace = shape_trace(shape, opt_process(), COLD_TOKENS, 0)
     reads = windowed(uses_of(trace, OPT_WINDOW), OPT_WINDOW, trace.units, shape.neurons, moved_by_swap)

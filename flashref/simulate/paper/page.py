@@ -1,4 +1,4 @@
-"""The page of `flashref paper --html`: one file that needs nothing else, no script and no network."""
+"""The page of `flashref paper --html`: one file that needs no other file, no script and no network."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from flashref.simulate.paper.sections import RULE, SUMMARY, Section, section_htm
 from flashref.simulate.paper.table2 import Table2
 
 TITLE = "“LLM in a flash”: its figures and tables, derived"
-FOLDED = 24  # rows beyond which a table is folded away under its plot
-# The plots' colours on white and on dark: each at least 3 : 1 against its ground.
+FOLDED = 24  # a table with more rows is folded away under its plot
+# The plots' colours on a light and on a dark ground, each with a contrast of at least 3 : 1.
 LIGHT = ("#0072b2", "#c65300", "#00835f", "#b4508f", "#2f86b5", "#9a6a00")
 DARK = ("#5ab4f0", "#ff9a52", "#3ed6a9", "#f0a3cf", "#b9e2ff", "#ffc957")
 STYLESHEET = """
@@ -50,7 +50,14 @@ summary { cursor: pointer; padding: .3rem 0 }
 
 
 def page(results: Mapping[str, Figure | Table2]) -> str:
-    """The whole page: a summary, then each result with its plot, its table and its notes."""
+    """Write the page: a summary, then each result with its plot, its table and its notes.
+
+    Args:
+        results: figures and tables by name, as `paper_tables` returns them.
+
+    Returns:
+        The page's HTML.
+    """
     sections = [result.section(name) for name, result in results.items()]
     parts = [_part(each, plot_svg(each.name, results[each.name])) for each in sections]
     return f"""<!DOCTYPE html>
@@ -69,8 +76,7 @@ def page(results: Mapping[str, Figure | Table2]) -> str:
 <p>flashref is the executable reference of “LLM in a flash: Efficient Large Language Model Inference with
 Limited Memory” (Alizadeh et al., arXiv 2312.11514v3). This page sets what it derives beside what the paper
 prints. {escape(RULE)}</p>
-<p>An error is (ours − paper) / paper. Where the paper contradicts itself, or a value cannot be derived, a
-note says so.</p>
+<p>Where the paper contradicts itself, or a value cannot be derived, a note says so.</p>
 </header>
 <main>
 {_summary(sections)}
@@ -101,7 +107,7 @@ def _device() -> str:
 
 def _summary(sections: Sequence[Section]) -> str:
     table = html_table(
-        "Summary: sizes of the relative errors",
+        "Summary: how large the relative errors are",
         SUMMARY,
         [each.summary for each in sections],
         words={len(SUMMARY) - 1},
@@ -132,11 +138,20 @@ def _part(each: Section, svg: str) -> str:
 
 
 def inline_svg(svg: str, name: str, label: str) -> str:
-    """matplotlib's SVG as a part of a page: named, ids of its own, the page's size, font and colours."""
+    """Make an SVG of matplotlib a part of a page, with the page's width, font and colours.
+
+    Args:
+        svg: the SVG's text.
+        name: what the ids in the SVG begin with, so that they are unique in the page.
+        label: what a screen reader says.
+
+    Returns:
+        The `<svg>` element.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    # As one property, or as two, by the release of matplotlib.
+    # The font is one property or two, depending on the release of matplotlib.
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*(; |;|(?=\"))", "", svg)
     for at, colour in enumerate(COLOURS):
@@ -149,5 +164,5 @@ def inline_svg(svg: str, name: str, label: str) -> str:
 
 
 def _scrolled(label: str, table: str) -> str:
-    """A table that is wider than a phone scrolls in its own container, by keyboard too."""
+    """Put a table into a container of its own, in which it scrolls, by keyboard too, on a narrow screen."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">\n{table}\n</div>\n'

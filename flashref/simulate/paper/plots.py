@@ -1,4 +1,4 @@
-"""The plots of the derived figures: ours as lines, the paper's as markers."""
+"""The plots of the derived figures: our values as lines, the paper's as markers."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
 WIDTH, HEIGHT = 350, 280  # points, narrow, so that text stays readable on a phone
-ROW, AROUND = 25, 75  # points of a row of a table, and of what surrounds them
-SCALES = {  # of x and y; linear where nothing is said
+ROW, AROUND = 25, 75  # the heights in points of a table's row, and of what surrounds the rows
+SCALES = {  # the scales of x and y, where they are not linear
     "figure2b": ("log", "log"),
     "figure4a": ("linear", "log"),
     "figure8": ("symlog", "linear"),
@@ -24,7 +24,7 @@ SCALES = {  # of x and y; linear where nothing is said
 
 
 class Value(NamedTuple):
-    """A row of a table: its label, ours and the paper's."""
+    """A row of a table: its label, our value and the paper's."""
 
     label: str
     ours: float | None
@@ -32,7 +32,15 @@ class Value(NamedTuple):
 
 
 def plot_svg(name: str, result: Figure | Table2) -> str:
-    """The plot of a figure as SVG; of a table with a row for each of its values."""
+    """Draw a figure, or a table with a row for each value.
+
+    Args:
+        name: the figure's name, which decides the scales.
+        result: the figure or table.
+
+    Returns:
+        The plot as SVG.
+    """
     import matplotlib  # slow to import
 
     style: Any = STYLE
@@ -85,7 +93,7 @@ def _lines(figure: Figure, x_scale: str, y_scale: str) -> "Plot":
 
 
 def _scale(axis: Any, scale: str, points: Sequence[float]) -> None:
-    """A scale whose ticks are plain numbers; of few points each is a tick."""
+    """Set a scale whose ticks are plain numbers; where there are few points, each is a tick."""
     from matplotlib import ticker
 
     axis._set_axes_scale(scale, **({"linthresh": 1} if scale == "symlog" else {}))
@@ -102,7 +110,7 @@ def _scale(axis: Any, scale: str, points: Sequence[float]) -> None:
 
 
 def _table2(table: Table2) -> "Plot":
-    """Bytes above, time below."""
+    """The plot of Table 2: bytes above, time below."""
     plot = new_plot(WIDTH, 2 * (AROUND + ROW * len(table.rows)))
     above, below = plot.subplots(2, 1)
     labels = [METHODS[row.name].label for row in table.rows]
@@ -117,7 +125,7 @@ def _table2(table: Table2) -> "Plot":
 
 
 def _values(axes: Any, values: Sequence[Value], unit: str, scale: str) -> list[Any]:
-    """A row for each value, from the top: ours a bar across it, the paper's a ring. Gives the legend's."""
+    """Draw a row for each value: a bar for ours, a ring for the paper's. Returns the legend's handles."""
     places = range(len(values))
     ours = [(value.ours, at) for value, at in zip(values, places, strict=True) if value.ours is not None]
     paper = [(value.paper, at) for value, at in zip(values, places, strict=True) if value.paper is not None]

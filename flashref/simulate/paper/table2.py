@@ -1,4 +1,4 @@
-"""Table 2: OPT 6.7B in fp16, half in memory, method by method."""
+"""Table 2: OPT 6.7B in fp16 with half of it in memory, method by method."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,7 +32,11 @@ MEMORY = 0.5
 
 
 class Table2Row(NamedTuple):
-    """A row of Table 2, named as in `flashref run`; joined_io_ms_per_token: with touching reads joined."""
+    """A row of Table 2: bytes and I/O time of a token, ours and the paper's.
+
+    name is a key of METHODS, as in `flashref run`; joined_io_ms_per_token is our time if reads that touch are
+    joined into one.
+    """
 
     name: str
     flash_bytes_per_token: float
@@ -53,7 +57,13 @@ class Table2Row(NamedTuple):
 
 
 class Table2(NamedTuple):
-    """The table. inputs: all that ours come from."""
+    """The table.
+
+    title: what it shows, by the paper's number.
+    inputs: everything that our values are derived from.
+    rows: a row for each of METHODS.
+    notes: what a reader needs to know of it, in whole sentences.
+    """
 
     title: str
     inputs: str
@@ -62,18 +72,18 @@ class Table2(NamedTuple):
 
     @property
     def errors(self) -> list[float]:
-        """Of bytes and time of every row."""
+        """The errors of bytes and of time, row by row."""
         return [error for row in self.rows for error in (row.flash_bytes_error, row.io_error)]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """What JSON has of it: a list of rows."""
+        """What `flashref paper --json` prints: a list of rows."""
         return [
             {**row._asdict(), "flash_bytes_error": row.flash_bytes_error, "io_error": row.io_error}
             for row in self.rows
         ]
 
     def section(self, name: str = "") -> Section:
-        """The table in words, under the name that the command has for it."""
+        """The table in words, with its name for --only."""
         headings = (
             "method",
             "ours, GB",
@@ -103,16 +113,16 @@ class Table2(NamedTuple):
         )
 
     def _repr_html_(self) -> str:
-        """A notebook's view: the rows."""
+        """What a notebook shows: the rows."""
         return section_html(self.section())
 
 
 def table2() -> Table2:
-    """The five rows, each beside the paper's."""
+    """Derive the five rows of Table 2, each beside the paper's."""
     return Table2(
         "Table 2: OPT 6.7B in fp16, half of it in memory",
-        "the shape of OPT 6.7B, Fig. 9a's densities, section C.1's 24 % kept and 2.4 % new, the device "
-        + DEVICE_NAME,
+        "the shape of OPT 6.7B, the densities of Fig. 9a, the 24 % kept and the 2.4 % new of section C.1, "
+        f"and the device {DEVICE_NAME}",
         _rows(),
         _notes(),
     )
@@ -123,7 +133,7 @@ def _rows() -> tuple[Table2Row, ...]:
     trace = shape_trace(shape, opt_process())
     flash, demand = shape_flash(shape, DEVICE.block), shape_demand(shape, DEVICE.block)
     study = Study(uses_of(trace, OPT_WINDOW), flash, demand, moved_by_swap)
-    # Half of the model for hybrid; as many rows as there are neurons, for section C.1 says what is kept.
+    # Hybrid has half of the model. The window has rows for all neurons, for section C.1 says what it keeps.
     memory = int(MEMORY * shape.total_bytes)
     budget = Budget(memory, OPT_WINDOW, trace.units, dram_bytes=memory)
     kept_by = {method.policy: method.policy(study, budget) for method in METHODS.values()}
@@ -143,23 +153,27 @@ def _row(name: str, kept: Kept, layouts: Sequence[Sequence[Layout]], trace: Acti
 
 
 def _notes() -> tuple[str, ...]:
-    """What is to be known of the rows; with the independent check of the process, section C.1's 2.4 %."""
+    """Notes on the rows, with an independent check of the process against section C.1's 2.4 %."""
     densities = figure_densities("fig9a_opt_predictor")
     use = [100 * float(expected_use(usual_process(), densities, k).mean()) for k in (4, 5, 6)]
     return (
         (
-            "Every row or bundle is a read of its own here, as the paper counts: its throughput is the same "
-            "with 0.9 GB and with 0.2 GB a token, which it would not be if neighbours were read together. "
-            "“Joined” reads them so."
+            "Every row or bundle is a read of its own here, as in the paper, whose throughput is the same "
+            "with 0.9 GB and with 0.2 GB a token. The “joined” column is our time if neighbours are read "
+            "together."
         ),
         (
-            "Naively, the whole model is read in order at Fig. 2b's upper bound, 6050 MB/s read as MiB/s; "
-            "the table has 6.10 GB/s."
+            "The naive method reads the whole model in order, at the upper bound of Fig. 2b: 6050 MB/s, "
+            "taken as MiB/s. The table implies 6.10 GB/s."
         ),
-        "Table 2's DRAM column is not compared: 6.5 GB is 48.5 % of the model, section C.1 says 52.1 %.",
         (
-            "An independent check: the process fitted to Falcon's Fig. 4a, given OPT's densities, would "
-            f"load {use[1] - use[0]:.1f} % of the neurons a token with k = 4 and {use[2] - use[1]:.1f} % "
-            "with k = 5, where section C.1 says 2.4 %. It is not what the rows come from."
+            "Table 2's DRAM column is not compared, for the paper contradicts itself: 6.5 GB is 48.5 % of "
+            "the model, and section C.1 says 52.1 %."
+        ),
+        (
+            "An independent check: the process that was fitted to Falcon's Fig. 4a would, with OPT's "
+            f"densities, load {use[1] - use[0]:.1f} % of the neurons for a token with k = 4, and "
+            f"{use[2] - use[1]:.1f} % with k = 5. Section C.1 says 2.4 %. The rows above do not use that "
+            "process."
         ),
     )

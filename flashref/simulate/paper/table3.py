@@ -1,4 +1,4 @@
-"""Table 3's I/O column for five models."""
+"""Table 3: the I/O time of a token for five models."""
 
 from collections.abc import Mapping
 from statistics import median
@@ -27,9 +27,13 @@ from flashref.simulate.window import uses_of, windowed
 
 
 class Derived(NamedTuple):
-    """How a model's rows are derived. memory: share of its bytes; limits: whether it limits the window too.
+    """How the rows of a model are derived.
 
-    It does not where section C says what the window keeps; elsewhere the rows are what the memory leaves.
+    preset: the shape.
+    process: the random process of the trace.
+    window: k in tokens.
+    memory: the share of the model's bytes in memory.
+    limits: whether the memory limits the window; it does not where section C says what the window keeps.
     """
 
     preset: str
@@ -39,7 +43,7 @@ class Derived(NamedTuple):
     limits: bool
 
 
-# Table 3's I/O column, ms a token, which nothing here is computed from.
+# The I/O column of Table 3, in ms a token; nothing here is computed from it.
 PAPER: Mapping[tuple[str, str, str], float] = {
     ("OPT 6.7B", "naive", "CPU"): 2196,
     ("OPT 6.7B", "all", "CPU"): 105,
@@ -63,21 +67,21 @@ PAPER: Mapping[tuple[str, str, str], float] = {
     ("Llama 2 7B", "hybrid", "CPU"): 974,
     ("Llama 2 7B", "all", "CPU"): 279,
 }
-OTHER_DISK = "another disk, of which the paper has no curve"
+OTHER_DISK = "this machine has another disk, of which the paper has no curve"
 ROW_NOTES: Mapping[tuple[str, str, str], str] = {
     ("Persimmon 8B", "all", "CPU"): "Table 5 and section C.3 say 310",
-    ("Llama 2 7B", "all", "CPU"): "a predictor asks for more than the 10 % truly active that are published",
+    ("Llama 2 7B", "all", "CPU"): "only the 10 % truly active are published, and a predictor asks for more",
 }
-ACTIVE_RATIO = 3.13  # predicted over truly active neurons of OPT 6.7B (Fig. 9a)
+ACTIVE_RATIO = 3.13  # predicted neurons for each truly active one in OPT 6.7B (Fig. 9a)
 
 
 def table3() -> Figure:
-    """Every row of Table 3: the I/O time of a token where it can be derived."""
+    """Derive the rows of Table 3: the I/O time of a token, where it can be derived."""
     every = models()
     rows = []
     for key, paper in PAPER.items():
         name, method, backend = key
-        # The CPU computes in float32 and reads bundles of it; baselines are the paper's fp16 size everywhere.
+        # The CPU computes in float32 and reads float32 bundles; the baselines read the fp16 size everywhere.
         dtype = "F32" if method == "all" and backend == "CPU" else "F16"
         ours, note = None, OTHER_DISK
         if backend in ("CPU", "Metal M1"):
@@ -94,39 +98,39 @@ def table3() -> Figure:
         "",
         "ms",
         (
-            "shapes; densities of Figs. 4a and 9a–c; section C's kept and new shares (OPT, Falcon) or its "
-            "memory budget and predictors' ranks (Persimmon with k up to 4, Phi-2 with 4, assumed, Llama 2 "
-            f"with 2); the device {DEVICE_NAME}"
+            "shapes, the densities of Figs. 4a and 9a–c, and from section C the kept and new shares (OPT, "
+            "Falcon) or the memory budget and the predictors' ranks (Persimmon with k up to 4, Phi-2 with an "
+            f"assumed k of 4, Llama 2 with 2), and the device {DEVICE_NAME}"
         ),
         tuple(rows),
         (
             (
-                f"Of the method's own {len(flash)} rows (“all”) the median error is "
-                f"{100 * median(flash):.1f} %; the others are a size over a throughput."
+                f"The {len(flash)} rows of the paper's own method (“all”) have a median error of "
+                f"{100 * median(flash):.1f} %. The other rows are only a size divided by a throughput."
             ),
             (
-                "Where section C does not say what the window keeps, the memory decides: after what is "
-                "always resident, Persimmon's and Phi-2's rows hold less than one token's neurons, so that "
-                "many are read again for every token."
+                "Where section C does not say what the window keeps, the memory decides. Beside what is "
+                "always resident, the rows of Persimmon and Phi-2 hold less than the neurons of one token, "
+                "so that many are read again for every token."
             ),
             (
-                "Llama 2's is the outlier: its predicted share is not published. With as many predicted for "
-                f"each active neuron as in OPT ({ACTIVE_RATIO}) it would be {more:.0f} ms; the paper's 279 "
-                "lies between."
+                "Llama 2 is the outlier, for its predicted share is not published. If for each active "
+                f"neuron as many were predicted as in OPT ({ACTIVE_RATIO}), it would be {more:.0f} ms; the "
+                "paper's 279 ms lies between."
             ),
             (
                 "Persimmon is counted with one of its two embeddings, as “8B” suggests: "
                 f"{persimmon.parameters / 1e9:.1f} B values, where the checkpoint has "
                 f"{published.parameters / 1e9:.1f} B."
             ),
-            "Falcon's baseline is 2295 ms in Table 3 and 2196 in section C.2.",
-            "The M2's sparse reads, 7.9 GB/s, are faster than its own sequential ones.",
+            "Falcon's baseline is 2295 ms in Table 3 and 2196 ms in section C.2.",
+            "The M2's sparse reads, at 7.9 GB/s, are faster than its own sequential reads.",
         ),
     )
 
 
 def models() -> dict[str, Derived]:
-    """The five models of Table 3."""
+    """How the rows of each of the five models are derived."""
     usual = usual_process()
     return {
         "OPT 6.7B": Derived("opt-6.7b", opt_process(), OPT_WINDOW, 0.5, False),

@@ -1,4 +1,4 @@
-"""All of the paper's figures and tables that are derived, by name."""
+"""All derived figures and tables, by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -31,21 +31,22 @@ FIGURES: Mapping[str, Callable[[], Figure | Table2]] = MappingProxyType(
 def paper_tables(
     names: Sequence[str] | None = None, progress: Progress = unseen
 ) -> dict[str, Figure | Table2]:
-    """Derive the paper's figures and tables, each beside the paper's own values.
+    """Derive the paper's figures and tables, and set the paper's own values beside ours.
 
     Args:
-        names: some of FIGURES, repeated ones count once; None for all.
+        names: some names of FIGURES; None for all of them.
         progress: is told how far the work has come.
 
     Returns:
-        Each by its name, in the order of FIGURES: `rows` has our value, the paper's and the error.
+        The figures and tables by name, in the order of FIGURES; each has `rows` with our value, the paper's
+        and the error.
 
     Raises:
         DomainError: no figure has such a name.
     """
     for name in names or ():
         if name not in FIGURES:
-            raise DomainError(f"no figure is called {name!r}; they are {', '.join(FIGURES)}")
+            raise DomainError(f"no figure is called {name!r}; use {', '.join(FIGURES)}")
     asked = [name for name in FIGURES if names is None or name in names]
     results: dict[str, Figure | Table2] = {}
     for done, name in enumerate(asked):

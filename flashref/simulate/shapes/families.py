@@ -77,8 +77,8 @@ def decoder_of_config(values: Values) -> tuple[DecoderSizes, str]:
         ImageError: a key is missing or impossible.
     """
     family = values.get("model_type")
-    if isinstance(family, str) and family in FAMILIES:
-        return FAMILIES[family](values), ""
+    if isinstance(family, str) and family in DECODERS:
+        return DECODERS[family](values), ""
     return _unknown(values), f"the family {family!r} is unknown, and counted as if it were built like Llama"
 
 
@@ -195,7 +195,8 @@ COMMON = (
     "tie_word_embeddings",
     "hidden_act",
 )
-FAMILIES: Mapping[str, Callable[[Values], DecoderSizes]] = {
+# By model_type, beside the five families that flashref runs.
+DECODERS: Mapping[str, Callable[[Values], DecoderSizes]] = {
     "mistral": lambda values: _gated(values),
     "qwen2": _qwen2,
     "qwen3": _qwen3,
