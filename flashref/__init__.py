@@ -1,7 +1,7 @@
 """flashref: the executable reference of "LLM in a flash" (arXiv 2312.11514).
 
 `__init__.pyi` lists everything that a caller of `decode_layer` needs, chapter by chapter. A name's module is
-loaded when the name is first used, so that reading one chapter loads no other.
+loaded when the name is first used, so that using one chapter loads no chapter that it does not need.
 """
 
 import lazy_loader

@@ -15,7 +15,7 @@ from flashref.arithmetic import PIECE_BYTES, SLOPES, activate, ascending_sum, fa
 from flashref.bounds import CURVATURES
 from flashref.conformance.definitions import exact_activation, scalar_sum
 from flashref.conformance.requirements import specs_folder
-from flashref.conformance.strategies import ACTIVATIONS, plain_arrays, read_only
+from flashref.conformance.strategies import ACTIVATIONS, DYADIC_SIZES, plain_arrays, read_only
 from flashref.ffn import SPARSE_ACTIVATIONS
 from flashref.types import DomainError, ShapeError
 
@@ -165,3 +165,4 @@ def test_an_activation_stands_in_every_place_that_chapter_05_lists():
     assert set(xla.ACTIVATIONS) == known
     assert set(ACTIVATIONS) == set(random_calls.ACTIVATIONS) == known
     assert ACTIVATIONS[: len(SPARSE_ACTIVATIONS)] == SPARSE_ACTIVATIONS
+    assert {name for name, _ in DYADIC_SIZES} == set(SPARSE_ACTIVATIONS)
