@@ -30,7 +30,7 @@ def check_plot(path: Path | None) -> None:
     if path is None:
         return
     if path.suffix.lower() not in FORMATS:
-        raise DomainError(f"--plot {path}: the name must end in one of {', '.join(FORMATS)}")
+        raise DomainError(f"--plot {path}: the format is not known; end the name in {', '.join(FORMATS)}")
     check_new_file("--plot", path)
     check_plots("--plot")
 

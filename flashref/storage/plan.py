@@ -24,9 +24,6 @@ def read_plan(extents: Iterable[Extent], block: int, max_gap: int) -> tuple[Exte
         block: the block of the device, in bytes; a power of two.
         max_gap: the largest gap that is read too, in bytes; at least 0.
 
-    Returns:
-        The reads.
-
     Raises:
         DomainError: block or max_gap is not in its domain.
         LayoutError: an extent is empty, or begins before 0.
@@ -82,15 +79,12 @@ def plan_bytes(
 
 
 def plan_io(plan: Sequence[Extent], extents: Iterable[Extent], nanoseconds: int) -> IO:
-    """Count what it costs to fetch extents by a plan.
+    """Count the reads, the bytes that are wanted and read, and the time of fetching extents by a plan.
 
     Args:
         plan: the reads.
         extents: the wanted extents.
         nanoseconds: the time of the batch, as its reader reports it.
-
-    Returns:
-        The number of reads, the bytes that were wanted, the bytes that were read, and the time.
 
     Requirement: PLN-8.
     """
