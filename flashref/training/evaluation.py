@@ -123,10 +123,11 @@ class Evaluation(NamedTuple):
 
     def __str__(self) -> str:
         """The tables, with every column explained; only a long file name makes a line wider than 80."""
+        unit, unit_bytes = _unit(self.total)
         paragraphs = [
             self._summary(),
             _layers_table(self.layers, self.total, self.window),
-            LAYER_LEGEND.format(window=self.window),
+            LAYER_LEGEND.format(window=self.window, unit=unit, bytes=unit_bytes),
             _perplexity_table(self.perplexities),
             PERPLEXITY_LEGEND.format(window=self.window),
         ]
@@ -150,18 +151,18 @@ class Evaluation(NamedTuple):
         return f"<pre>{html.escape(str(self), quote=False)}</pre>"
 
 
-HEADINGS = ("layer", "rank", "kB", "above", "active", "predicted", "FN", "FP", "resident", "most")
+HEADINGS = ("above", "active", "predicted", "FN", "FP", "resident", "largest")  # after layer, rank, kB or MB
 LAYER_LEGEND = """\
 layer      The number of the layer; "all" is every layer that has a predictor.
 rank       The rank of the predictor; a dense layer has no predictor.
-kB         The size of the predictor, in units of 1000 bytes.
+{unit}         The size of the predictor, in units of {bytes:,} bytes.
 above      The threshold: a neuron is predicted if its logit is above it.
 active     The mean share of the layer's neurons that are truly active.
 predicted  The mean share of the layer's neurons that are predicted.
 FN         False negative rate: the share of active neurons not predicted.
 FP         False positive rate: the share of inactive neurons predicted.
 resident   The mean share of the neurons that a window of {window} tokens keeps.
-most       The largest share that this window kept after any of the tokens."""
+largest    The largest share that this window kept after any of the tokens."""
 PERPLEXITY_LEGEND = """\
 neurons     The neurons that the FFNs sum: all (dense), the truly active ones
             (exact), the predicted ones, or those that a window of {window}
@@ -282,19 +283,28 @@ def _sweep_json(row: SweepRow) -> dict[str, float]:
     }
 
 
+def _unit(total: LayerFigures) -> tuple[str, int]:
+    """The unit of the sizes in the table and its bytes: a column for large models must not be wider."""
+    return ("MB", 10**6) if total.bytes >= 10**7 else ("kB", 10**3)
+
+
 def _layers_table(layers: Sequence[LayerFigures], total: LayerFigures, window: int) -> str:
-    rows = [_layer_row(str(number), layer, window) for number, layer in enumerate(layers)]
-    return _table(HEADINGS, rows, _layer_row("all", total, window))
+    unit, unit_bytes = _unit(total)
+    *rows, last = (
+        _layer_row(name, layer, window, unit_bytes)
+        for name, layer in [*((str(number), layer) for number, layer in enumerate(layers)), ("all", total)]
+    )
+    return _table(("layer", "rank", unit, *HEADINGS), rows, last)
 
 
-def _layer_row(name: str, layer: LayerFigures, window: int) -> list[str]:
+def _layer_row(name: str, layer: LayerFigures, window: int, unit_bytes: int) -> list[str]:
     active, *others = (f"{share:.2%}" for share in layer.shares)
     if layer.rank is None:
         return [name, "dense", "", "", active, "", "", "", "100.0%", "100.0%"]
-    kilobytes = layer.bytes / 1000
+    amount = layer.bytes / unit_bytes
     above = "" if layer.threshold is None else f"{layer.threshold:.2f}"
     resident = (f"{shares[window - 1]:.1%}" for shares in layer.resident)
-    size = f"{kilobytes:,.0f}" if kilobytes >= 100 else f"{kilobytes:.3g}"
+    size = f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
     return [name, str(layer.rank), size, above, active, *others, *resident]
 
 

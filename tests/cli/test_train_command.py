@@ -229,6 +229,7 @@ def test_the_tables_hold_what_json_says(small, train):
 
 
 SHARES, RESIDENT = NeuronShares(0.1, 0.2, 0.1, 0.1), ResidentShares((0.1, 0.2), (0.2, 0.3))
+FULL = ResidentShares((0.1, 1.0), (0.2, 1.0))
 LAYER = LayerFigures(1, 2, 0.0, None, SHARES, RESIDENT)
 JUDGED = JudgedModel("model", "predictors", "relu", 0.0, 1, 1)
 
@@ -246,6 +247,15 @@ def test_a_perplexity_beyond_all_bounds_is_shown_short_and_is_null_in_json():
         "resident": None,
     }
     assert found._repr_html_() == f"<pre>{found}</pre>"
+
+
+def test_the_table_of_a_large_model_fits_80_columns():
+    layers = [LAYER._replace(rank=4096, bytes=2_500_000, threshold=-7.25, resident=FULL) for _ in range(100)]
+    total = LAYER._replace(rank=409_600, bytes=250_000_000, threshold=None, resident=FULL)
+    values = judging.Perplexities(2.0, 2.0, 2.0, 2.0)
+    shown = str(Evaluation(JUDGED, "text", 8, 2, tuple(layers), total, values)).splitlines()
+    assert max(map(len, shown)) <= 80 and "MB" in "".join(shown) and "kB" not in "".join(shown)
+    assert [line.split()[2] for line in shown if line.split()[:1] in (["99"], ["all"])] == ["2.5", "250"]
 
 
 def test_one_threshold_for_all_layers_is_the_logit_of_the_probability(small, train):

@@ -78,8 +78,8 @@ def test_a_point_takes_60_ms_unless_that_is_too_much_memory_or_too_few_reads():
 def test_every_round_has_everything_once_in_an_order_of_its_own_at_new_places():
     log = []
     measured_on(DISK, rounds=3, mixed=MIXED, log=log)
-    # Twelve trials of how many reads take 60 ms. A round has 12 points, 10 batches five times, and 20 batches
-    # of mixed reads.
+    # Twelve trials of how many reads take 60 ms. A round: 12 points, 10 batches five times, 20 batches of
+    # mixed reads.
     assert len(log) == 12 + 3 * (12 + 50 + 20)
     assert all(sum(extent.length for extent in extents) <= 2**27 for _, extents in log)
     rounds = [log[12 + 82 * i :][:82] for i in range(3)]

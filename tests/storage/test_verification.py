@@ -1,4 +1,4 @@
-"""A device against batches of mixed reads: their names, the depth and median of each, what is allowed."""
+"""A device against batches of mixed reads: their names, their own depths and medians, and the limits."""
 
 import itertools
 
