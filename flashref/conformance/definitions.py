@@ -122,7 +122,7 @@ def exact_slope(name: str, z: Fraction) -> Fraction:
 
 
 def bound_by_formula(x: Array, ffn: FFN, u: float) -> list[Fraction]:
-    """Compute ffn_bound of chapter 90 line by line, in exact arithmetic and without the widening at its end."""
+    """Compute ffn_bound of chapter 90 line by line, in exact arithmetic, without the widening at its end."""
     tiny = Fraction(1, 2**126)
     curvature = {"silu": Fraction(1, 2), "gelu_erf": Fraction(4, 5), "gelu_tanh": Fraction(4, 5)}
     n, d = ffn.up.shape

@@ -29,7 +29,7 @@ Arrays = Callable[[Shape], st.SearchStrategy[Array]]
 
 
 def stored(array: Array, dtype: str) -> Array:
-    """Store float32 values as F32, F16 or BF16 (bits); the last two cut digits, which dyadic values survive."""
+    """Store float32 values as F32, F16 or BF16 (bits); the last two cut digits, but none of dyadic values."""
     if dtype == "BF16":
         return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
     return array.astype({"F32": np.float32, "F16": np.float16}[dtype])
@@ -236,7 +236,7 @@ def devices(draw: st.DrawFn) -> Device:
 
 
 def fault_schedules(batches: int) -> st.SearchStrategy[dict[int, Fault]]:
-    """Draw what goes wrong with some of the batches, as number → Fault, for `storage.faults.faulty_reader`."""
+    """Draw what goes wrong with some batches, as number → Fault, for `storage.faults.faulty_reader`."""
     faults = st.builds(Fault, st.sampled_from(FAULT_KINDS), st.integers(0, 2**16))
     return st.dictionaries(st.integers(0, batches - 1), faults)
 
