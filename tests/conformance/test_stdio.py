@@ -110,6 +110,11 @@ def changes_inputs(extents, block, max_gap):
     return [(0, 16)]
 
 
+def changes_inputs_and_refuses(extents, block, max_gap):
+    extents[0] = 0
+    raise ValueError("too late")
+
+
 def overwrites(scratch):
     def read_plan(extents, block, max_gap):
         scratch[:] += 16
@@ -122,6 +127,7 @@ def overwrites(scratch):
     ("read_plan", "kind"),
     [
         pytest.param(changes_inputs, "changes inputs", marks=pytest.mark.req("IOP-3")),
+        pytest.param(changes_inputs_and_refuses, "changes inputs", marks=pytest.mark.req("IOP-3")),
         pytest.param(overwrites(np.int64([[0, 16]])), "overwrites results", marks=pytest.mark.req("IOP-4")),
         pytest.param(lambda *_: np.float32([[0, 16]]), "wrong type", marks=pytest.mark.req("IOP-2")),
         pytest.param(lambda *_: "many", "wrong type", marks=pytest.mark.req("IOP-2")),
@@ -134,6 +140,20 @@ def test_serve_catches_what_an_adapter_may_not_do(read_plan, kind):
     error = answers[2]["error"]
     assert (error["code"], error["kind"]) == ("misbehaves", kind)
     assert "read_plan" in error["message"]
+
+
+@pytest.mark.req("IOP-4")
+def test_a_result_that_changed_is_told_once():
+    first = np.int64([[0, 16]])
+
+    def read_plan(extents, block, max_gap):
+        calls.append(0)
+        first[:] = len(calls) if len(calls) == 2 else first
+        return first if len(calls) == 1 else [(0, 16)]
+
+    calls = []
+    _, [_, *answers] = exchange(planner(read_plan), START, PLAN, PLAN, PLAN)
+    assert [answer.get("error", {}).get("kind") for answer in answers] == [None, "overwrites results", None]
 
 
 @pytest.mark.req("IOP-1")
