@@ -142,6 +142,25 @@ def test_serve_catches_what_an_adapter_may_not_do(read_plan, kind):
     assert "read_plan" in error["message"]
 
 
+@pytest.mark.req("IOP-5")
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({}, {"loaded": 1}),
+        ({"loaded": 1}, {"loaded": 1, "moved_rows": 2}),
+        ([1], [1, 2]),
+        ([np.int64([1]), 2], [np.int64([1]), 3]),
+        (np.float32([0.0]), np.float32([-0.0])),
+        (np.int64([1]), np.int32([1])),
+        (None, 0),
+        (1, 1.0),
+    ],
+)
+def test_what_differs_in_a_part_has_changed(a, b):
+    assert unchanged(a, a) and unchanged(b, b)
+    assert not unchanged(a, b) and not unchanged(b, a)
+
+
 @pytest.mark.req("IOP-4")
 def test_a_result_that_changed_is_told_once():
     first = np.int64([[0, 16]])
