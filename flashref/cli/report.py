@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
 
 from flashref.models.sizes import size as size  # the other commands take it from here
 from flashref.storage.progress import Progress, unseen
@@ -28,13 +27,6 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Raise BrokenPipeError, as `print` does."""
         raise BrokenPipeError
-
-
-def print_whole(table: Table) -> None:
-    """Print a table in its full width, even if the terminal is narrower."""
-    needed = Output(width=10**4).measure(table).maximum
-    width = max(Output().width, needed)
-    Output(width=width, highlight=False, emoji=False).print(table, crop=False, soft_wrap=True)
 
 
 @contextmanager

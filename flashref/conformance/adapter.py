@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from flashref.types import STORED_DTYPES, FlashrefError
@@ -83,7 +83,7 @@ def load_adapter(name: str) -> object:
         sys.path.insert(0, "")
     try:
         adapter: object = importlib.import_module(module_name)
-    except Exception as error:  # whatever a foreign module raises is the user's to read
+    except (Exception, SystemExit) as error:  # whatever a foreign module raises is the user's to read
         raise AdapterError(
             f"the adapter's module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
@@ -93,7 +93,14 @@ def load_adapter(name: str) -> object:
                 f"the module {module_name!r} has no {attribute!r}; an adapter is named module:attribute"
             )
         adapter = getattr(adapter, part)
-    return adapter() if isinstance(adapter, type) else adapter
+    if not isinstance(adapter, type):
+        return adapter
+    try:
+        return adapter()
+    except Exception as error:
+        raise AdapterError(
+            f"the adapter {name!r} cannot be created: {type(error).__name__}: {error}"
+        ) from error
 
 
 def declared_facts(adapter: object) -> Facts:
@@ -105,6 +112,11 @@ def declared_facts(adapter: object) -> Facts:
     Raises:
         AdapterError: a fact is missing, has no meaning, or contradicts another (IOP-1).
     """
+    unsupported, dtypes = getattr(adapter, "unsupported", {}), getattr(adapter, "dtypes", STORED_DTYPES)
+    if not isinstance(unsupported, Mapping):
+        raise AdapterError(f"unsupported must map each operation to a reason, not {unsupported!r}")
+    if isinstance(dtypes, str) or not isinstance(dtypes, Iterable):
+        raise AdapterError(f"dtypes must be a set or list of {', '.join(STORED_DTYPES)}, not {dtypes!r}")
     provided = frozenset(operation for operation in OPERATIONS if callable(getattr(adapter, operation, None)))
     optional = {
         field: getattr(adapter, field)
@@ -116,8 +128,8 @@ def declared_facts(adapter: object) -> Facts:
             name=str(getattr(adapter, "name", getattr(adapter, "__name__", type(adapter).__name__))),
             version=str(getattr(adapter, "version", "unknown")),
             operations=provided,
-            unsupported=dict(getattr(adapter, "unsupported", {})),
-            dtypes=frozenset(getattr(adapter, "dtypes", STORED_DTYPES)),
+            unsupported=dict(unsupported),
+            dtypes=frozenset(dtypes),
             **optional,
         )
     )
@@ -144,7 +156,8 @@ def checked_facts(facts: Facts) -> Facts:
             "to its `unsupported`, as operation → reason"
         )
     if not facts.dtypes or facts.dtypes - set(STORED_DTYPES):
-        raise AdapterError(f"dtypes must be some of {', '.join(STORED_DTYPES)}, not {sorted(facts.dtypes)}")
+        given = ", ".join(sorted(map(str, facts.dtypes))) or "none"
+        raise AdapterError(f"dtypes must be some of {', '.join(STORED_DTYPES)}, not {given}")
     if facts.accumulate not in ("F32", "F64"):
         raise AdapterError(f"accumulate must be F32 or F64, not {facts.accumulate!r}")
     if type(facts.flushes_subnormals) is not bool:

@@ -15,7 +15,7 @@ from flashref.types import FFN, Array, Predictor
 
 
 def exact(array: Array) -> Any:
-    """Every element as an exact Fraction, in nested lists; uint16 is bfloat16."""
+    """Give every element as an exact Fraction, in nested lists; uint16 is read as bfloat16."""
     if array.dtype == np.uint16:
         bits = [struct.unpack("<f", struct.pack("<I", int(v) << 16))[0] for v in array.ravel()]
         return _reshaped([Fraction(v) for v in bits], array.shape)
@@ -57,7 +57,16 @@ def exact_activation(name: str, z: Fraction, tau: float) -> Fraction:
 
 
 def exact_ffn(x: Array, ffn: FFN, active: Iterable[int] | None = None) -> list[Fraction]:
-    """y of chapter 10 as Fractions, over `active` or over all neurons."""
+    """Compute y of chapter 10 exactly.
+
+    Args:
+        x: (d,) float32.
+        ffn: the network.
+        active: the ids that are summed; None: all.
+
+    Returns:
+        d Fractions; SiLU and GELU to 60 digits.
+    """
     n, d = ffn.up.shape
     values, up, down = exact(x), exact(ffn.up), exact(ffn.down)
     gate = None if ffn.gate is None else exact(ffn.gate)
@@ -76,7 +85,7 @@ def exact_ffn(x: Array, ffn: FFN, active: Iterable[int] | None = None) -> list[F
 
 
 def exact_active(x: Array, ffn: FFN) -> set[int]:
-    """The ids that chapter 10's table calls active."""
+    """Find the ids that chapter 10's table calls active."""
     matrix, bias = (ffn.up, ffn.up_bias) if ffn.gate is None else (ffn.gate, ffn.gate_bias)
     sums = [_dot(exact(x), row) for row in exact(matrix)]
     z = sums if bias is None else [a + b for a, b in zip(sums, exact(bias), strict=True)]
@@ -87,7 +96,7 @@ def exact_active(x: Array, ffn: FFN) -> set[int]:
 
 
 def exact_logits(x: Array, predictor: Predictor) -> list[Fraction]:
-    """z of chapter 20 as Fractions."""
+    """Compute z of chapter 20, one Fraction for each neuron."""
     values = exact(x)
     t = [_dot(row, values) for row in exact(predictor.a)]
     z = [_dot(row, t) for row in exact(predictor.b)]
@@ -97,7 +106,7 @@ def exact_logits(x: Array, predictor: Predictor) -> list[Fraction]:
 
 
 def scalar_sum(factors: Iterable[Any], rows: Iterable[Any], start: Iterable[Any]) -> Array:
-    """Chapter 05's ascending sum, one float32 operation at a time."""
+    """Compute chapter 05's ascending sum, one float32 operation at a time."""
     total = [np.float32(s) for s in start]
     for factor, row in zip(factors, rows, strict=True):
         for j, value in enumerate(row):
@@ -113,7 +122,7 @@ def exact_slope(name: str, z: Fraction) -> Fraction:
 
 
 def bound_by_formula(x: Array, ffn: FFN, u: float) -> list[Fraction]:
-    """ffn_bound of chapter 90, line by line, in exact arithmetic and without the widening at its end."""
+    """Compute ffn_bound of chapter 90 line by line, in exact arithmetic, without the widening at its end."""
     tiny = Fraction(1, 2**126)
     curvature = {"silu": Fraction(1, 2), "gelu_erf": Fraction(4, 5), "gelu_tanh": Fraction(4, 5)}
     n, d = ffn.up.shape
@@ -158,7 +167,7 @@ def bound_by_formula(x: Array, ffn: FFN, u: float) -> list[Fraction]:
 
 
 def logits_bound_by_formula(x: Array, predictor: Predictor, u: float) -> list[Fraction]:
-    """predictor_bound of chapter 90 in exact arithmetic."""
+    """Compute predictor_bound of chapter 90 in exact arithmetic."""
     tiny = Fraction(1, 2**126)
     values, a, b = exact(x), exact(predictor.a), exact(predictor.b)
     bias = [Fraction(0)] * len(b) if predictor.bias is None else exact(predictor.bias)

@@ -29,20 +29,20 @@ Arrays = Callable[[Shape], st.SearchStrategy[Array]]
 
 
 def stored(array: Array, dtype: str) -> Array:
-    """float32 values in a stored dtype, BF16 as bits; F16 and BF16 are cut, which dyadic values survive."""
+    """Store float32 values as F32, F16 or BF16 (bits); the last two cut digits, but none of dyadic values."""
     if dtype == "BF16":
         return (np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16).astype(np.uint16)
     return array.astype({"F32": np.float32, "F16": np.float16}[dtype])
 
 
 def dyadic_arrays(shape: Shape, bits: int) -> st.SearchStrategy[Array]:
-    """float32 arrays of j · 2^−bits with |j| ≤ 2^bits."""
+    """Draw float32 arrays of j · 2^−bits with |j| ≤ 2^bits."""
     whole = hnp.arrays(np.int16, shape, elements=st.integers(-(2**bits), 2**bits))
     return whole.map(lambda j: (j / 2.0**bits).astype(np.float32))
 
 
 def seeded_dyadic(random: np.random.Generator, shape: Shape, bits: int) -> Array:
-    """A float32 array of j · 2^−bits with |j| ≤ 2^bits: where drawn ones have many equal elements, few."""
+    """Make a float32 array of j · 2^−bits with |j| ≤ 2^bits; unlike drawn ones, it has few equal elements."""
     whole = random.integers(-(2**bits), 2**bits, shape, endpoint=True)
     return np.asarray(whole / 2**bits, np.float32)
 
@@ -50,7 +50,14 @@ def seeded_dyadic(random: np.random.Generator, shape: Shape, bits: int) -> Array
 def plain_arrays(
     shape: Shape, dtype: str = "F32", limit: float = 1e4, subnormals: bool = True
 ) -> st.SearchStrategy[Array]:
-    """Arrays of a stored dtype with finite entries up to ±limit, subnormals and both zeros included."""
+    """Draw arrays of finite values in a stored dtype, both zeros included.
+
+    Args:
+        shape: of the arrays.
+        dtype: F32, F16 or BF16 (as bits).
+        limit: no value is larger.
+        subnormals: whether subnormal values are drawn.
+    """
     if dtype == "F16":
         halves = st.floats(-limit, limit, width=16, allow_subnormal=subnormals)
         return hnp.arrays(np.float16, shape, elements=halves)
@@ -69,7 +76,17 @@ def ffns(
     activation: str | None = None,
     gated: bool | None = None,
 ) -> FFN:
-    """An FFN with or without gate and each bias; `arrays(shape)` gives contents in float32 or `dtype`."""
+    """Draw an FFN, with or without each bias.
+
+    Args:
+        draw: given by Hypothesis.
+        arrays: shape → a strategy for arrays in float32 or `dtype`.
+        n: neurons.
+        d: width.
+        dtype: of the weights.
+        activation: None: any.
+        gated: whether it has a gate; None: either.
+    """
     activation = draw(st.sampled_from(ACTIVATIONS)) if activation is None else activation
     gated = draw(st.booleans()) if gated is None else gated
 
@@ -103,7 +120,7 @@ DYADIC_SIZES = {
 
 @st.composite
 def dyadic_cases(draw: st.DrawFn, dtypes: Sequence[str] = DTYPES) -> tuple[Vector, FFN]:
-    """(x, ffn) on which float32 is exact in every order."""
+    """Draw (x, ffn) on which float32 is exact in every order (ACC-9), with weights in one of the dtypes."""
     activation, gated = draw(st.sampled_from(sorted(DYADIC_SIZES)))
     n, d, bits = draw(st.sampled_from(DYADIC_SIZES[activation, gated]))
 
@@ -121,7 +138,14 @@ def plain_cases(
     sizes: Sequence[tuple[int, int]] = SIZES,
     subnormals: bool = True,
 ) -> tuple[Vector, FFN]:
-    """(x, ffn) anywhere in the domain."""
+    """Draw (x, ffn) anywhere in the domain.
+
+    Args:
+        draw: given by Hypothesis.
+        dtypes: of the weights.
+        sizes: pairs (n, d).
+        subnormals: whether subnormal values are drawn.
+    """
     n, d = draw(st.sampled_from(sizes))
     dtype = draw(st.sampled_from(dtypes))
     # |gelu_tanh|'s inner cube and products of three stay far below float32's largest number.
@@ -132,7 +156,7 @@ def plain_cases(
 
 @st.composite
 def predictors(draw: st.DrawFn, arrays: Arrays, n: int, d: int, dtype: str = "F32") -> Predictor:
-    """A predictor of rank 1 to 3, with or without bias."""
+    """Draw a predictor of rank 1 to 3, with or without bias; the arguments are those of `ffns`."""
 
     def contents(shape: Shape) -> Array:
         array = draw(arrays(shape))
@@ -144,22 +168,27 @@ def predictors(draw: st.DrawFn, arrays: Arrays, n: int, d: int, dtype: str = "F3
 
 
 def id_sets(n: int) -> st.SearchStrategy[list[int]]:
-    """Strictly ascending ids below n, the empty and the full set included."""
+    """Draw strictly ascending ids below n, the empty and the full set included."""
     chosen = st.lists(st.booleans(), min_size=n, max_size=n)  # st.sets is empty every second time
     return chosen.map(lambda mask: [i for i, included in enumerate(mask) if included])
 
 
 def active_sets(n: int) -> st.SearchStrategy[Array]:
-    """`id_sets` as the int64 array that every function of flashref takes."""
+    """Draw `id_sets` as the int64 arrays that every function of flashref takes."""
     return id_sets(n).map(lambda ids: np.array(ids, np.int64))
 
 
 @st.composite
 def traces(draw: st.DrawFn, n: int, tokens: int, density: float, drift: float) -> list[Array]:
-    """Active sets of consecutive tokens: each holds round(density · n) neurons, or at least one.
+    """Draw the active sets of consecutive tokens.
 
-    From a token to the next, round(drift · size) members are replaced by neurons that were not active, as far
-    as there are any: drift 0 repeats the first set, 1 replaces all of it.
+    Args:
+        draw: given by Hypothesis.
+        n: neurons.
+        tokens: how many sets.
+        density: each set holds round(density · n) neurons, and at least one.
+        drift: from a token to the next, this share of the members is replaced by neurons that were not
+            active, as far as there are any; 0 repeats the first set, 1 replaces all of it.
     """
     random = draw(st.randoms(use_true_random=False))
     size = min(n, max(1, round(density * n)))
@@ -175,7 +204,7 @@ def traces(draw: st.DrawFn, n: int, tokens: int, density: float, drift: float) -
 
 @st.composite
 def layouts(draw: st.DrawFn, dtypes: Sequence[str] = DTYPES) -> Layout:
-    """Layouts with bundles below, at and above the block, in any order, behind any start."""
+    """Draw layouts with bundles below, at and above the block, in any order, behind any start."""
     n, d = draw(st.sampled_from(SIZES))
     block = 2 ** draw(st.integers(0, 7))
     return bundle_layout(
@@ -191,7 +220,7 @@ def layouts(draw: st.DrawFn, dtypes: Sequence[str] = DTYPES) -> Layout:
 
 @st.composite
 def devices(draw: st.DrawFn) -> Device:
-    """Storage devices, ideal ones without any limit included."""
+    """Draw storage devices, ideal ones without any limit included."""
     limit = st.just(0)
     return Device(
         latency_ns=draw(st.integers(0, 10**7)),
@@ -207,13 +236,13 @@ def devices(draw: st.DrawFn) -> Device:
 
 
 def fault_schedules(batches: int) -> st.SearchStrategy[dict[int, Fault]]:
-    """Number of a batch → what goes wrong with it, for `storage.faults.faulty_reader`."""
+    """Draw what goes wrong with some batches, as number → Fault, for `storage.faults.faulty_reader`."""
     faults = st.builds(Fault, st.sampled_from(FAULT_KINDS), st.integers(0, 2**16))
     return st.dictionaries(st.integers(0, batches - 1), faults)
 
 
 def read_only(value: Value) -> Value:
-    """The value with every array in it locked, so that a change of an input raises."""
+    """Lock every array in a value, so that a change of an input raises; returns the value."""
     if isinstance(value, np.ndarray):
         value.setflags(write=False)
     elif isinstance(value, tuple):

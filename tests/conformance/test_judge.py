@@ -38,7 +38,7 @@ def failed():
 
 def test_what_holds_passes_and_is_counted():
     found = judged(reference, SOME, "dev")
-    assert found.passed and found.judged
+    assert found.passed and found.judged and found.target == REFERENCE
     assert [(verdict.requirement, verdict.kind) for verdict in found.verdicts] == [
         ("WIN-6", "pass"),
         ("PLN-2", "pass"),
@@ -64,6 +64,36 @@ def test_a_failure_is_repeated_until_it_is_mended(failed):
     [name] = [row["failures"][0]["case"] for row in failed.as_json()["vectors"] if row["fail"]]
     assert repeat(reference_but(read_plan=forgetful), name).kind == "fail"
     assert repeat(reference, name).kind == "pass"
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "says"),
+    [
+        ("PLN", "abc", "PLN names 5 requirements; name the one whose case it is"),
+        ("PLN-2", None, "the case of PLN-2 is missing; "),
+        ("PLN-2", "abc", "the text is no case of the kit, or only a part of one "),
+        (
+            "read_plan/plans/touchin",
+            None,
+            "no vector is called 'read_plan/plans/touchin'; near it are read_plan/",
+        ),
+    ],
+)
+def test_what_names_no_case_is_a_mistake(name, case, says):
+    with pytest.raises(FlashrefError) as error:
+        repeat(reference, name, case)
+    assert str(error.value).startswith(says)
+
+
+def test_a_class_is_an_adapter_that_is_made_first():
+    class Planner:
+        unsupported = dict.fromkeys(set(OPERATIONS) - {"read_plan"}, "it only plans")
+
+        def read_plan(self, *of):
+            return reference.read_plan(*of)
+
+    found = judged(Planner, "PLN-2", "dev")
+    assert found.passed and (found.name, found.target) == ("Planner", "ADAPTER")
 
 
 @pytest.mark.ci

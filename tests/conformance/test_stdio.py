@@ -15,7 +15,13 @@ from random_calls import VALID, small
 from stdio_messages import BAD_LINES, PLAN, PLANNED, PREDICT, START
 
 from flashref.conformance import reference
-from flashref.conformance.adapter import OPERATIONS, AdapterError, Unsupported
+from flashref.conformance.adapter import (
+    OPERATIONS,
+    AdapterError,
+    Unsupported,
+    declared_facts,
+    load_adapter,
+)
 from flashref.conformance.transport.codec import from_json, to_json
 from flashref.conformance.transport.stdio import Command, serve
 from flashref.conformance.transport.subject import InProcess, unchanged
@@ -104,6 +110,11 @@ def changes_inputs(extents, block, max_gap):
     return [(0, 16)]
 
 
+def changes_inputs_and_refuses(extents, block, max_gap):
+    extents[0] = 0
+    raise ValueError("too late")
+
+
 def overwrites(scratch):
     def read_plan(extents, block, max_gap):
         scratch[:] += 16
@@ -116,6 +127,7 @@ def overwrites(scratch):
     ("read_plan", "kind"),
     [
         pytest.param(changes_inputs, "changes inputs", marks=pytest.mark.req("IOP-3")),
+        pytest.param(changes_inputs_and_refuses, "changes inputs", marks=pytest.mark.req("IOP-3")),
         pytest.param(overwrites(np.int64([[0, 16]])), "overwrites results", marks=pytest.mark.req("IOP-4")),
         pytest.param(lambda *_: np.float32([[0, 16]]), "wrong type", marks=pytest.mark.req("IOP-2")),
         pytest.param(lambda *_: "many", "wrong type", marks=pytest.mark.req("IOP-2")),
@@ -128,6 +140,39 @@ def test_serve_catches_what_an_adapter_may_not_do(read_plan, kind):
     error = answers[2]["error"]
     assert (error["code"], error["kind"]) == ("misbehaves", kind)
     assert "read_plan" in error["message"]
+
+
+@pytest.mark.req("IOP-5")
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({}, {"loaded": 1}),
+        ({"loaded": 1}, {"loaded": 1, "moved_rows": 2}),
+        ([1], [1, 2]),
+        ([np.int64([1]), 2], [np.int64([1]), 3]),
+        (np.float32([0.0]), np.float32([-0.0])),
+        (np.int64([1]), np.int32([1])),
+        (None, 0),
+        (1, 1.0),
+    ],
+)
+def test_what_differs_in_a_part_has_changed(a, b):
+    assert unchanged(a, a) and unchanged(b, b)
+    assert not unchanged(a, b) and not unchanged(b, a)
+
+
+@pytest.mark.req("IOP-4")
+def test_a_result_that_changed_is_told_once():
+    first = np.int64([[0, 16]])
+
+    def read_plan(extents, block, max_gap):
+        calls.append(0)
+        first[:] = len(calls) if len(calls) == 2 else first
+        return first if len(calls) == 1 else [(0, 16)]
+
+    calls = []
+    _, [_, *answers] = exchange(planner(read_plan), START, PLAN, PLAN, PLAN)
+    assert [answer.get("error", {}).get("kind") for answer in answers] == [None, "overwrites results", None]
 
 
 @pytest.mark.req("IOP-1")
@@ -193,6 +238,53 @@ def test_an_adapter_that_cannot_be_loaded_is_one_sentence(served, text, says):
     assert b"Traceback" not in ended.stderr
     with pytest.raises(AdapterError, match=says):
         Command(served(text))
+
+
+@pytest.mark.req("IOP-1")
+@pytest.mark.parametrize(
+    ("text", "name", "says"),
+    [
+        ("import sys; sys.exit(3)", "mine", "the adapter's module 'mine' cannot be imported: SystemExit: 3"),
+        ("", "mine.py", "'mine.py' is a path, and an adapter is named as a module: try 'mine'"),
+        ("", "./mine", "'./mine' is a path, and an adapter is named as a module: try 'mine'"),
+        (
+            "class A:\n    def __init__(self): 1 / 0\n",
+            "mine:A",
+            "'mine:A' cannot be created: ZeroDivisionError",
+        ),
+        ("", "mine:A.b", "the module 'mine' has no 'A.b'; an adapter is named module:attribute"),
+    ],
+)
+def test_an_adapter_that_is_not_there_is_one_sentence(tmp_path, monkeypatch, text, name, says):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(AdapterError) as error:
+        load_adapter(name)
+    assert says in str(error.value)
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.req("IOP-1")
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        (
+            {"unsupported": ["read_plan"]},
+            r"unsupported must map each operation to a reason, not \['read_plan'\]",
+        ),
+        ({"dtypes": "F32"}, "dtypes must be a set or list of F32, F16, BF16, not 'F32'"),
+        ({"dtypes": 32}, "dtypes must be a set or list of F32, F16, BF16, not 32"),
+        ({"dtypes": []}, "dtypes must be some of F32, F16, BF16, not none"),
+        ({"dtypes": ["F8", 3]}, "dtypes must be some of F32, F16, BF16, not 3, F8"),
+        ({"accumulate": "F16"}, "accumulate must be F32 or F64, not 'F16'"),
+        ({"max_elements": 2.5}, "max_elements must be a positive integer or None, not 2.5"),
+        ({"unsupported": {"walk": "no"}}, "the adapter names unknown operations: walk; they are "),
+    ],
+)
+def test_a_fact_without_a_meaning_is_one_sentence(facts, says):
+    with pytest.raises(AdapterError, match=says):
+        declared_facts(types.SimpleNamespace(**{**vars(reference), **facts}))
 
 
 def test_the_module_takes_one_word(served):

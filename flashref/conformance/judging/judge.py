@@ -103,7 +103,9 @@ def repeat(implementation: object, name: str, case: str | None = None, timeout: 
         vector = _vector_named(name)
         with opened(implementation, timeout) as subject:
             return vector_verdict(subject, vector)
-    [check] = checks_named([name])[:1]
+    check, *others = checks_named([name])
+    if others:
+        raise FlashrefError(f"{name} names {len(others) + 1} requirements; name the one whose case it is")
     if case is None:
         raise FlashrefError(
             f"the case of {name} is missing; copy both words that follow --repro in the report"
