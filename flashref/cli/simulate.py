@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
     if options.trace is not None and drawn != (None, None, None):
         raise DomainError(
             "--tokens, --warm and --seed belong to a synthetic trace, and --trace gives a recorded one; "
-            "leave either out"
+            "use only one of the two"
         )
     given = {field: value for field, value in zip(Drawn._fields, drawn, strict=True) if value is not None}
     with progress(options.quiet) as advance:

@@ -211,7 +211,14 @@ def trace_explained(simulation: Simulation) -> Iterator[str]:
     counted = f"{trace.tokens - trace.first_counted:,} tokens"
     yield f"All numbers are means over {counted}, counted after {trace.first_counted:,} warm-up tokens."
     yield f"The trace: {source}."
-    policies = {each.configuration.policy for each in simulation.answers}
+    policies, orders = (
+        {getattr(each.configuration, field) for each in simulation.answers} for field in ("policy", "order")
+    )
+    if trace.first_counted == 0 and orders != {"natural"}:
+        yield (
+            "There are no warm-up tokens, so the order of the neurons was learnt from the counted tokens "
+            "themselves, as no real system could do."
+        )
     if source.startswith("synthetic") and not policies.isdisjoint(REUSE):
         yield INDEPENDENT
     if shape.note:

@@ -333,12 +333,12 @@ def _drawn(drawn: Drawn, model: ModelShape, units: tuple[int, ...]) -> tuple[Act
     densities = model.sparse_densities
     generator, tokens = np.random.default_rng(drawn.seed), drawn.warm + drawn.tokens
     trace = synthetic_trace(generator, process, densities, units, tokens, drawn.warm)
-    mean = sum(densities) / len(densities)
+    least, most, mean = min(densities), max(densities), sum(densities) / len(densities)
+    shares = f"{mean:.1%}" if least == most else f"{least:.1%} to {most:.1%} (on average {mean:.1%})"
     source = (
-        f"synthetic, seed {drawn.seed}: {min(densities):.1%} to {max(densities):.1%} of a layer's neurons "
-        f"are active in a token, {mean:.1%} on average; {process.always:.0%} of these are active in every "
-        "token, and the rates of the others have a beta distribution of concentration "
-        f"{process.concentration:.3g}"
+        f"synthetic, seed {drawn.seed}: {shares} of a layer's neurons are active in a token; "
+        f"{process.always:.0%} of these are active in every token, and the rates of the others have a beta "
+        f"distribution of concentration {process.concentration:.3g}"
     )
     return trace, Description(model.name, source)
 

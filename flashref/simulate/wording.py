@@ -46,7 +46,7 @@ def choice_phrase(field: str, value: Any) -> str:
         return "an automatic window" if value is None else f"a window of {text} token{'s' * (value != 1)}"
     phrases = {
         "device": f"on {text}",
-        "order": f"neurons in {text} order",
+        "order": f"neurons {'in natural order' if text == 'natural' else f'ordered by {text}'}",
         "max_gap": f"gaps of up to {text} bytes read over",
         "bundled": f"{text} rows",
     }

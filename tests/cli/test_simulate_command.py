@@ -227,6 +227,21 @@ def test_what_a_synthetic_trace_leaves_out_is_said_where_neurons_are_kept(small,
     assert told not in small("--policy", "lru", "--trace", tmp_path / "trace", tokens=False).out
 
 
+def test_an_order_that_was_learnt_from_the_counted_tokens_says_so(small):
+    told = "learnt from the counted tokens themselves, as no real system could do."
+    words = ["--policy", "window", "--tokens", 6, "--order"]
+    cold = small(*words, "use,natural", "--warm", 0, tokens=False).out
+    assert told in cold and "Fastest on" in cold and "neurons ordered by use" in small(*words, "use").out
+    assert told not in small(*words, "natural", "--warm", 0, tokens=False).out
+    assert told not in small(*words, "use", "--warm", 3, tokens=False).out
+
+
+def test_one_density_is_no_range(small, capsys):
+    assert "(on average " in small("--policy", "naive").out
+    words = ["--model", "llama-2-7b", "--policy", "naive", "--tokens", 1, "--warm", 0]
+    assert "seed 0: 10.0% of a layer's neurons" in called(capsys, "simulate", *words).out
+
+
 def test_a_bandwidth_without_limit_says_so(small):
     words = ["--policy", "naive", "--copy-bandwidth", "0", "--compute-bandwidth", "3.5"]
     out = small(*words).out
