@@ -19,6 +19,7 @@ MEANS = {column: COLUMN_MEANS[column] for column in ("useful", "read", "reads", 
     "measured": "is the I/O time that the same reads took here",
     "paper": "is the I/O time in the paper's Table 2",
 }
+SHORT_LIST = 8  # layers whose rows are listed one by one
 METHODS_EXPLAINED = (
     f"naive {POLICY_MEANS['naive']} hybrid {POLICY_MEANS['hybrid']} "
     "Each line with a + adds one method to the line above it."
@@ -154,17 +155,34 @@ def _time(found: Findings) -> Iterator[Finding]:
 
 
 def _memory(found: Findings) -> Iterator[Finding]:
-    memory, rows = found.memory, found.rows
+    memory = found.memory
     share = f"{found.memory_fraction:.4g} of the model"
     if found.memory_fraction >= 1:
         share = "as much as the model has" if found.memory_fraction == 1 else "more than the model has"
-    whole = " (all: the layer is resident whole)" if None in rows else ""
     yield Finding(
         "memory",
         f"the budget is {size(memory.budget)} ({share}), and {size(memory.counted)} of it are used; biases "
-        f"and the KV cache are not counted. The window has {found.setup.budget.window} tokens. Rows per "
-        f"layer{whole}: {', '.join('all' if each is None else str(each) for each in rows)}.",
+        f"and the KV cache are not counted. The window has {found.setup.budget.window} tokens. "
+        f"{rows_in_words(found.rows)}",
     )
+
+
+def rows_in_words(rows: Sequence[int | None]) -> str:
+    """Say how many rows the DRAM matrices have: of each layer where the layers are few, else the range.
+
+    Args:
+        rows: of each layer; None for a layer that is resident whole.
+    """
+    kept = [each for each in rows if each is not None]
+    if not kept:
+        return f"All {len(rows)} layers are resident whole."
+    if len(rows) <= SHORT_LIST:
+        whole = " (all: the layer is resident whole)" if None in rows else ""
+        return f"Rows per layer{whole}: {', '.join('all' if each is None else str(each) for each in rows)}."
+    number = f"{min(kept):,}" if min(kept) == max(kept) else f"{min(kept):,} to {max(kept):,}"
+    others = f"; the other {len(rows) - len(kept)} are resident whole" if None in rows else ""
+    where = "one layer" if len(kept) == 1 else f"each of {len(kept)} layers"
+    return f"There are {number} rows in {where}{others}."
 
 
 def _window(found: Findings) -> Iterator[Finding]:

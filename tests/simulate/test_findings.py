@@ -3,11 +3,12 @@
 import json
 
 import opt_runs
+import pytest
 from opt_runs import without_peak
 
 from flashref.models import open_model
 from flashref.simulate.findings import find
-from flashref.simulate.run_report import findings_in_words, method_tables
+from flashref.simulate.run_report import findings_in_words, method_tables, rows_in_words
 
 pytestmark = opt_runs.IGNORED_WARNINGS
 no_waiting_for_the_disk = opt_runs.no_waiting_for_the_disk
@@ -49,3 +50,22 @@ def test_semantics_of_the_callers_own_have_their_functions_name(model):
         with open_model(model, memory=0.95, semantics=semantics, proof=False) as opened:
             found = find(opened, opened.generate("In the", 2), "paper_m1max_fig2b")
         assert found.semantics == name and found.tables.scaled == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ((3, 0, 2), "Rows per layer: 3, 0, 2."),
+        ((None, 2), "Rows per layer (all: the layer is resident whole): all, 2."),
+        ((4156,) * 32, "There are 4,156 rows in each of 32 layers."),
+        ((7, 4156, *range(8, 15)), "There are 7 to 4,156 rows in each of 9 layers."),
+        (
+            (None,) * 8 + (5, 6),
+            "There are 5 to 6 rows in each of 2 layers; the other 8 are resident whole.",
+        ),
+        ((None,) * 8 + (5,), "There are 5 rows in one layer; the other 8 are resident whole."),
+        ((None,) * 9, "All 9 layers are resident whole."),
+    ],
+)
+def test_rows_of_many_layers_are_summarised(rows, words):
+    assert rows_in_words(rows) == words
