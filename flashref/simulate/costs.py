@@ -12,9 +12,7 @@ from flashref.storage.device import Device, check_device, service_time
 from flashref.types import DomainError
 
 FEW_SIZES = 256  # blocks up to which the cost of every size is computed, used or not
-PART = (
-    1 << 14
-)  # bundles whose extents are computed at a time, so that the arrays stay in the processor's cache
+PART = 1 << 14  # bundles whose extents are computed at a time: their arrays stay in the processor's cache
 
 
 class Sizes(NamedTuple):

@@ -13,13 +13,24 @@ pytest.importorskip("matplotlib")
 
 TIMES = ("I/O", "I/O + copying + compute")
 
-pytest.importorskip("matplotlib")
-
 
 @pytest.fixture
 def small(capsys, tmp_path):
     """The command on the small model."""
     return partial(simulated, capsys, small_model(tmp_path))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The plots that were drawn, as matplotlib's figures."""
+    figures, draw = [], plots.draw
+
+    def keep(simulation):
+        figures.append(draw(simulation))
+        return figures[-1]
+
+    monkeypatch.setattr(plots, "draw", keep)
+    return figures
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
@@ -49,26 +60,18 @@ def test_axes_and_lines_of_a_plot_have_names(small, tmp_path, words, texts):
         assert f">{text}<" in drawn
 
 
-def test_the_points_of_a_plot_are_the_outcomes(small, tmp_path, monkeypatch):
-    figures = []
-    new_plot = plots.new_plot
-
-    def keep(*size):
-        figures.append(new_plot(*size))
-        return figures[-1]
-
-    monkeypatch.setattr(plots, "new_plot", keep)
+def test_the_points_of_a_plot_are_the_outcomes(small, tmp_path, drawn):
     words = ["--policy", "hybrid,window", "--window", "3,1", "--rows", "bundled", "--json"]
     records = outcomes_of(small(*words, "--plot", tmp_path / "a.svg"))
     hybrid, later, sooner = records
-    for axis, field in zip(figures[0].axes, ("io_ms", "total_ms"), strict=True):
+    for axis, field in zip(drawn[0].axes, ("io_ms", "total_ms"), strict=True):
         level, line = axis.lines
         assert set(level.get_ydata()) == {hybrid[field]}
         assert (level.get_xdata()[0], level.get_xdata()[-1]) == (0, 1)  # in parts of the panel's width
         assert list(line.get_xdata()) == [1, 3]
         assert list(line.get_ydata()) == [sooner[field], later[field]]
     records = outcomes_of(small("--policy", "naive,lru", "--json", "--plot", tmp_path / "b.svg"))
-    (axis,) = figures[1].axes
+    (axis,) = drawn[1].axes
     ends = [0.0] * len(records)
     for bars, field in zip(axis.containers, ("io_ms", "memory_ms", "compute_ms"), strict=True):
         assert [bar.get_x() for bar in bars] == ends
@@ -77,11 +80,8 @@ def test_the_points_of_a_plot_are_the_outcomes(small, tmp_path, monkeypatch):
 
 
 def test_a_plot_has_a_look_for_each_policy_a_row_of_panels_for_each_way_and_plain_ticks(
-    small, tmp_path, monkeypatch
+    small, tmp_path, drawn
 ):
-    drawn = []
-    draw = plots.draw
-    monkeypatch.setattr(plots, "draw", lambda each: drawn.append(draw(each)) or drawn[-1])
     words = ["--policy", ",".join(POLICIES), "--window", "1,2,3", "--json"]
     records = outcomes_of(small(*words, "--plot", tmp_path / "a.svg"))
     (plot,) = drawn
@@ -105,10 +105,7 @@ def test_a_plot_has_a_look_for_each_policy_a_row_of_panels_for_each_way_and_plai
         assert not [tick for tick in ticks if "^" in tick or "×" in tick]
 
 
-def test_level_lines_have_a_marker_each_at_a_place_of_its_own(small, tmp_path, monkeypatch):
-    drawn = []
-    draw = plots.draw
-    monkeypatch.setattr(plots, "draw", lambda each: drawn.append(draw(each)) or drawn[-1])
+def test_level_lines_have_a_marker_each_at_a_place_of_its_own(small, tmp_path, drawn):
     words = ["--policy", ",".join(POLICIES), "--window", "1,2", "--rows", "bundled"]
     assert small(*words, "--plot", tmp_path / "a.svg").code == 0
     for axis in drawn[0].axes:
@@ -120,10 +117,7 @@ def test_level_lines_have_a_marker_each_at_a_place_of_its_own(small, tmp_path, m
         assert len({line.get_marker() for line in marked} - {"", "None"}) == len(POLICIES) - 1
 
 
-def test_ticks_are_what_was_asked_for_unless_they_would_touch(small, tmp_path, monkeypatch):
-    drawn = []
-    draw = plots.draw
-    monkeypatch.setattr(plots, "draw", lambda each: drawn.append(draw(each)) or drawn[-1])
+def test_ticks_are_what_was_asked_for_unless_they_would_touch(small, tmp_path, drawn):
     for memories in ("0.6,0.7,0.9", "0.6,0.601,0.9"):
         words = ["--policy", "window", "--memory", memories, "--rows", "bundled"]
         assert small(*words, "--plot", tmp_path / f"{memories}.svg").code == 0
@@ -132,10 +126,7 @@ def test_ticks_are_what_was_asked_for_unless_they_would_touch(small, tmp_path, m
     assert 0.601 not in touching.get_xticks().tolist()
 
 
-def test_several_windows_over_memory_are_dashed_lines_of_one_colour(small, tmp_path, monkeypatch):
-    drawn = []
-    draw = plots.draw
-    monkeypatch.setattr(plots, "draw", lambda each: drawn.append(draw(each)) or drawn[-1])
+def test_several_windows_over_memory_are_dashed_lines_of_one_colour(small, tmp_path, drawn):
     words = ["--policy", "naive,window", "--window", "1,2,auto", "--memory", "0.6,2GB", "--rows", "bundled"]
     assert small(*words, "--plot", tmp_path / "a.svg").code == 0
     total = json.loads(small("--policy", "naive", "--json").out)["model"]["total_bytes"]

@@ -24,7 +24,7 @@ from flashref.simulate.trace import ActivationTrace, Counts, Mask, Reads, token_
 from flashref.types import DomainError
 
 CachePolicy = Callable[[ActivationTrace, tuple[int, ...], int], Reads]
-Units = npt.NDArray[np.int64]  # numbered through the pool: i, and the number of units in the layers before
+Units = npt.NDArray[np.int64]  # each is a unit's id plus the number of units in the layers before
 
 
 def check_pool(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> None:

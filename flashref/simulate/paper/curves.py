@@ -62,7 +62,7 @@ def figure4a() -> Figure:
             ),
             (
                 f"The increments are too small at the end, by {-100 * (last.error or 0):.0f} % at k = "
-                f"{last.x:g}: a text goes on to use new neurons, when the process has none left."
+                f"{last.x:g}: a text goes on to use new neurons, while the process runs out of them."
             ),
         ),
     )

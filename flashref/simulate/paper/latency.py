@@ -40,7 +40,7 @@ def figure7() -> Figure:
         ours = times[percent] / times[REFERENCE] if percent in times else None
         note = OF_ITSELF if percent == REFERENCE else ""
         if ours is None:
-            note = "by our count that is less than what is always resident"
+            note = "by our count this is less than what is always resident"
         paper = milliseconds / points[REFERENCE]
         rows.append(FigureRow("I/O time", percent, ours, paper, note, percent != REFERENCE))
     return Figure(
