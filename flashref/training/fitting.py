@@ -24,7 +24,7 @@ from flashref.training.choosing import (
 )
 from flashref.training.judging import Judgement
 from flashref.training.layers import Recorded, record
-from flashref.training.low_rank import fit_low_rank, stored
+from flashref.training.low_rank import fit_low_rank, to_stored
 from flashref.training.partial_dir import load_part, save_part
 from flashref.training.plan import FitPlan, FitSchedule, complete_plan, total_rank
 from flashref.training.texts import TextParts
@@ -155,7 +155,7 @@ def _fit(
 ) -> FittedLayer:
     inputs, choose = layer.inputs
     fitted = fit_low_rank(layer.ffn, inputs, choose, rank, fit, advance)
-    predictor = stored(fitted.low)
+    predictor = to_stored(fitted.low)
     return FittedLayer(predictor, curve_on(layer.ffn, predictor, choose), fitted.steps)
 
 

@@ -228,4 +228,4 @@ def _swept(
     """What each threshold would give as the threshold of all layers, or None if there is no threshold."""
     if not thresholds:
         return None
-    return tuple(judging.sweep(checkpoint, predictors, chunks, window, thresholds, progress))
+    return tuple(judging.sweep_thresholds(checkpoint, predictors, chunks, window, thresholds, progress))

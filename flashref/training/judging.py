@@ -142,7 +142,7 @@ def total_errors(predictors: Sequence[Predictor | None], layers: Sequence[LayerJ
     )
 
 
-def sweep(
+def sweep_thresholds(
     checkpoint: Checkpoint,
     predictors: Sequence[Predictor | None],
     chunks: Tokens,

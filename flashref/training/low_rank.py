@@ -126,7 +126,7 @@ def initial_low_rank(ffn: FFN, inputs: Floats, rank: int) -> LowRank:
     return LowRank(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def stored(low: LowRank, threshold: float = 0.0) -> Predictor:
+def to_stored(low: LowRank, threshold: float = 0.0) -> Predictor:
     """Convert a predictor to what its file stores: F16 maps and bias, and a threshold rounded to float32.
 
     Each row of a and column of b are scaled by opposite powers of two, so that both fit into F16. This

@@ -121,7 +121,7 @@ def test_errors_windows_and_all_four_perplexities_are_those_of_plain_sets(tmp_pa
     total = judging.total_errors(given, found.layers)
     assert total.active == sum(v.errors.active for i, v in enumerate(found.layers) if i != dense_layer)
 
-    (one,) = judging.sweep(checkpoint, given, chunks, k, [1.5])
+    (one,) = judging.sweep_thresholds(checkpoint, given, chunks, k, [1.5])
     kept = [v.residency.kept[k - 1] for v in found.layers if v.residency]
     assert one.errors == total and one.threshold == 1.5
     assert one.resident_share == sum(kept) / len(kept) / 36 / NEURONS

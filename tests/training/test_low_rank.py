@@ -18,7 +18,7 @@ from flashref.training.low_rank import (
     class_balanced_loss,
     fit_low_rank,
     initial_low_rank,
-    stored,
+    to_stored,
 )
 from flashref.training.masks import logits, predicted, truly_active, widened
 from flashref.training.plan import FitSchedule
@@ -53,7 +53,7 @@ QUICK = FitSchedule(steps=60, batch=256, every=20)
 def test_a_layer_whose_activity_is_of_low_rank_is_found(gated, tau):
     ffn = random_ffn("fatrelu" if tau else "relu", gated=gated, tau=tau, rank=3)
     inputs = planted(3000)
-    predictor = stored(fit_low_rank(ffn, inputs[:1500], inputs[1500:2000], 3, QUICK).low)
+    predictor = to_stored(fit_low_rank(ffn, inputs[:1500], inputs[1500:2000], 3, QUICK).low)
     curve = curve_on(ffn, predictor, inputs[1500:2000])
     (threshold,) = choose_thresholds([curve], 0.01)
     sets = np.asarray(predicted(widened(predictor._replace(threshold=threshold)), inputs[2000:]))
@@ -130,7 +130,7 @@ def test_what_is_stored_is_finite_and_half_precision_of_the_same_logits():
     low = LowRank(
         jnp.array([[3e6, 1e6], [2.0, 3.0]]), jnp.array([[1e-5, 1.0], [-3e-5, 2.0]]), jnp.array([1.0, 1e6])
     )
-    predictor = stored(low, 0.1)
+    predictor = to_stored(low, 0.1)
     assert [part.dtype for part in predictor[:3]] == [np.float16] * 3
     x = np.array([[0.5, -0.25]], np.float32)
     found = np.asarray(logits(widened(predictor), x))
