@@ -302,6 +302,15 @@ def test_a_command_that_is_no_adapter_is_one_sentence(command, says):
     assert sorted(os.listdir("/dev/fd")) == before
 
 
+@pytest.mark.req("IOP-11")
+@pytest.mark.parametrize("status", [0, 4])
+def test_the_last_words_of_a_process_come_with_its_exit_status(status):
+    *_, facts = with_facts()
+    script = 'read line; echo "$1"; read line; echo "sorry"; exit "$2"'
+    with Command(["sh", "-c", script, "sh", facts, str(status)]) as engine:
+        assert engine.last_words([b"one", b"two"]) == (b"sorry", status)
+
+
 @pytest.mark.req("IOP-1")
 def test_facts_that_may_be_absent_may_be_there():
     with Command(with_facts(language="sh", max_elements=64)) as engine:
