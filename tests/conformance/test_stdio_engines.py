@@ -200,6 +200,15 @@ def test_all_that_the_engine_started_ends_with_it(tmp_path):
         os.close(descriptor)
 
 
+@pytest.mark.req("IOP-8")
+def test_closing_tells_the_engine_to_stop(tmp_path):
+    *_, facts = with_facts()
+    script = 'read line; echo "$1"; read line; echo "$line" > "$2"'
+    with Command(["sh", "-c", script, "sh", facts, str(tmp_path / "told")]):
+        pass
+    assert json.loads((tmp_path / "told").read_text()) == {"cmd": "stop"}
+
+
 def test_restart_gives_another_process():
     with wayward("exit") as engine:
         first = engine._process._popen.pid
@@ -300,6 +309,15 @@ def test_a_command_that_is_no_adapter_is_one_sentence(command, says):
         Command(command)
     assert "\n" not in str(error.value)
     assert sorted(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.req("IOP-11")
+@pytest.mark.parametrize("status", [0, 4])
+def test_the_last_words_of_a_process_come_with_its_exit_status(status):
+    *_, facts = with_facts()
+    script = 'read line; echo "$1"; read line; echo "sorry"; exit "$2"'
+    with Command(["sh", "-c", script, "sh", facts, str(status)]) as engine:
+        assert engine.last_words([b"one", b"two"]) == (b"sorry", status)
 
 
 @pytest.mark.req("IOP-1")

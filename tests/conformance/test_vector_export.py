@@ -126,3 +126,19 @@ def test_a_folder_with_something_else_is_not_replaced(folder, tmp_path):
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(VectorError, match="holds no vectors"):
         append_vectors(tmp_path / "other", all_groups())
+
+
+@pytest.mark.req("VEC-11")
+def test_a_difference_is_named_by_its_byte_and_line(folder):
+    path = folder / "read_plan" / "plans.json"
+    data = path.read_bytes()
+    third = data.index(b"\n", data.index(b"\n") + 1) + 1
+    for changed, byte, line in (
+        (data[:third] + b"?" + data[third + 1 :], third, 3),
+        (data[:third], third, 3),
+        (data + b"\n", len(data), data.count(b"\n") + 1),
+    ):
+        path.write_bytes(changed)
+        assert check_vectors(folder) == [
+            f"{path}: differs from what is due, first at byte {byte} (line {line})"
+        ]

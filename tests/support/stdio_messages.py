@@ -42,6 +42,8 @@ NO_RUNS = {
     "unknown operation": changed(PLAN, operation="fly"),
     "operation of another kind": changed(PLAN, operation=3),
     "args as a list": changed(PLAN, args=[]),
+    "args as a list of names": changed(PLAN, args=list(PLAN_ARGS)),
+    "args as a number": changed(PLAN, args=3),
     "unknown parameter": changed(PLAN, args=PLAN_ARGS | {"gap": 0}),
     "missing parameter": changed(PLAN, args={"block": 16, "max_gap": 0}),
     "another parameter": changed(PLAN, args=changed(PLAN_ARGS, block=..., blocks=16)),
