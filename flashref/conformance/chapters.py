@@ -1,10 +1,10 @@
 """The pages of the spec as this installation has them: found by a number, a name, or what they contain."""
 
-import difflib
 import re
 from collections.abc import Mapping
 
 from flashref.conformance.requirements import requirements, specs_folder
+from flashref.conformance.words import near
 from flashref.types import FlashrefError
 
 _DECISION = re.compile(r'^<a id="decision-(\d+)"></a>\n+(## .*?)\s*(?=^<a id=|\Z|^\[[^\]]+\]: )', re.M | re.S)
@@ -43,10 +43,8 @@ def chapter_text(word: str) -> str:
     names = numbers | {page.lower(): page for page in pages}
     wanted = word.lower().removesuffix(".md")
     if (page := names.get(wanted.zfill(2), names.get(wanted))) is None:
-        ids = {id_.lower(): id_ for id_ in known}
-        near = difflib.get_close_matches(wanted, [*names, *ids, *decisions], 3, 0.4)
-        also = f"; near it are {', '.join(ids.get(one, one) for one in near)}" if near else ""
-        raise FlashrefError(f"the spec has no {word!r}{also}; `flashref spec` lists its pages")
+        others = near(wanted, [*names, *known, *decisions])
+        raise FlashrefError(f"the spec has no {word!r}{others}; `flashref spec` lists its pages")
     return _page(page)
 
 

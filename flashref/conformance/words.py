@@ -1,6 +1,8 @@
-"""Numbers in the sentences of a failure: hexadecimal, so that no bit is hidden, and decimal beside it."""
+"""What the kit's sentences are made of: numbers in hexadecimal and decimal, words near an unknown one."""
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -17,3 +19,10 @@ def excess(error: float | None, bound: float) -> str:
     if not bound:
         return f"the error is {error:.3g}, and none is allowed"
     return f"the error is {error:.3g}, {error / bound:.3g} times the bound {bound:.3g}"
+
+
+def near(word: str, known: Iterable[str], most: int = 3) -> str:
+    """The known words that are nearest, in any case, as the end of a sentence; nothing if none is near."""
+    names = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), names, most, 0.4)
+    return f"; near it are {', '.join(names[name] for name in found)}" if found else ""

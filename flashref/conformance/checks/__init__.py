@@ -1,6 +1,5 @@
 """One check for each requirement that binds every implementation, by id, and the checks that words name."""
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from flashref.conformance.checks import (
 )
 from flashref.conformance.checks.check import Check
 from flashref.conformance.requirements import requirements
+from flashref.conformance.words import near
 from flashref.types import FlashrefError
 
 _MODULES = (adapter, stdio, ffn, predictor, window, bundle, plan, gather, slots, decode, machine, logits)
@@ -67,6 +67,5 @@ def _unknown(word: str) -> str:
         )
         return f"{word} has no check: {why}"
     areas = sorted({name.partition("-")[0] for name in CHECKS})
-    near = difflib.get_close_matches(word, [*CHECKS, *areas], 3, 0.4)
-    others = f"near it are {', '.join(near)}" if near else f"the areas are {', '.join(areas)}"
-    return f"no check is called {word!r}; {others}"
+    others = near(word, [*CHECKS, *areas]) or f"; the areas are {', '.join(areas)}"
+    return f"no check is called {word!r}{others}"

@@ -8,10 +8,11 @@ until = "0.4"                        # optional: later versions of the implement
 
 import re
 import tomllib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flashref.conformance.words import near
 from flashref.types import FlashrefError
 
 _KEYS = {"requirement", "case", "reason", "until"}
@@ -48,7 +49,7 @@ class Deviations(NamedTuple):
     cases: Mapping[str, str]
 
 
-def read_deviations(path: Path, checks: Container[str], cases: Container[str]) -> tuple[Deviation, ...]:
+def read_deviations(path: Path, checks: Collection[str], cases: Collection[str]) -> tuple[Deviation, ...]:
     """Read a deviations file.
 
     Args:
@@ -80,9 +81,10 @@ def read_deviations(path: Path, checks: Container[str], cases: Container[str]) -
         if one.what in (earlier.what for earlier in deviations[: number - 1]):
             raise DeviationError(f"{where}: {one.what} is there twice; keep one of them")
         if one.requirement is not None and one.requirement not in checks:
-            raise DeviationError(f"{where}: no check is called {one.requirement!r}; correct or remove it")
+            others = near(one.requirement, checks)
+            raise DeviationError(f"{where}: no check is called {one.requirement!r}{others}")
         if one.case is not None and one.case not in cases:
-            raise DeviationError(f"{where}: no vector is called {one.case!r}; correct or remove it")
+            raise DeviationError(f"{where}: no vector is called {one.case!r}{near(one.case, cases, 2)}")
     return tuple(deviations)
 
 

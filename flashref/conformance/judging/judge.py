@@ -1,6 +1,5 @@
 """The kit for a notebook and for the command line: an implementation judged, and a failure repeated."""
 
-import difflib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from flashref.conformance.transport.stdio import TIMEOUT, Command
 from flashref.conformance.transport.subject import InProcess
 from flashref.conformance.vectors.files import Vector
 from flashref.conformance.vectors.published import shipped_vectors
+from flashref.conformance.words import near
 from flashref.storage.progress import Progress
 from flashref.types import FlashrefError
 
@@ -123,9 +123,7 @@ def _vector_named(name: str) -> Vector:
     """The shipped vector with this id; FlashrefError names the ids that are near."""
     vectors = shipped_vectors()
     if name not in vectors:
-        near = difflib.get_close_matches(name, vectors, 2, 0.4)
-        also = f"; near it are {' and '.join(near)}" if near else ""
-        raise FlashrefError(f"no vector is called {name!r}{also}")
+        raise FlashrefError(f"no vector is called {name!r}{near(name, vectors, 2)}")
     return vectors[name]
 
 
