@@ -41,6 +41,7 @@ ON_ONE_WORKER = {
     "jax": (
         "tests/models/test_whole_text",
         "tests/conformance/test_adapters.py::test_an_example_adapter_passes[jax",
+        "tests/conformance/test_adapters.py::test_an_example_adapter_gives_the_vectors[jax",
     ),
     "xla": ("tests/xla/",),
     "training": ("tests/training/", "tests/cli/test_train"),

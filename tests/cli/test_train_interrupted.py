@@ -8,6 +8,7 @@ import hurried_jax
 import pytest
 import train_runs
 from command_line import Outcome
+from conftest import sampled
 from random_models import LAYERS
 from train_runs import CHECKOUT, QUICK, TEXT, loaded
 
@@ -32,7 +33,10 @@ def stopping(monkeypatch, after):
     return ranks
 
 
-@pytest.mark.parametrize("sizes", [("--ranks", "4,5"), ("--share", "0.4", "--false-negatives", "0.9")])
+SIZES = [("--ranks", "4,5"), ("--share", "0.4", "--false-negatives", "0.9")]
+
+
+@pytest.mark.parametrize("sizes", sampled(SIZES, SIZES[1:]))
 def test_an_interrupted_fit_goes_on_at_the_next_layer_to_the_same_bits(small, train, monkeypatch, sizes):
     words = (small, "--text", small / "text", "--steps", "4", *sizes, "--out")
     with monkeypatch.context() as patched:
