@@ -36,7 +36,7 @@ CITED = pytest.StashKey[dict[str, list[str]]]()
 CI_ONLY = pytest.StashKey[list[str]]()
 
 
-# Tests that share what takes long to make: JAX's compilations, fitted predictors, the paper's figures.
+# Tests that share something slow: JAX's compilations, processes, fitted predictors, the paper's figures.
 ON_ONE_WORKER = {
     "jax": (
         "tests/models/test_whole_text",
@@ -44,6 +44,7 @@ ON_ONE_WORKER = {
         "tests/conformance/test_adapters.py::test_an_example_adapter_gives_the_vectors[jax",
     ),
     "xla": ("tests/xla/",),
+    "suite": ("tests/conformance/test_suite.py::test_a_mistake",),
     "training": ("tests/training/", "tests/cli/test_train"),
     "paper": (
         "tests/simulate/test_paper",

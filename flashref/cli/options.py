@@ -99,7 +99,9 @@ def check_new_file(option: str, path: Path | None) -> None:
     if os.path.lexists(path):
         raise DomainError(f"{option} {path}: exists, and files are never overwritten; choose another name")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise DomainError(f"{option} {path}: {path.parent} is no folder that can be written; choose another")
+        raise DomainError(
+            f"{option} {path}: there is no folder {path.parent} that can be written; choose another"
+        )
 
 
 def _number(word: str, kind: Callable[[str], Number], wanted: str) -> Number:

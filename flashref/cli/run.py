@@ -162,8 +162,8 @@ def _add_memory_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--no-proof",
         action="store_true",
-        help="do not keep all weights in memory to check every step with. The peak of memory is held to "
-        "--memory instead, and there is no measured column and no table for OPT 6.7B",
+        help="do not keep all weights in memory to check every step with; the peak of memory is then held to "
+        "--memory plus a stated allowance. There is no table for OPT 6.7B then, and no measured column",
     )
 
 

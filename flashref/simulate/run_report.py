@@ -128,8 +128,8 @@ def _dense(found: Findings) -> Iterator[Finding]:
     missed = found.text.errors is not None and found.text.errors.false_negatives > 0
     if found.semantics == "resident" and missed:
         sentence += (
-            " The predictor missed active neurons; of these, resident semantics sum the ones that are in "
-            "memory, so the text may depend on the memory that is given."
+            " The predictor missed active neurons, and of these only the ones that happened to be in memory "
+            "were summed, so another --memory may give another text."
         )
     yield Finding("text", sentence)
 
@@ -204,8 +204,8 @@ def _peak(found: Findings) -> Iterator[Finding]:
     if memory.held is None:
         yield Finding(
             "peak memory",
-            f"{peak}. The proof's weights are in it; --no-proof leaves them out and holds the peak to the "
-            "budget.",
+            f"{peak}. The proof's weights are in it; --no-proof leaves them out, and holds the peak to the "
+            "budget plus a stated allowance for everything else.",
         )
         return
     yield Finding(
@@ -302,6 +302,6 @@ def _scaled_verdict(scaled: Sequence[Method]) -> str:
     """Say why these figures are not the paper's: other shares of the FFN are predicted and read."""
     predicted, new = (method.useful_bytes_per_token / FFN_BYTES for method in (scaled[2], scaled[4]))
     return (
-        f"This trace has {predicted:.1%} of the FFN predicted for a token, and {new:.1%} that must be read "
-        "with the window; the paper's model has about 10% and 2.4%, so the times differ."
+        f"This trace has {predicted:.1%} of the FFN predicted for a token, and {new:.1%} that must still be "
+        "read although there is a window; the paper's model has about 10% and 2.4%, so the times differ."
     )

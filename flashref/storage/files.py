@@ -111,7 +111,7 @@ def require_new_file(path: Path) -> None:
     if os.path.lexists(path):
         raise DomainError(f"{path}: exists, and files are never overwritten; choose another name")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise DomainError(f"{path}: {path.parent} is no folder that can be written; choose another")
+        raise DomainError(f"{path}: there is no folder {path.parent} that can be written; choose another")
 
 
 def save_file(path: Path, content: bytes) -> None:

@@ -136,7 +136,10 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path, name, capsys):
         (["--size", "-4"], "must be at least 0.015625 GiB, not -4"),
         (["--seed", "-1"], "must be at least 0, not -1"),
         (["--out", "taken"], "--out taken: exists, and files are never overwritten"),
-        (["--out", "absent/disk.json"], "--out absent/disk.json: absent is no folder that can be written"),
+        (
+            ["--out", "absent/disk.json"],
+            "--out absent/disk.json: there is no folder absent that can be written",
+        ),
         (["--accept-noise", "0"], "must be more than 0 and at most 1, not 0"),
         (["--fast"], "--fast"),
     ],

@@ -66,9 +66,9 @@ def test_a_value_that_is_not_finite(run, tmp_path):
 
 def test_a_folder_that_cannot_be_written(run, tmp_path, monkeypatch):
     text = sentence(run("--image", tmp_path / "no" / "image"))
-    assert text.startswith(f"{tmp_path}/no/image: {tmp_path}/no is no folder that can be written; ")
+    assert text.startswith(f"{tmp_path}/no/image: there is no folder {tmp_path}/no that can be written; ")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "is no folder that can be written" in sentence(run("--image", tmp_path / "image"))
+    assert "there is no folder" in sentence(run("--image", tmp_path / "image"))
     assert os.listdir(tmp_path) == []
 
 

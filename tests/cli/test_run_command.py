@@ -125,7 +125,7 @@ def test_a_report_in_words(run):
     assert told.startswith("In the")
     for words in (
         "verified: in ",
-        "text: the dense model writes another text. The predictor missed active neurons; of these, resident",
+        "text: the dense model writes another text. The predictor missed active neurons, and of these only",
         "memory: the budget is ",
         " (0.95 of the model), and ",
         "The window has 5 tokens. Rows per layer: ",

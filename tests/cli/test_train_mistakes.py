@@ -40,7 +40,7 @@ REFUSALS = {
     "share": (("MODEL", "--text", "TEXT", "--share", "0.001"), "give at least --share 0.0"),
     "threshold": (("MODEL", "--text", "TEXT", "--threshold", "1"), "not a probability between 0 and 1"),
     "out": (("MODEL", "--text", "TEXT", "--out", "TEXT"), "exists, and files are never overwritten"),
-    "folder": (("MODEL", "--text", "TEXT", "--out", "MODEL/no/x"), "is no folder that can be written"),
+    "folder": (("MODEL", "--text", "TEXT", "--out", "MODEL/no/x"), " that can be written; choose another"),
     "fit and judge": (("MODEL", "--judge", "--ranks", "3"), "--ranks is an option for fitting"),
     "predictors": (("MODEL", "--text", "TEXT", "--predictors", "TEXT"), "add --judge"),
     "none to judge": (("MODEL", "--judge", "--text", "TEXT"), "predictors.safetensors: cannot be read"),

@@ -117,6 +117,7 @@ def test_a_failure_in_the_suite_is_what_the_command_shows_and_no_traceback(adapt
     assert judge("other", "--repro", "PLN-2", text)[0] == 1
 
 
+@pytest.mark.ci
 def test_the_suite_survives_a_command_that_crashes(adapter, tmp_path):
     adapter("def read_plan(*of): os._exit(3)\ndef gather_rows(*of): return 7\n")
     line = f"{shlex.quote(sys.executable)} -m flashref.conformance other"
