@@ -1,6 +1,6 @@
 """One token through one layer: predict, window, place, read, sum. Chapter: specs/80-decode.md.
 
-Satisfies: DEC-1 to DEC-11.
+Satisfies: DEC-1 to DEC-10; flashref.models satisfies DEC-11, about the logits of a whole model.
 """
 
 from collections.abc import Callable, Iterable
@@ -50,7 +50,7 @@ class LayerState(NamedTuple):
     """One layer between two tokens (paper §3.3, Fig. 6).
 
     layout: its bundles on flash; checksums: CRC-32 of each padded bundle by neuron, (n,) uint32, or None;
-    matrix: (capacity, fields, d) in the stored dtype; bypass_rows: rows of the bypass buffer;
+    matrix: (capacity, fields, d) in the stored dtype; bypass_rows: neurons in the bypass buffer;
     max_gap: the largest gap of unneeded bytes that one read bridges.
     """
 
@@ -78,14 +78,14 @@ class Step(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows in DRAM, and the neurons that they belong to: ids (m,) in any order, bundles (m, fields, d)."""
+    """The rows of some neurons in DRAM: ids (m,) in any order, bundles (m, fields, d)."""
 
     ids: Ids
     bundles: Array
 
 
 def sum_resident(predicted: Ids, in_dram: Ids) -> Ids:
-    """`resident` semantics: the FFN sums every row in DRAM, the paper's own (§3.3). Requirement: DEC-3."""
+    """`resident` semantics: the FFN sums every neuron in DRAM, the paper's own (§3.3). Requirement: DEC-3."""
     return in_dram
 
 
@@ -109,8 +109,8 @@ def empty_layer(
         layout: of the layer's bundles on flash.
         resident: the part of the FFN that is always in DRAM.
         k: tokens that the window remembers.
-        capacity: rows of the DRAM matrix.
-        bypass_rows: rows of the bypass buffer, ≥ 1; n if None.
+        capacity: slots of the DRAM matrix.
+        bypass_rows: neurons whose rows fit the bypass buffer, ≥ 1; n if None.
         max_gap: the largest gap of unneeded bytes that one read bridges.
         checksums: (n,) uint32, the CRC-32 of each padded bundle by neuron; with None nothing is checked.
 
@@ -138,13 +138,13 @@ def read_batches(delta: Delta, bypass_rows: int) -> tuple[Ids, ...]:
 
     Args:
         delta: what the token changes, as `window_update` gives it.
-        bypass_rows: rows of the bypass buffer, ≥ 1.
+        bypass_rows: neurons whose rows fit the bypass buffer, ≥ 1.
 
     Returns:
-        At least one batch, empty if there is nothing to read.
+        Strictly ascending ids for each batch; if there is nothing to read, one batch without ids.
 
     Raises:
-        DomainError: the buffer has no row.
+        DomainError: the buffer fits no neuron.
 
     Decisions 8 and 18: the bypass passes through a buffer, and the reads of a token are one batch as long as
     that buffer suffices. Requirement: DEC-10.
@@ -166,9 +166,9 @@ def decode_layer(
         state: the layer before the token; it is not changed, not even if reading fails.
         x: (d,) float32, the vector that the up projection receives.
         predict: gives the predicted ids for x, such as `predict_active` with a predictor.
-        place: where new rows go: `swap_with_last` or `fill_holes`.
+        place: the slots of new neurons: `swap_with_last` or `fill_holes`.
         read: a reader of the image.
-        semantics: which rows are summed: `sum_resident` or `sum_predicted`.
+        semantics: which neurons are summed: `sum_resident` or `sum_predicted`.
 
     Returns:
         y (d,) float32, the state after the token, and the Step.
@@ -178,7 +178,7 @@ def decode_layer(
         ImageError, ReadError: a bundle is damaged, or cannot be read.
 
     Paper §3.1 to §3.3. Decisions 2, 3, 8 and 18: a token evicts before it loads, sums what the semantics
-    choose, bypasses what does not fit, and reads in batches. Requirements: DEC-1 to DEC-9.
+    choose, bypasses what does not fit, and reads in batches. Requirements: DEC-2 to DEC-10.
     """
     # predict
     predicted = ascending_ids(predict(x), state.layout.n)
@@ -190,7 +190,7 @@ def decode_layer(
     # place
     slots, moves = place(state.slots, delta)
 
-    # read: load, and as much of the bypass as its buffer holds; the rest is read while the sum goes on
+    # read: load, and as much of the bypass as its buffer holds; the rest is read between parts of the sum
     costs: list[IO] = []
 
     def read_batch(batch: Ids) -> Rows:

@@ -49,7 +49,7 @@ def window_model(k: int, capacity: int, actives: Iterable[Iterable[int]]) -> Ite
 
 
 def swap_with_last_model(rows: list[int], evict: set[int], load: set[int]) -> tuple[list[int], int]:
-    """Decision 10 (swap with last) by the letter: the ids of the rows after a token, and the rows moved."""
+    """Decision 10 (swap with last) by the letter: the ids of the slots after a token, and the rows moved."""
     count = len(rows) - len(evict)
     tail = [neuron for neuron in rows[count:] if neuron not in evict]
     moved = len(tail)
@@ -57,7 +57,7 @@ def swap_with_last_model(rows: list[int], evict: set[int], load: set[int]) -> tu
 
 
 def fill_holes_model(rows: list[int], evict: set[int], load: set[int]) -> tuple[list[int], int]:
-    """Decision 11 (fill holes) by the letter: new rows take the lowest holes, the last rows those left."""
+    """Decision 11 (fill holes) by the letter: new ids take the lowest holes, the last ids those left."""
     new, count = sorted(load), len(rows) - len(evict) + len(load)
     filled = [new.pop(0) if neuron in evict and new else neuron for neuron in rows] + new
     tail = [neuron for neuron in filled[count:] if neuron not in evict]

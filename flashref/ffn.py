@@ -72,7 +72,7 @@ def active_neurons(x: Vector, ffn: FFN) -> Ids:
     Returns:
         The ids with z > 0 for ReLU and squared ReLU, with z > τ for FATReLU, and all for SiLU and GELU.
 
-    Decision 7: a neuron is active if its activation is not zero. Requirement: FFN-10.
+    Decision 7: the rule looks at z, not at the activation, which may round to zero. Requirement: FFN-10.
     """
     _check(x, ffn)
     z = _gate_pre_activation(x, ffn)

@@ -1,4 +1,4 @@
-"""The DRAM matrix without gaps: which neuron lies in which row. Chapter: specs/70-slots.md.
+"""The DRAM matrix without gaps: which neuron lies in which slot. Chapter: specs/70-slots.md.
 
 Satisfies: SLT-1 to SLT-9.
 """
@@ -13,9 +13,9 @@ from flashref.window import Delta
 
 
 class Slots(NamedTuple):
-    """Which neuron lies in which row of the DRAM matrix (paper §3.3, `pointer` and `num_used`).
+    """Which neuron lies in which slot of the DRAM matrix (paper §3.3, `pointer` and `num_used`).
 
-    ids: (capacity,) int64. Rows 0 … used − 1 are in use; behind them ids are stale, or NEVER.
+    ids: (capacity,) int64. Slots 0 … used − 1 are in use; behind them ids are stale, or NEVER.
     """
 
     ids: npt.NDArray[np.int64]
@@ -23,7 +23,7 @@ class Slots(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """What a placement does to the DRAM matrix: row source[j] → target[j]; then new row j → put[j]."""
+    """What a placement does to the DRAM matrix: slot source[j] → target[j]; then load's id j → put[j]."""
 
     source: Ids
     target: Ids
@@ -31,7 +31,7 @@ class Moves(NamedTuple):
 
 
 def empty_slots(capacity: int) -> Slots:
-    """The slots of a matrix of `capacity` rows, of which none is in use (paper §3.3).
+    """The `capacity` slots of a matrix, of which none is in use (paper §3.3).
 
     Raises:
         DomainError: the capacity is negative.
@@ -44,10 +44,10 @@ def empty_slots(capacity: int) -> Slots:
 
 
 def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
-    """The paper's placement: the last rows fill the holes, then new rows are appended (§3.3, Fig. 6).
+    """The paper's placement: the last neurons fill the holes, then new ones are appended (§3.3, Fig. 6).
 
-    The holes below the count after eviction, in ascending order, are each filled by the highest surviving
-    row. Then the neurons of load are appended in ascending id.
+    The holes below slot used − |evict|, in ascending order, are each filled from the highest surviving slot.
+    Then the neurons of load are appended in ascending id.
 
     Args:
         slots: before the token; they are not changed.
@@ -58,12 +58,12 @@ def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
 
     Raises:
         IdsError: the delta does not belong to these slots.
-        DomainError: the rows do not fit the matrix.
+        DomainError: the neurons do not fit the matrix.
 
     Requirements: SLT-2 to SLT-5.
     """
     survives = _survives(slots, delta)
-    count = int(survives.sum())
+    count = int(survives.sum())  # slots that survive
     target = np.flatnonzero(~survives[:count])
     source = (count + np.flatnonzero(survives[count:]))[::-1]
     put = np.arange(count, count + len(delta.load))
@@ -71,17 +71,17 @@ def swap_with_last(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
 
 
 def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
-    """The other placement: new rows go straight into the lowest holes, so that fewer rows move.
+    """The other placement: new neurons go straight into the lowest holes, so that fewer rows move.
 
-    Further new rows are appended. Holes that are left below the final count, in ascending order, are each
-    filled by the highest surviving row.
+    Further new neurons are appended. Holes that are left among the slots in use afterwards, in ascending
+    order, are each filled from the highest surviving slot.
 
     Args, Returns, Raises: as for `swap_with_last`.
 
     Decision 11: the paper does not say why it moves rows first. Requirements: SLT-2, SLT-3, SLT-6, SLT-7.
     """
     survives = _survives(slots, delta)
-    count = int(survives.sum()) + len(delta.load)
+    count = int(survives.sum()) + len(delta.load)  # slots in use afterwards
     holes = np.concatenate([np.flatnonzero(~survives), np.arange(slots.used, max(count, slots.used))])
     put, left = np.split(holes, [len(delta.load)])
     target = left[left < count]
@@ -90,12 +90,12 @@ def fill_holes(slots: Slots, delta: Delta) -> tuple[Slots, Moves]:
 
 
 def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
-    """The matrix after its moves: first row source[j] → target[j], then rows[j] → put[j].
+    """The matrix after its moves: first slot source[j] → target[j], then rows[j] → put[j].
 
     Args:
         matrix: (capacity, …); it is not changed.
         moves: as a placement gives them.
-        rows: (m, …) of the matrix's dtype, the new rows in ascending id, one for each put.
+        rows: (m, …) of the matrix's dtype, those of the neurons of load in ascending id.
 
     Returns:
         A new matrix.
@@ -117,7 +117,7 @@ def apply_moves(matrix: Array, moves: Moves, rows: Array) -> Array:
 
 
 def _survives(slots: Slots, delta: Delta) -> npt.NDArray[np.bool_]:
-    """A mask over the used rows: which of them stay. Raises if the delta does not fit these slots."""
+    """A mask over the used slots: which of them stay. Raises if the delta does not fit these slots."""
     for ids in (delta.load, delta.evict):
         ascending_ids(ids, np.iinfo(np.int64).max)
     used = slots.ids[: slots.used]
@@ -133,7 +133,7 @@ def _survives(slots: Slots, delta: Delta) -> npt.NDArray[np.bool_]:
 
 
 def _placed(slots: Slots, delta: Delta, moves: Moves, used: int) -> tuple[Slots, Moves]:
-    ids: Ids = slots.ids.copy()  # what lies behind the used rows stays as it was (Fig. 6)
+    ids: Ids = slots.ids.copy()  # what lies behind the used slots stays as it was (Fig. 6)
     ids[moves.target] = slots.ids[moves.source]
     ids[moves.put] = delta.load
     return Slots(ids, used), moves

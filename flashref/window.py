@@ -14,7 +14,7 @@ from flashref.types import NEVER, DomainError, Ids, ascending_ids
 class Window(NamedTuple):
     """The neurons of the last k tokens of one layer, as far as they fit (paper §3.1.2; decisions 1 and 8).
 
-    k: tokens; capacity: rows of the DRAM matrix; token: number of the next token; last: (n,) int64, the
+    k: tokens; capacity: slots of the DRAM matrix; token: number of the next token; last: (n,) int64, the
     neurons' stamps: while a neuron is resident the last token that kept it, else NEVER (decision 9).
     """
 
@@ -38,7 +38,7 @@ def empty_window(n: int, k: int, capacity: int) -> Window:
     Args:
         n: neurons of the layer, ≥ 1.
         k: tokens that the window remembers, ≥ 1.
-        capacity: rows of the layer's DRAM matrix, ≥ 0.
+        capacity: slots of the layer's DRAM matrix, ≥ 0.
 
     Raises:
         DomainError: a number is too small.

@@ -35,7 +35,7 @@ def chapter_text(word: str) -> str:
     """
     known, pages = requirements(), list(chapters())
     if (of := known.get(word.upper())) is not None:
-        return f"{of.id} [{of.kind}]: {of.sentence}\n(`flashref spec {of.page[:2]}` shows its chapter.)\n"
+        return f"{of.id} [{of.kind}]: {of.sentence}\n\n(`flashref spec {of.page[:2]}` shows its chapter.)\n"
     decisions = _decisions()
     if (name := re.sub(r"[\s_]+", "-", word.strip().lower())) in decisions:
         return decisions[name]

@@ -34,7 +34,7 @@ def test_a_page_without_a_number_is_found_by_its_name(capsys):
 
 def test_a_requirement_is_printed_with_its_chapter(capsys):
     sentence = requirements()["WIN-3"].sentence
-    due = f"WIN-3 [exact]: {sentence}\n(`flashref spec 30` shows its chapter.)\n"
+    due = f"WIN-3 [exact]: {sentence}\n\n(`flashref spec 30` shows its chapter.)\n"
     assert shown(capsys, "win-3") == (0, due, "")
     assert json.loads(shown(capsys, "win-3", "--json")[1]) == {"win-3": due}
 
