@@ -2,8 +2,8 @@
 
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flashref.types import STORED_DTYPES, FlashrefError
 
@@ -61,6 +61,24 @@ class Facts(NamedTuple):
     accumulate: str = "F32"
     flushes_subnormals: bool = False
     max_elements: int | None = None
+
+
+def how_to_skip(operation: str, arguments: Sequence[Any]) -> str:
+    """Say what an adapter does for an activation that its engine lacks; empty if the call has no activation.
+
+    Args:
+        operation: one of OPERATIONS.
+        arguments: of a valid call that was refused.
+
+    Returns:
+        The end of a sentence, or an empty text.
+    """
+    named = dict(zip(OPERATIONS[operation], arguments, strict=True))
+    names = {layer[0].activation for layer in named["layers"]} if "layers" in named else set()
+    names |= {named["activation"]} if "activation" in named else set()
+    if not names:
+        return ""
+    return f"; if your engine has no {' or no '.join(sorted(names))}, raise Unsupported (chapter 96)"
 
 
 def load_adapter(name: str) -> object:

@@ -110,7 +110,7 @@ def test_a_refusal_and_a_result_in_the_wrong_place(shipped):
     def refuses(*of):
         raise ValueError("not today")
 
-    with pytest.raises(Breach, match=r"refused arguments that are valid \(ValueError: not today\)"):
+    with pytest.raises(Breach, match="refused a valid input: ValueError: not today"):
         judge_vector(subject_with(read_plan=refuses), shipped["read_plan/plans/touching"])
     judge_vector(subject_with(read_plan=refuses), shipped["read_plan/refusals/block_of_three"])
     with pytest.raises(Breach, match="accepted what must be refused"):

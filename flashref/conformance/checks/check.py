@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine
 
-from flashref.conformance.adapter import Facts
+from flashref.conformance.adapter import Facts, how_to_skip
 from flashref.conformance.strategies import DTYPES, SIZES
 from flashref.conformance.transport.codec import registered
 from flashref.conformance.transport.subject import Breach, Refusal, Subject
@@ -87,7 +87,8 @@ def ask(subject: Subject, call: Call) -> Any:
     try:
         return subject.call(call.operation, *call.arguments)
     except Refusal as refusal:
-        raise Breach("fail", f"{call.operation} refused a valid input: {refusal}") from None
+        advice = how_to_skip(call.operation, call.arguments)
+        raise Breach("fail", f"{call.operation} refused a valid input: {refusal}{advice}") from None
 
 
 def must_refuse(subject: Subject, call: Call) -> None:
