@@ -1,6 +1,7 @@
 """What the kit calls of an implementation: its operations, and the facts that it declares (chapter 96)."""
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -102,9 +103,10 @@ def load_adapter(name: str) -> object:
     try:
         adapter: object = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a foreign module raises is the user's to read
-        raise AdapterError(
-            f"the adapter's module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        text = f"the adapter's module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            text += f"; put it into this folder ({os.getcwd()}), or install it"
+        raise AdapterError(text) from error
     for part in attribute.split(".") if attribute else ():
         if not hasattr(adapter, part):
             raise AdapterError(

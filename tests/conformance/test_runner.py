@@ -1,5 +1,6 @@
 """From a check to a verdict: which cases are asked, what is counted, and which case is kept."""
 
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,8 +121,21 @@ def test_skipped_cases_are_not_judged_and_if_all_are_skipped_that_is_no_pass():
         return judge
 
     some, every = (examine(check_of(skips(*bad)), SUBJECT, DEV) for bad in ((1,), (1, 2, 3)))
-    assert (some.kind, some.cases) == ("pass", 2)
-    assert (every.kind, every.cases, every.text) == ("unsupported", 0, "not 3")
+    assert (some.kind, some.cases, some.skipped) == ("pass", 2, {"not 1": 1})
+    assert (every.kind, every.cases, every.text) == ("unsupported", 0, "not 1; not 2; not 3")
+
+
+def test_skipped_cases_are_counted_up_to_the_first_failure():
+    def judge(subject, case):
+        if case == 3:
+            raise Breach("fail", "three")
+        raise Unsupported("small" if case < 3 else "large")
+
+    attempts = Attempts(check_of(judge), SUBJECT)
+    for case in (1, 2, 3, 4, 5):
+        with suppress(Breach):
+            attempts.attempt(case)
+    assert attempts.verdict("fail", "three").skipped == {"small": 2}
 
 
 @pytest.mark.parametrize("operation", ["sparse_ffn", "run_decode", "run_window"])
@@ -186,4 +200,9 @@ def test_a_run_begins_anew():
     with pytest.raises(Breach):
         attempts.attempt(2)
     attempts.begin()
-    assert (attempts.judged, attempts.skipped, attempts.failing, attempts.first_failure) == (0, 0, None, None)
+    assert (attempts.judged, attempts.skipped, attempts.failing, attempts.first_failure) == (
+        0,
+        {},
+        None,
+        None,
+    )

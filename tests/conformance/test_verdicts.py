@@ -187,7 +187,7 @@ def test_unsupported_is_no_failure_and_gives_the_reason(judge, adapter):
     assert code == 0
     assert re.search(r"WIN-6 +exact +pass", out)
     assert re.search(r"PLN-2 +exact +unsupported +0 +see issue 7", out)
-    assert re.search(r"read_plan +vectors +unsupported +0 of \d+ +see issue 7", out)
+    assert re.search(r"read_plan +vectors +unsupported +0 +see issue 7", out)
     assert f"spec {SPEC_VERSION}: 1 pass, 0 deviate, 1 unsupported, 0 fail" in out
 
 
