@@ -94,6 +94,19 @@ def read_plan(extents, block, max_gap):
     assert len(printed) == len(set(verdict["skipped"]) | set(group["skipped"]))
 
 
+def test_the_table_names_the_wrong_set_before_its_place(judge, adapter, monkeypatch):
+    adapter(
+        "def run_window(*of):\n    of = reference.run_window(*of)\n"
+        "    return [[[[d[0], d[0], d[2]] for d in token] for token in tokens] for tokens in of]\n"
+    )
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out = judge("other", "--requirements", "WIN-4")
+    wrong = r"evict, sequence 0, token 0, layer 0: got \[[\d, ]+\], expected \[\]"
+    assert re.search(r"^WIN-4 +exact +fail +\d+  evict, sequence 0, token 0, layer 0: got…$", out, re.M)
+    assert re.search(rf"\nWIN-4 \[exact\]: .*\n  fail: {wrong}; missing", out)
+    assert re.search(rf"\nrun_window/by_hand/example \[vector of .*\n  fail: {wrong}\. The case", out)
+
+
 def test_of_many_reasons_the_first_are_printed(judge, adapter):
     source = """
 from flashref.conformance.adapter import Unsupported
