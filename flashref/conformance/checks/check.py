@@ -82,13 +82,14 @@ def singles(values: Any) -> Array:
     return np.array(values, np.float32)
 
 
-def ask(subject: Subject, call: Call) -> Any:
-    """The answer to a valid call; a refusal is a failure."""
+def ask(subject: Subject, call: Call, which: str = "") -> Any:
+    """The answer to a valid call; a refusal is a failure, whose text begins with `which` of several calls."""
     try:
         return subject.call(call.operation, *call.arguments)
     except Refusal as refusal:
         advice = how_to_skip(call.operation, call.arguments)
-        raise Breach("fail", f"{call.operation} refused a valid input: {refusal}{advice}") from None
+        text = f"{call.operation} refused a valid input: {refusal}{advice}"
+        raise Breach("fail", f"{which}: {text}" if which else text) from None
 
 
 def must_refuse(subject: Subject, call: Call) -> None:

@@ -203,7 +203,8 @@ def failure_text(verdict: Verdict, target: str) -> str:
     heading = name if of is None else f"{of.id} [{of.kind}]: {of.sentence} (specs/{of.page})"
     if verdict.repeat is not None:
         calls = [call for call in calls_of(case_from_text(verdict.repeat)) if isinstance(call, Call)]
-        texts += [*map(_call_text, calls), f"{again} '{verdict.repeat}'"]
+        numbers = [""] if len(calls) == 1 else [f" {number}" for number in range(1, len(calls) + 1)]
+        texts += [*map(_call_text, calls, numbers), f"{again} '{verdict.repeat}'"]
     return "\n".join([heading, *texts])
 
 
@@ -212,10 +213,12 @@ def _without_id(verdict: Verdict) -> str:
     return verdict.text.removeprefix(f"{verdict.requirement}: ")
 
 
-def _call_text(call: Call) -> str:
+def _call_text(call: Call, number: str = "") -> str:
+    """A line with the call; of several calls, with its number and what is special about it."""
     named = zip(OPERATIONS[call.operation], call.arguments, strict=True)
     arguments = ", ".join(f"{name}={shown(value)}" for name, value in named)
-    return f"  call: {call.operation}({arguments})"
+    note = f" ({call.note})" if number and call.note else ""
+    return f"  call{number}{note}: {call.operation}({arguments})"
 
 
 def _group_json(operation: str, group: Sequence[Verdict]) -> dict[str, Any]:
