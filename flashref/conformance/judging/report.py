@@ -108,14 +108,15 @@ class Report(NamedTuple):
             yield Row("vectors", operation, "vectors", kind, str(sum(one.cases for one in group)), why)
 
     def skipped(self) -> dict[str, tuple[int, int]]:
-        """Count what was skipped of the operations that the implementation has.
+        """Count what was skipped of the requirements and operations of which something was judged.
 
         Returns:
             Reason → (cases of requirements, vectors), the largest numbers first.
         """
         cases, vectors = Counter[str](), Counter[str]()
         for verdict in self.verdicts:
-            cases.update(verdict.skipped)
+            if verdict.kind != UNSUPPORTED:  # else its text has the reasons
+                cases.update(verdict.skipped)
         for group in self.vectors.values():
             if group_kind(group) != UNSUPPORTED:
                 vectors.update(_skipped(group))
