@@ -1,6 +1,7 @@
 """`flashref conformance`: an implementation, in a process of its own, judged against every requirement."""
 
 import argparse
+import functools
 import json
 import textwrap
 from collections import Counter
@@ -26,11 +27,13 @@ TIMEOUT = 60.0  # seconds for an answer
 PROFILES = ("dev", "ci", "nightly")  # not the kit's own: Hypothesis is loaded when there is something to do
 HEADINGS = ("requirement", "class", "verdict", "cases", "why")
 LEGEND = (
-    "The class says whether a result must be exact, or within the bound of chapter 90. Cases are those "
-    "that were judged, up to the first failure; for vectors, those that passed. Failures follow in full."
+    "The class says whether a result must be exact, or within the bound of chapter 90. The cases column "
+    "counts the cases that were judged, for a requirement up to its first failure. A case that the adapter "
+    "skips is not judged; the why column counts these. Their reasons and every failure in full follow."
 )
 COLOURS = {"pass": "green", "unsupported": "dim", "deviates": "yellow"}
 MANY = 3  # if more rows than this are unsupported for one reason, one paragraph names them all
+REASONS = 10  # reasons for skipped cases that are printed
 NARROWEST = 20  # characters of the column of reasons
 
 
@@ -179,10 +182,23 @@ def _print(report: "Report") -> None:
         listed = "\n  ".join(_wrapped(", ".join(names), out.width - 2))
         say(f"{what}: {reason}")
         out.print(f"  {listed}\n", soft_wrap=True, markup=False)
+    _print_skips(list(report.skips()))
     for failure in report.failures():
         _print_failure(failure)
         print()
     say(report.summary)
+
+
+def _print_skips(skips: list[str]) -> None:
+    """Print how many cases were skipped for which reason."""
+    if not skips:
+        return
+    out = Output(highlight=False, emoji=False)
+    more = [f"and {len(skips) - REASONS} more reasons, which --json lists"] if len(skips) > REASONS else []
+    out.print("skipped, and so not judged:")
+    for line in [*skips[:REASONS], *more]:
+        out.print("\n".join(_wrapped(f"  {line}", out.width, "    ")), soft_wrap=True, markup=False)
+    print()
 
 
 def _print_failure(failure: str) -> None:
@@ -237,10 +253,11 @@ def _without_repetition(rows: "list[Row]") -> "tuple[list[Row], dict[tuple[bool,
 
 
 def _why(row: "Row", room: int) -> list[str]:
-    """The reason in lines; of one that is shown in full below, the words that fit into one line."""
+    """The column in lines; of a reason that is shown in full below, the words that fit into one line."""
     if row.verdict in (*COLOURS, "not run"):
-        return _wrapped(row.why, room) or [""]
-    return [textwrap.shorten(row.why, room, placeholder="…", break_on_hyphens=False)]
+        return [part for line in row.why.splitlines() for part in _wrapped(line, room)] or [""]
+    shorten = functools.partial(textwrap.shorten, placeholder="…", break_on_hyphens=False)
+    return [shorten(line, room) for line in row.why.splitlines()] or [""]
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> list[str]:

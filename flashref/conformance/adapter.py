@@ -1,9 +1,10 @@
 """What the kit calls of an implementation: its operations, and the facts that it declares (chapter 96)."""
 
 import importlib
+import os
 import sys
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flashref.types import STORED_DTYPES, FlashrefError
 
@@ -63,6 +64,24 @@ class Facts(NamedTuple):
     max_elements: int | None = None
 
 
+def how_to_skip(operation: str, arguments: Sequence[Any]) -> str:
+    """Say what an adapter does for an activation that its engine lacks; empty if the call has no activation.
+
+    Args:
+        operation: one of OPERATIONS.
+        arguments: of a valid call that was refused.
+
+    Returns:
+        The end of a sentence, or an empty text.
+    """
+    named = dict(zip(OPERATIONS[operation], arguments, strict=True))
+    names = {layer[0].activation for layer in named["layers"]} if "layers" in named else set()
+    names |= {named["activation"]} if "activation" in named else set()
+    if not names:
+        return ""
+    return f"; if your engine has no {' or no '.join(sorted(names))}, raise Unsupported (chapter 96)"
+
+
 def load_adapter(name: str) -> object:
     """Import a Python adapter; the working directory is searched first.
 
@@ -84,9 +103,10 @@ def load_adapter(name: str) -> object:
     try:
         adapter: object = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a foreign module raises is the user's to read
-        raise AdapterError(
-            f"the adapter's module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        text = f"the adapter's module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            text += f"; put it into this folder ({os.getcwd()}), or install it"
+        raise AdapterError(text) from error
     for part in attribute.split(".") if attribute else ():
         if not hasattr(adapter, part):
             raise AdapterError(

@@ -70,7 +70,8 @@ class Hooks:
         """The verdict travels with the report."""
         report = yield
         if isinstance(item, suite.SuiteTest) and report.when == "call" and item.verdict is not None:
-            setattr(report, KEY, [item.place, *self.facts, *item.verdict])
+            sent = item.verdict._replace(skipped=dict(item.verdict.skipped))  # xdist sends plain types only
+            setattr(report, KEY, [item.place, *self.facts, *sent])
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -46,8 +46,8 @@ def test_rows_are_requirements_then_operations(mixed):
         Row("52-plan", "PLN-2", "exact", "fail", "3", "blocks <are> missing"),
         Row("60-gather", "GTH-1", "exact", "not run", "0", "it hung before"),
         Row("70-slots", "SLT-2", "exact", "crashes", "1", "it is gone"),
-        Row("vectors", "read_plan", "vectors", "wrong type", "1 of 3", "a float"),
-        Row("vectors", "run_slots", "vectors", "unsupported", "0 of 1", "no"),
+        Row("vectors", "read_plan", "vectors", "wrong type", "3", "1 pass, 2 fail\na float"),
+        Row("vectors", "run_slots", "vectors", "unsupported", "0", "no"),
     ]
 
 
@@ -83,16 +83,58 @@ def test_json_has_the_failures_and_no_seconds(mixed):
     assert found["passed"] is False and found["name"] == "engine"
     assert found["verdicts"][2] == {
         "requirement": "PLN-2", "kind": "fail", "text": "blocks <are> missing\nand more", "cases": 3,
-        "repeat": CASE,
+        "repeat": CASE, "skipped": {},
     }  # fmt: skip
     assert found["vectors"][0] == {
         "operation": "read_plan", "kind": "wrong type", "cases": 3,
-        "pass": 1, "deviate": 0, "unsupported": 0, "fail": 2, "not run": 0,
+        "pass": 1, "deviate": 0, "unsupported": 0, "fail": 2, "not run": 0, "skipped": {},
         "failures": [
             {"case": NONE, "kind": "wrong type", "text": f"{NONE}: a float"},
             {"case": ORDER, "kind": "fail", "text": f"{ORDER}: another"},
         ],
     }  # fmt: skip
+
+
+@pytest.fixture
+def skipping():
+    verdicts = [
+        Verdict("PLN-1", "pass", "", 20, 0.0, None, {"no gaps": 9, "no <ends>": 1}),
+        Verdict("PLN-2", "fail", "a gap", 3, 0.0, CASE, {"no gaps": 4}),
+        Verdict("GTH-1", "unsupported", "no gaps", 0, 0.0, None, {"no gaps": 30}),
+    ]
+    names = [name for name in shipped_vectors() if name.startswith("read_plan/")]
+    plans = [Verdict(name, "unsupported", "no runs", 0, 0.0) for name in names[:2]]
+    plans += [Verdict(name, "pass", "", 1, 0.0) for name in names[2:5]]
+    failed = Verdict(names[5], "fail", f"{names[5]}: a gap", 1, 0.0)
+    lacking = Verdict("run_slots/a/b", "unsupported", "no slots", 0, 0.0)
+    groups = {"read_plan": [*plans, failed], "gather_rows": plans, "run_slots": [lacking]}
+    return report(verdicts, groups)
+
+
+def test_skipped_cases_are_counted_beside_those_that_were_judged(skipping):
+    assert [(row.name, row.cases, row.why) for row in skipping.rows()] == [
+        ("PLN-1", "20", "10 skipped"),
+        ("PLN-2", "3", "4 skipped\na gap"),
+        ("GTH-1", "0", "no gaps"),
+        ("read_plan", "4", "3 pass, 1 fail, 2 skipped\na gap"),
+        ("gather_rows", "3", "2 skipped"),
+        ("run_slots", "0", "no slots"),
+    ]
+
+
+def test_reasons_are_counted_once_for_all_but_not_where_nothing_was_judged(skipping):
+    assert list(skipping.skips()) == ["13 cases: no gaps", "4 vectors: no runs", "1 case: no <ends>"]
+    found = skipping.as_json()
+    assert [one["skipped"] for one in found["verdicts"]] == [
+        {"no gaps": 9, "no <ends>": 1}, {"no gaps": 4}, {"no gaps": 30},
+    ]  # fmt: skip
+    assert [group["skipped"] for group in found["vectors"]] == [
+        {"no runs": 2},
+        {"no runs": 2},
+        {"no slots": 1},
+    ]
+    assert "<p>skipped 1 case: no &lt;ends&gt;</p>" in skipping._repr_html_()
+    assert "\n\nskipped 13 cases: no gaps\n\n" in repr(skipping)
 
 
 def test_html_shows_text_as_text(mixed):

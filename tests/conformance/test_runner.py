@@ -1,7 +1,9 @@
 """From a check to a verdict: which cases are asked, what is counted, and which case is kept."""
 
+from contextlib import suppress
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import configuration, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from flashref.conformance import reference
 from flashref.conformance.adapter import OPERATIONS, Unsupported
 from flashref.conformance.checks import CHECKS
-from flashref.conformance.checks.check import Call, Check
+from flashref.conformance.checks.check import Call, Check, ask
 from flashref.conformance.judging.runner import (
     Attempts,
     calls_of,
@@ -25,6 +27,7 @@ from flashref.conformance.judging.runner import (
 from flashref.conformance.transport.codec import case_from_text
 from flashref.conformance.transport.subject import Breach, InProcess
 from flashref.conformance.vectors.published import shipped_vectors
+from flashref.types import FFN
 
 SUBJECT = InProcess(reference)
 DEV = profile_settings("dev")
@@ -118,8 +121,41 @@ def test_skipped_cases_are_not_judged_and_if_all_are_skipped_that_is_no_pass():
         return judge
 
     some, every = (examine(check_of(skips(*bad)), SUBJECT, DEV) for bad in ((1,), (1, 2, 3)))
-    assert (some.kind, some.cases) == ("pass", 2)
-    assert (every.kind, every.cases, every.text) == ("unsupported", 0, "not 3")
+    assert (some.kind, some.cases, some.skipped) == ("pass", 2, {"not 1": 1})
+    assert (every.kind, every.cases, every.text) == ("unsupported", 0, "not 1; not 2; not 3")
+
+
+def test_skipped_cases_are_counted_up_to_the_first_failure():
+    def judge(subject, case):
+        if case == 3:
+            raise Breach("fail", "three")
+        raise Unsupported("small" if case < 3 else "large")
+
+    attempts = Attempts(check_of(judge), SUBJECT)
+    for case in (1, 2, 3, 4, 5):
+        with suppress(Breach):
+            attempts.attempt(case)
+    assert attempts.verdict("fail", "three").skipped == {"small": 2}
+
+
+@pytest.mark.parametrize("operation", ["sparse_ffn", "run_decode", "run_window"])
+def test_a_refused_activation_comes_with_the_way_to_skip_it(operation):
+    def refuses(*of):
+        raise ValueError("an unknown activation")
+
+    network = FFN("squared_relu", np.ones((1, 1), np.float32), np.ones((1, 1), np.float32))
+    calls = {
+        "sparse_ffn": (np.ones(1, np.float32), *network, np.arange(1)),
+        "run_decode": ([[network, None]] * 2, *[None] * 8),
+        "run_window": (1, 1, [1], []),
+    }
+    subject = InProcess(SimpleNamespace(**{**vars(reference), operation: refuses}))
+    with pytest.raises(Breach) as caught:
+        ask(subject, Call(operation, calls[operation]))
+    refused, _, advice = str(caught.value).partition("; ")
+    assert refused == f"{operation} refused a valid input: ValueError: an unknown activation"
+    due = "if your engine has no squared_relu, raise Unsupported (chapter 96)"
+    assert advice == ("" if operation == "run_window" else due)
 
 
 def test_a_defect_of_the_kit_is_no_verdict_on_the_implementation():
@@ -164,4 +200,9 @@ def test_a_run_begins_anew():
     with pytest.raises(Breach):
         attempts.attempt(2)
     attempts.begin()
-    assert (attempts.judged, attempts.skipped, attempts.failing, attempts.first_failure) == (0, 0, None, None)
+    assert (attempts.judged, attempts.skipped, attempts.failing, attempts.first_failure) == (
+        0,
+        {},
+        None,
+        None,
+    )

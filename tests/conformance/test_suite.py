@@ -82,6 +82,15 @@ def test_the_readmes_adapter_passes_from_outside_the_checkout(tmp_path, readmes_
     assert result["name"] == "my engine"
 
 
+def test_the_readmes_adapter_passes_on_an_engine_with_two_activations(tmp_path, readmes_adapter):
+    with (tmp_path / "my_engine.py").open("a") as engine:
+        engine.write('for name in ACTIVATIONS.keys() - {"relu", "silu"}:\n    del ACTIVATIONS[name]\n')
+    words = *readmes_adapter, "-k", "FFN-4 or FFN-9 or IOP-7 or IOP-2 or sparse_ffn", "-rs"
+    out = suite(tmp_path, *words, expect=0)
+    assert f"spec {SPEC_VERSION}: 4 pass, 0 deviate, 0 unsupported, 0 fail; vectors: " in out
+    assert "my engine has no squared_relu" in out
+
+
 @pytest.mark.ci
 def test_two_workers_judge_as_one_and_a_printed_id_names_its_test(tmp_path, readmes_adapter):
     for name, workers in (("one.json", "-n0"), ("two.json", "-n2")):

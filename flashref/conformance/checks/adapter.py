@@ -198,17 +198,18 @@ def judge_answered(subject: Subject, call: Call) -> None:
 
 def judge_in_turn(subject: Subject, calls: Sequence[Call]) -> None:
     """Each call is answered, and leaves the result of the one before alone."""
-    for call in calls:
-        ask(subject, call)
+    for number, call in enumerate(calls, 1):
+        ask(subject, call, f"call {number}")
 
 
 def judge_repeated(subject: Subject, calls: Sequence[Call]) -> None:
     """The first call, asked again after the others, gives the same bits."""
-    first = ask(subject, calls[0])
-    at_once = ask(subject, calls[0])
-    for call in calls[1:]:
-        ask(subject, call)
-    for when, again in (("at once", at_once), ("after other calls", ask(subject, calls[0]))):
+    first = ask(subject, calls[0], "call 1")
+    at_once = ask(subject, calls[0], "call 1 at once again")
+    for number, call in enumerate(calls[1:], 2):
+        ask(subject, call, f"call {number}")
+    at_last = ask(subject, calls[0], "call 1 after the other calls")
+    for when, again in (("at once", at_once), ("after other calls", at_last)):
         if not unchanged(first, again):
             raise Breach(
                 "not deterministic", f"{calls[0].operation} gave something else when asked again {when}"
@@ -218,9 +219,9 @@ def judge_repeated(subject: Subject, calls: Sequence[Call]) -> None:
 def judge_refusal(subject: Subject, calls: Sequence[Call]) -> None:
     """A refusal leaves nothing behind."""
     valid, bad = calls
-    before = ask(subject, valid)
+    before = ask(subject, valid, "call 1")
     must_refuse(subject, bad)
-    if not unchanged(before, ask(subject, valid)):
+    if not unchanged(before, ask(subject, valid, "call 1 after call 2 was refused")):
         raise Breach(
             "fail", f"{valid.operation} gave something else after it had refused a call ({bad.note})"
         )

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine
 
-from flashref.conformance.adapter import Facts
+from flashref.conformance.adapter import Facts, how_to_skip
 from flashref.conformance.strategies import DTYPES, SIZES
 from flashref.conformance.transport.codec import registered
 from flashref.conformance.transport.subject import Breach, Refusal, Subject
@@ -82,12 +82,14 @@ def singles(values: Any) -> Array:
     return np.array(values, np.float32)
 
 
-def ask(subject: Subject, call: Call) -> Any:
-    """The answer to a valid call; a refusal is a failure."""
+def ask(subject: Subject, call: Call, which: str = "") -> Any:
+    """The answer to a valid call; a refusal is a failure, whose text begins with `which` of several calls."""
     try:
         return subject.call(call.operation, *call.arguments)
     except Refusal as refusal:
-        raise Breach("fail", f"{call.operation} refused a valid input: {refusal}") from None
+        advice = how_to_skip(call.operation, call.arguments)
+        text = f"{call.operation} refused a valid input: {refusal}{advice}"
+        raise Breach("fail", f"{which}: {text}" if which else text) from None
 
 
 def must_refuse(subject: Subject, call: Call) -> None:

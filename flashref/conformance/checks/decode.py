@@ -165,7 +165,7 @@ def judge_values(subject: Subject, call: Call) -> None:
     for token in tokens_of(call, ask(subject, call)):
         chosen = chosen_ids(token, call.arguments[SEMANTIC])
         exact = exact_ffn(token.x, token.ffn, chosen)
-        expect_close(f"{token.where}: y over the neurons {chosen}", token.y, exact, [0.0] * len(exact))
+        expect_close(f"y, {token.where}, over the neurons {chosen}", token.y, exact, [0.0] * len(exact))
 
 
 def judge_bounded(subject: Subject, call: Call) -> None:
@@ -174,7 +174,7 @@ def judge_bounded(subject: Subject, call: Call) -> None:
         chosen = chosen_ids(token, call.arguments[SEMANTIC])
         exact = exact_ffn(token.x, token.ffn, chosen)
         within = bounds(subject.facts, token.x, take_neurons(token.ffn, chosen), exact)
-        expect_close(f"{token.where}: y over the neurons {chosen}", token.y, exact, within)
+        expect_close(f"y, {token.where}, over the neurons {chosen}", token.y, exact, within)
 
 
 def judge_semantics(subject: Subject, call: Call) -> None:
@@ -190,8 +190,8 @@ def judge_first(subject: Subject, call: Call) -> None:
     for token in tokens_of(call, ask(subject, call)):
         if token.number == 0:
             loaded, bypassed = (counter(token, name) for name in ("loaded", "bypassed"))
-            expect_equal(f"{token.where}: rows loaded and bypassed", loaded + bypassed, len(token.predicted))
-            expect_equal(f"{token.where}: rows evicted", counter(token, "evicted"), 0)
+            expect_equal(f"rows loaded and bypassed, {token.where}", loaded + bypassed, len(token.predicted))
+            expect_equal(f"rows evicted, {token.where}", counter(token, "evicted"), 0)
 
 
 def counter(token: DecodeAnswer, name: str) -> int:
@@ -210,18 +210,19 @@ def judge_counters(subject: Subject, call: Call) -> None:
         for name, got in token.counters.items():
             due = token.due.counters
             if name != "moved_rows":
-                expect_equal(f"{token.where}: {name}", got, due[name])
+                expect_equal(f"{name}, {token.where}", got, due[name])
                 continue
             most = most_moves(placement, due["evicted"], due["loaded"])
             if not 0 <= got <= most:
-                raise Breach("fail", f"{token.where}: {placement} moved {got} rows, and may move {most}")
+                what = f"moved_rows, {token.where}"
+                raise Breach("fail", f"{what}: {placement} moved {got} rows, and may move {most}")
 
 
 def judge_batches(subject: Subject, call: Call) -> None:
     """What is read, in which batches: requests and bytes as read."""
     for token in tokens_of(call, ask(subject, call)):
         for name in ("requests", "read_bytes"):
-            expect_equal(f"{token.where}: {name}", counter(token, name), token.due.counters[name])
+            expect_equal(f"{name}, {token.where}", counter(token, name), token.due.counters[name])
 
 
 def judge_independence(subject: Subject, call: Call) -> None:

@@ -113,42 +113,42 @@ def first_token(token: WindowAnswer) -> None:
     if token.number > 0:
         return
     read = set(token.load.tolist()) | set(token.bypass.tolist())
-    expect_ids(f"{token.where}: load and bypass", ints(sorted(read)), token.predicted)
-    expect_ids(f"{token.where}: evict", token.evict, [])
+    expect_ids(f"load and bypass, {token.where}", ints(sorted(read)), token.predicted)
+    expect_ids(f"evict, {token.where}", token.evict, [])
 
 
 def resident_sets(token: WindowAnswer) -> None:
     """The resident set is the union of what the tokens in the window kept."""
-    expect_ids(f"{token.where}: resident", ints(sorted(token.after)), token.due.resident)
+    expect_ids(f"resident, {token.where}", ints(sorted(token.after)), token.due.resident)
 
 
 def deltas(token: WindowAnswer) -> None:
     """load, evict and bypass are the differences of the definition, ascending."""
     for name in ("load", "evict", "bypass"):
-        expect_ids(f"{token.where}: {name}", getattr(token, name), getattr(token.due, name))
+        expect_ids(f"{name}, {token.where}", getattr(token, name), getattr(token.due, name))
 
 
 def reads(token: WindowAnswer) -> None:
     """What is read is what is predicted and not there."""
     read = sorted(token.load.tolist() + token.bypass.tolist())
-    expect_ids(f"{token.where}: load and bypass", ints(read), token.predicted - token.before)
+    expect_ids(f"load and bypass, {token.where}", ints(read), token.predicted - token.before)
 
 
 def room(token: WindowAnswer) -> None:
     """The rows suffice, and no neuron comes back without being read."""
     if len(token.after) > token.capacity:
-        raise Breach("fail", f"{token.where}: {len(token.after)} neurons in {token.capacity} rows")
+        raise Breach("fail", f"resident, {token.where}: {len(token.after)} neurons in {token.capacity} rows")
     if ghosts := sorted(set(token.load.tolist()) - token.predicted):
-        raise Breach("fail", f"{token.where}: {ghosts} are loaded, but the token does not want them")
-    expect_ids(f"{token.where}: resident", ints(sorted(token.after)), token.due.resident)
+        raise Breach("fail", f"load, {token.where}: {ghosts} are loaded, but the token does not want them")
+    expect_ids(f"resident, {token.where}", ints(sorted(token.after)), token.due.resident)
 
 
 def overflow(token: WindowAnswer) -> None:
     """Of a set that does not fit, rows that are there stay first, then the smallest ids."""
     if len(token.predicted) > token.capacity:
         kept = token.predicted - token.due.bypass
-        expect_ids(f"{token.where}: bypass", token.bypass, token.due.bypass)
-        expect_ids(f"{token.where}: kept", ints(sorted(token.after & token.predicted)), kept)
+        expect_ids(f"bypass, {token.where}", token.bypass, token.due.bypass)
+        expect_ids(f"kept, {token.where}", ints(sorted(token.after & token.predicted)), kept)
 
 
 def judge_extremes(subject: Subject, call: Call) -> None:
@@ -162,9 +162,9 @@ def judge_extremes(subject: Subject, call: Call) -> None:
                 where = f"sequence {s}, token {t}, layer {layer}"
                 before = set(sequence[t - 1][layer].tolist()) if t else set()
                 if k == 1:
-                    expect_ids(f"{where}: load", load, set(active.tolist()) - before)
+                    expect_ids(f"load, {where}", load, set(active.tolist()) - before)
                 if k >= len(sequence):
-                    expect_ids(f"{where}: evict", evict, [])
+                    expect_ids(f"evict, {where}", evict, [])
 
 
 def judge_purity(subject: Subject, call: Call) -> None:
@@ -179,8 +179,8 @@ def judge_purity(subject: Subject, call: Call) -> None:
                 for name, ids, other, twice in zip(
                     ("load", "evict", "bypass"), together[s][t][layer], delta, again[s][t][layer], strict=True
                 ):
-                    expect_bits(f"{where}: {name} in a batch, against alone", ids, other)
-                    expect_bits(f"{where}: {name} a second time", twice, ids)
+                    expect_bits(f"{name} in a batch, against alone, {where}", ids, other)
+                    expect_bits(f"{name} a second time, {where}", twice, ids)
 
 
 def with_room(n: int) -> st.SearchStrategy[int]:

@@ -1,6 +1,7 @@
 """What came out of a run: counted, in words, and as JSON. Nothing in it depends on a clock."""
 
 import html
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,16 @@ _NAMES = {PASS: "pass", DEVIATES: "deviate", UNSUPPORTED: "unsupported", FAIL: "
 
 
 class Row(NamedTuple):
-    """One line of a report's table. section: the chapter, or "vectors"; why: the first line of the reason."""
+    """One line of a report's table.
+
+    Attributes:
+        section: the chapter, or "vectors".
+        name: the requirement, or the operation whose vectors were judged.
+        kind: the class of the requirement, or "vectors".
+        verdict: a word.
+        cases: how many were judged.
+        why: on a line each, how many cases were skipped, and the first line of the reason.
+    """
 
     section: str
     name: str
@@ -88,14 +98,37 @@ class Report(NamedTuple):
         known = requirements()
         for verdict in self.verdicts:
             of = known[verdict.requirement]
-            section, cases = of.page.removesuffix(".md"), str(verdict.cases)
-            yield Row(section, of.id, of.kind, verdict.kind, cases, _first_line(verdict.text))
+            skipped = sum(verdict.skipped.values()) if verdict.cases else 0  # else the text has the reasons
+            why = _lines(f"{skipped} skipped" if skipped else "", _first_line(verdict.text))
+            yield Row(of.page.removesuffix(".md"), of.id, of.kind, verdict.kind, str(verdict.cases), why)
         for operation, group in self.vectors.items():
             kind = group_kind(group)
             other = next((verdict for verdict in group if verdict.kind == kind != PASS), None)
-            cases = f"{sum(verdict.kind == PASS for verdict in group)} of {len(group)}"
-            why = "" if other is None else _first_line(_without_id(other))
-            yield Row("vectors", operation, "vectors", kind, cases, why)
+            why = _lines(_tally(group), "" if other is None else _first_line(_without_id(other)))
+            yield Row("vectors", operation, "vectors", kind, str(sum(one.cases for one in group)), why)
+
+    def skipped(self) -> dict[str, tuple[int, int]]:
+        """Count what was skipped of the requirements and operations of which something was judged.
+
+        Returns:
+            Reason → (cases of requirements, vectors), the largest numbers first.
+        """
+        cases, vectors = Counter[str](), Counter[str]()
+        for verdict in self.verdicts:
+            if verdict.kind != UNSUPPORTED:  # else its text has the reasons
+                cases.update(verdict.skipped)
+        for group in self.vectors.values():
+            if group_kind(group) != UNSUPPORTED:
+                vectors.update(_skipped(group))
+        reasons = sorted(cases | vectors, key=lambda reason: (-cases[reason] - vectors[reason], reason))
+        return {reason: (cases[reason], vectors[reason]) for reason in reasons}
+
+    def skips(self) -> Iterator[str]:
+        """Give a line for each reason why cases were skipped: `39 cases and 25 vectors: no gelu_erf`."""
+        for reason, numbers in self.skipped().items():
+            named = zip(numbers, ("case", "vector"), strict=True)
+            counted = [f"{many} {what}{'s' * (many > 1)}" for many, what in named if many]
+            yield f"{' and '.join(counted)}: {_first_line(reason)}"
 
     def failures(self, vectors_of_one: int = 3) -> Iterator[str]:
         """Give the text of every failure.
@@ -113,15 +146,22 @@ class Report(NamedTuple):
                 yield "\n  ".join([f"{len(others)} more vectors of {operation} failed:", *others])
 
     def __repr__(self) -> str:
-        return "\n\n".join([f"{self.name} {self.version}", *self.failures(), self.summary])
+        skips = [f"skipped {line}" for line in self.skips()]
+        return "\n\n".join([f"{self.name} {self.version}", *skips, *self.failures(), self.summary])
 
     def _repr_html_(self) -> str:
         """A notebook's view: the table, the failures, and the count."""
         cells = "</td><td>"
-        rows = [f"<tr><td>{cells.join(map(html.escape, row))}</td></tr>" for row in self.rows()]
+        rows = [
+            f"<tr><td>{cells.join(map(html.escape, row))}</td></tr>".replace("\n", "<br>")
+            for row in self.rows()
+        ]
+        skips = [f"<p>skipped {html.escape(line)}</p>" for line in self.skips()]
         failures = [f"<pre>{html.escape(text)}</pre>" for text in self.failures()]
         title, end = (html.escape(text) for text in (f"{self.name} {self.version}", self.summary))
-        return "\n".join([f"<p><b>{title}</b></p>", "<table>", *rows, "</table>", *failures, f"<p>{end}</p>"])
+        return "\n".join(
+            [f"<p><b>{title}</b></p>", "<table>", *rows, "</table>", *skips, *failures, f"<p>{end}</p>"]
+        )
 
 
 def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
@@ -141,7 +181,8 @@ def group_kind(group: Sequence[Verdict]) -> str:
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
     """The verdict without its seconds."""
-    return {name: value for name, value in verdict._asdict().items() if name != "seconds"}
+    content = {**verdict._asdict(), "skipped": dict(verdict.skipped)}
+    return {name: value for name, value in content.items() if name != "seconds"}
 
 
 def failure_text(verdict: Verdict, target: str) -> str:
@@ -163,7 +204,8 @@ def failure_text(verdict: Verdict, target: str) -> str:
     heading = name if of is None else f"{of.id} [{of.kind}]: {of.sentence} (specs/{of.page})"
     if verdict.repeat is not None:
         calls = [call for call in calls_of(case_from_text(verdict.repeat)) if isinstance(call, Call)]
-        texts += [*map(_call_text, calls), f"{again} '{verdict.repeat}'"]
+        numbers = [""] if len(calls) == 1 else [f" {number}" for number in range(1, len(calls) + 1)]
+        texts += [*map(_call_text, calls, numbers), f"{again} '{verdict.repeat}'"]
     return "\n".join([heading, *texts])
 
 
@@ -172,10 +214,12 @@ def _without_id(verdict: Verdict) -> str:
     return verdict.text.removeprefix(f"{verdict.requirement}: ")
 
 
-def _call_text(call: Call) -> str:
+def _call_text(call: Call, number: str = "") -> str:
+    """A line with the call; of several calls, with its number and what is special about it."""
     named = zip(OPERATIONS[call.operation], call.arguments, strict=True)
     arguments = ", ".join(f"{name}={shown(value)}" for name, value in named)
-    return f"  call: {call.operation}({arguments})"
+    note = f" ({call.note})" if number and call.note else ""
+    return f"  call{number}{note}: {call.operation}({arguments})"
 
 
 def _group_json(operation: str, group: Sequence[Verdict]) -> dict[str, Any]:
@@ -184,8 +228,28 @@ def _group_json(operation: str, group: Sequence[Verdict]) -> dict[str, Any]:
         for verdict in group
         if verdict.kind not in GOOD
     ]
-    kind, cases = group_kind(group), len(group)
-    return {"operation": operation, "kind": kind, "cases": cases, **counts(group), "failures": failures}
+    numbers = {"cases": len(group), **counts(group), "skipped": dict(_skipped(group))}
+    return {"operation": operation, "kind": group_kind(group), **numbers, "failures": failures}
+
+
+def _skipped(group: Iterable[Verdict]) -> Counter[str]:
+    """Reason → how many vectors were skipped for it."""
+    return Counter(verdict.text for verdict in group if verdict.kind == UNSUPPORTED)
+
+
+def _tally(group: Sequence[Verdict]) -> str:
+    """What became of the vectors: `41 pass, 1 fail, 25 skipped`; `16 skipped` if none failed; or nothing."""
+    numbers = counts(group)
+    words = {name: "skipped" if name == _NAMES[UNSUPPORTED] else name for name in numbers}
+    kinds = [_NAMES[kind] for kind in (PASS, FAIL, DEVIATES, NOT_RUN, UNSUPPORTED)]
+    parts = [f"{numbers[name]} {words[name]}" for name in kinds if numbers[name]]
+    if group_kind(group) == PASS and not numbers[_NAMES[DEVIATES]]:
+        parts = parts[1:]  # the cases column counts them
+    return ", ".join(parts) if group_kind(group) == PASS or len(parts) > 1 else ""
+
+
+def _lines(*texts: str) -> str:
+    return "\n".join(text for text in texts if text)
 
 
 def _failed(verdicts: Iterable[Verdict]) -> list[Verdict]:

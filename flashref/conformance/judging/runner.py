@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -78,7 +79,8 @@ class Attempts:
 
     def begin(self) -> None:
         """Forget what was judged before."""
-        self.judged, self.skipped, self.reason = 0, 0, ""
+        self.judged = 0
+        self.skipped = Counter[str]()  # reason → cases, up to the first failure
         self.failing: Any = None
         self.before: Any = None  # the case before this one
         self.first_failure: tuple[int, float] | None = None  # cases and seconds until then
@@ -90,7 +92,8 @@ class Attempts:
         try:
             self.check.judge(self.subject, case)
         except Unsupported as reason:
-            self.skipped, self.reason = self.skipped + 1, str(reason)
+            if self.first_failure is None:
+                self.skipped[str(reason)] += 1
         except (Breach, Died) as breach:
             two = breach.kind == OVERWRITES and self.before is not None
             self.failing = {"first": self.before, "then": case} if two else case
@@ -119,14 +122,14 @@ class Attempts:
         if error is not None:  # a defect of the kit must not hide the other verdicts
             return self.verdict(KIT_ERROR, "".join(traceback.format_exception(error)))
         if self.judged == 0 and self.skipped:
-            return self.verdict(UNSUPPORTED, self.reason)
+            return self.verdict(UNSUPPORTED, "; ".join(self.skipped))
         return self.verdict(PASS, "")
 
     def verdict(self, kind: str, text: str) -> Verdict:
         """Give a verdict on the requirement, with the case that failed last, which is the smallest."""
         cases, seconds = self.first_failure or (self.judged, time.perf_counter() - self._start)
         repeat = None if self.failing is None else case_text(self.failing)
-        return Verdict(self.check.requirement, kind, text, cases, seconds, repeat)
+        return Verdict(self.check.requirement, kind, text, cases, seconds, repeat, dict(self.skipped))
 
 
 def property_of(

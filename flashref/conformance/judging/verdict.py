@@ -1,5 +1,7 @@
 """What became of one requirement, or of one vector."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 PASS, FAIL, UNSUPPORTED, DEVIATES, NOT_RUN = "pass", "fail", "unsupported", "deviates", "not run"
@@ -18,6 +20,7 @@ class Verdict(NamedTuple):
         cases: how many cases were judged, up to the first failure if there was one.
         seconds: how long that took.
         repeat: the case that failed, as a text that `repeat` and `--repro` take; None if there is none.
+        skipped: reason → how many cases the adapter skipped for it, up to the first failure.
     """
 
     requirement: str
@@ -26,3 +29,4 @@ class Verdict(NamedTuple):
     cases: int
     seconds: float
     repeat: str | None = None
+    skipped: Mapping[str, int] = MappingProxyType({})

@@ -1,5 +1,6 @@
 """A result beside what a vector expects of it: the first difference, in numbers (chapter 94)."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from flashref.conformance.transport.subject import unchanged
 from flashref.conformance.vectors.files import Expectation, Vector
 from flashref.conformance.words import excess, number
 from flashref.types import Array, Ids
+from flashref.window import Delta
 
+_DELTA = re.compile(r"^result\[(\d+)\]\[(\d+)\]\[(\d+)\]\[(\d+)\]")
 SMALLEST_NORMAL = 2.0**-126  # of float32
 _ARITHMETIC = ("predict_active", "dense_ffn", "sparse_ffn", "run_decode")  # the others only move bytes
 _PACKED = ("unpack_bundles", "gather_rows")  # their weights come as bytes
@@ -71,11 +74,20 @@ def difference_of(vector: Vector, result: Any) -> str | None:
         )
     else:
         ys, wrong_counter = result, None
+    if vector.operation == "run_window":
+        difference = _first_difference(result, due, "result")
+        return difference and _DELTA.sub(_named_delta, difference)
     if expectation.kind == "bounded":
         return _beyond_bound(ys, due, expectation.bound) or wrong_counter
     return (
         _first_difference(ys, due, "result", expectation.kind == "exact_but_for_zero_sign") or wrong_counter
     )
+
+
+def _named_delta(place: re.Match[str]) -> str:
+    """A place in the result of run_window in words: `evict, sequence 0, token 2, layer 0`."""
+    sequence, token, layer, part = map(int, place.groups())
+    return f"{Delta._fields[part]}, sequence {sequence}, token {token}, layer {layer}"
 
 
 def _arrays(value: Any) -> Iterator[Array]:
@@ -162,7 +174,7 @@ def _beyond_bound(got: Array, exact: Array, bound: Array | None) -> str | None:
     worst = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     error = float(errors[worst]) if np.isfinite(got[worst]) else None
     return (
-        f"element {_index(worst)} is {_shown(got[worst])}, exactly it is {_shown(exact[worst])}; "
+        f"worst element {_index(worst)}: got {_shown(got[worst])}, exact {_shown(exact[worst])}; "
         f"{excess(error, bound[worst])}"
     )
 
@@ -173,22 +185,23 @@ def _first_difference(got: Any, due: Any, where: str, free_zeros: bool = False) 
         pairs = [(f"{where} {key}", got[key], due[key]) for key in due if key in got]
     elif isinstance(due, list):
         if len(got) != len(due):
-            return f"{where} has {len(got)} parts, {len(due)} were due"
+            return f"{where}: got {len(got)} parts, expected {len(due)}"
         pairs = [(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(got, due, strict=True))]
     elif isinstance(due, np.ndarray):
         return _array_difference(got, due, where, free_zeros)
     else:
-        return None if unchanged(got, due) else f"{where} is {got}, {due} was due"
+        return None if unchanged(got, due) else f"{where}: got {got}, expected {due}"
     differences = (_first_difference(a, b, name, free_zeros) for name, a, b in pairs)
     return next((difference for difference in differences if difference), None)
 
 
 def _array_difference(got: Array, due: Array, where: str, free_zeros: bool) -> str | None:
+    if got.dtype == due.dtype == np.int64 and got.ndim == due.ndim == 1 and max(got.size, due.size) < 30:
+        a, b = got.tolist(), due.tolist()
+        return None if a == b else f"{where}: got {a}, expected {b}"
     if got.shape != due.shape or got.dtype != due.dtype:
-        shown = (
-            f": {got.tolist()}, not {due.tolist()}" if due.ndim == 1 and max(got.size, due.size) < 30 else ""
-        )
-        return f"{where} is {got.dtype} of shape {got.shape}, {due.dtype} of shape {due.shape} was due{shown}"
+        given, expected = (f"{array.dtype} of shape {array.shape}" for array in (got, due))
+        return f"{where}: got {given}, expected {expected}"
     bits = np.dtype(f"u{due.itemsize}")
     differ = np.ascontiguousarray(got).view(bits) != np.ascontiguousarray(due).view(bits)
     if free_zeros and due.dtype.kind == "f":
@@ -197,8 +210,8 @@ def _array_difference(got: Array, due: Array, where: str, free_zeros: bool) -> s
         return None
     first = np.unravel_index(int(np.argmax(differ)), differ.shape)
     return (
-        f"{where} differs in {int(differ.sum())} of {differ.size} elements: "
-        f"element {_index(first)} is {_shown(got[first])}, {_shown(due[first])} was due"
+        f"{where}: {int(differ.sum())} of {differ.size} elements differ; "
+        f"element {_index(first)}: got {_shown(got[first])}, expected {_shown(due[first])}"
     )
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from flashref.conformance.adapter import Unsupported
+from flashref.conformance.adapter import Unsupported, how_to_skip
 from flashref.conformance.transport.subject import Breach, Refusal, Subject, unchanged
 from flashref.conformance.vectors.compare import beyond_facts, difference_of
 from flashref.conformance.vectors.files import Vector, VectorError, VectorGroup, group_files
@@ -74,7 +74,8 @@ def judge_vector(subject: Subject, vector: Vector) -> None:
     except Refusal as refusal:
         if vector.expectation.kind == "error":
             return
-        wrong: str | None = f"refused arguments that are valid ({refusal})"
+        advice = how_to_skip(vector.operation, vector.arguments)
+        wrong: str | None = f"refused a valid input: {refusal}{advice}"
     except Breach as breach:
         raise Breach(breach.kind, f"{vector.id}: {breach}. {_purpose(vector)}") from breach
     else:
