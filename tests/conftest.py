@@ -24,7 +24,7 @@ pytest.register_assert_rewrite(
     "vector_folders",
 )
 
-settings.register_profile("dev", max_examples=30, deadline=None)
+settings.register_profile("dev", max_examples=30, deadline=None, stateful_step_count=30)
 settings.register_profile(
     "ci", max_examples=100, deadline=None, derandomize=True, database=None, print_blob=True
 )

@@ -52,9 +52,7 @@ def test_without_a_proof_the_text_is_the_same_and_nothing_claims_more(run, repor
     )
     assert re.search(took, told)
     told = " ".join(run(llama, *words).out.split())
-    assert (
-        "The proof's weights are in it; --no-proof leaves them out and holds the peak to the budget." in told
-    )
+    assert "--no-proof leaves them out, and holds the peak to the budget plus a stated allowance" in told
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])

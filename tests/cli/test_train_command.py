@@ -10,7 +10,6 @@ import hurried_jax
 import numpy as np
 import pytest
 import train_runs
-from conftest import sampled
 from random_models import CONTEXT, FAMILIES, LAYERS, NEURONS, WIDTH, write_family
 from train_runs import QUICK, TEXT, loaded
 
@@ -67,7 +66,8 @@ def test_every_family_records_the_very_tensor_that_its_up_projection_receives(tm
             assert np.abs(found - expected).max() <= 200 * 2.0**-24 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("family", sampled([family for family in FAMILIES if family != "opt"], ["llama"]))
+@pytest.mark.ci
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "opt"])
 def test_every_family_is_fitted_and_judged_again_to_the_same_figures(small, train, family):
     """All but OPT, which every other test fits."""
     silu = family == "llama"

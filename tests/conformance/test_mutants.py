@@ -52,7 +52,7 @@ def test_a_layer_without_a_predictor_is_dense_in_the_reference_and_in_what_judge
 @pytest.mark.parametrize("requirement", EVERY_CHECK)
 def test_the_reference_passes_every_check(requirement):
     with subject_of(requirement) as subject:
-        how = runner.profile_settings(PROFILE, 15 if PROFILE == "dev" else None)
+        how = runner.profile_settings(PROFILE, 10 if PROFILE == "dev" else None)
         verdict = runner.examine(CHECKS[requirement], subject, how)
     assert verdict.kind == PASS, verdict.text
     assert verdict.cases > 0

@@ -82,6 +82,7 @@ def test_the_readmes_adapter_passes_from_outside_the_checkout(tmp_path, readmes_
     assert result["name"] == "my engine"
 
 
+@pytest.mark.ci
 def test_the_readmes_adapter_passes_on_an_engine_with_two_activations(tmp_path, readmes_adapter):
     with (tmp_path / "my_engine.py").open("a") as engine:
         engine.write('for name in ACTIVATIONS.keys() - {"relu", "silu"}:\n    del ACTIVATIONS[name]\n')
