@@ -174,6 +174,7 @@ def test_a_failure_is_repeated_by_pasting_its_line(judge, adapter, tmp_path):
     assert again() == (0, "PLN-2: it passes now")
 
 
+@pytest.mark.ci
 def test_a_vector_is_repeated_by_its_id(judge, adapter):
     code, out = judge(adapter(FORGETS), "--requirements", "PLN-2")
     name = re.search(r"repeat: flashref conformance other --repro (read_plan/\S+)\n", out)[1]

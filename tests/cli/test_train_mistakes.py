@@ -104,6 +104,7 @@ def test_predictors_of_other_weights_or_another_activation_are_not_judged(small,
     assert outcome.code == 2 and "were fitted to the activation relu; leave --activation out" in outcome.err
 
 
+@pytest.mark.ci
 def test_tokens_for_ten_chunks_are_the_fewest(small, train):
     ended = train(small, "--text", small / "text", *QUICK, "--tokens", str(10 * CONTEXT - 1))
     assert ended.code == 2 and f"give at least --tokens {10 * CONTEXT}" in ended.err

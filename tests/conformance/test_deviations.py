@@ -29,6 +29,7 @@ def test_a_requirement_that_deviates_is_not_judged(report, adapter, tmp_path):
     assert (code, kinds(result)) == (1, {"PLN-2": "raises"})
 
 
+@pytest.mark.ci
 def test_a_case_that_deviates_must_fail(report, adapter, tmp_path):
     path = tmp_path / "deviations.toml"
     names = [path.stem for path in (KIT.parent / "data" / "vectors" / "v1" / "read_plan").glob("*.json")]

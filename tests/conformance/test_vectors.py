@@ -40,6 +40,7 @@ def test_the_shipped_files_are_what_the_definitions_give():
     assert check_vectors(SHIPPED, all_groups()) == []
 
 
+@pytest.mark.ci
 @pytest.mark.req("VEC-1")
 def test_the_bytes_do_not_depend_on_the_process_or_on_hashing():
     program = (

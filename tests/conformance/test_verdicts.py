@@ -108,6 +108,7 @@ def gather_rows(*of):
 """
 
 
+@pytest.mark.ci
 def test_three_hangs_are_waited_for_and_no_more(report, adapter, tmp_path):
     words = ["GTH-1", "GTH-2", "GTH-3", "GTH-6", "TYP-2", "PLN-2", "IOP-2"]
     code, result = report(adapter(HANGS), "--requirements", *words, timeout=2.0)
