@@ -67,6 +67,7 @@ def readmes_adapter(tmp_path):
     return *SUITE, "--flashref-adapter", "my_adapter"
 
 
+@pytest.mark.ci
 def test_the_readmes_adapter_passes_from_outside_the_checkout(tmp_path, readmes_adapter):
     words = *readmes_adapter, "-k", f"{SOME} or {REFUSALS}", "-v", "-rs", "--flashref-report", "one.json"
     out = suite(tmp_path, *words, expect=0)

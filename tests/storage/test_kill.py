@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import sampled
+from conftest import PROFILE, sampled
 from random_models import random_weights, write_model
 
 from flashref.models.checkpoint import open_checkpoint
@@ -117,7 +117,10 @@ def test_a_kill_at_any_moment_leaves_a_whole_image_or_none(model, processes, cal
     [stepped, _], (links, names) = processes, calls
     path, named = tmp_path / "image", names.index("link" if links == "links" else "rename")
     first = 0 if links == "links" else names.index("fsync")  # until then it is the same
+    each = 3 if PROFILE == "dev" else 1  # of the many writes; of the other calls every one
     for i, name in list(enumerate(names))[first:]:
+        if name == "pwrite" and i % each:
+            continue
         for letter in "kh" if name == "pwrite" else "k":
             assert stepped.go_on(stepped.start(model, path, links), i) == name
             assert stepped.step(letter) == "ended killed"
