@@ -118,7 +118,9 @@ def evaluations(x, ffn):
 @pytest.mark.req("ACC-6", "FFN-2")
 @given(plain_cases())
 @example((np.float32([-1.9995]), FFN("relu", np.float32([[-1.1754944e-38]]), np.float32([[0.0625]]))))
-@example((np.float32([-4810]), FFN("relu", np.float32([[-5.703e-42]]), np.float32([[979]]))))
+@example(
+    (np.float32([-4810] * 6), FFN("relu", np.float32([[-5.703e-42] * 6] * 8), np.float32([[979] * 6] * 8)))
+)
 def test_the_ffn_bound_holds_for_every_order(case):
     x, ffn = case
     event(ffn.activation)
