@@ -119,11 +119,14 @@ def test_sums_of_other_dtypes_or_shapes_are_refused(sum_of):
         (np.zeros(2, np.float32), np.zeros((1, 1), np.float32)),
         (np.zeros(2, np.float32), np.zeros(2, np.float32)),
         (np.float32(2), np.zeros((1, 1), np.float32)),
+        (np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32)),
+        (np.zeros(2, np.float32), np.zeros((2, 1, 1), np.float32)),
     ]:
         with pytest.raises(ShapeError, match="a sum needs"):
             sum_of(factors, rows)
     one = np.ones(1, np.float32), np.ones((1, 2), np.float32)
-    for start in (np.zeros(2), np.zeros(1, np.float32), np.zeros((1, 2), np.float32)):
+    of_other_shapes = [np.zeros(shape, np.float32) for shape in ((1,), (3,), (1, 2))]
+    for start in (np.zeros(2), np.zeros(2, np.float16), *of_other_shapes):
         with pytest.raises(ShapeError, match="a sum of width 2 starts from"):
             sum_of(*one, start)
 
@@ -150,6 +153,16 @@ def test_an_activation_is_its_definition_rounded_once(name, z, tau):
 def test_a_neuron_that_is_off_gives_a_positive_zero(name):
     assert same(activate(name, np.float32([-0.0, -1, 0])), np.zeros(3, np.float32))
     assert activate(name, np.float32([0.5])) > 0  # τ is 0 if it is not given
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_a_slope_is_the_derivative_of_the_exact_activation(name):
+    z, step = np.linspace(-30, 30, 241), Fraction(1, 10**12)  # the difference is off by about step²
+    for value, v in zip(SLOPES[name](z), map(Fraction, z.tolist()), strict=True):
+        ends = (exact_activation(name, v + side * step, 0.0) for side in (1, -1))
+        due = (next(ends) - next(ends)) / (2 * step)
+        # A dozen roundings; no intermediate value is larger than 1 + |z| where σ is not 0 or 1.
+        assert abs(Fraction(float(value)) - due) <= 32 * Fraction(2) ** -53 * (1 + abs(v))
 
 
 def test_an_unknown_activation_is_refused_by_name():

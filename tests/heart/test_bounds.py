@@ -41,6 +41,7 @@ def test_unit_roundoff_is_half_the_spacing_at_one():
 
 @pytest.mark.req("ACC-2")
 @given(st.integers(0, 10**7), st.sampled_from([2.0**-8, 2.0**-24, 2.0**-53]))
+@example(256, 2.0**-8)
 def test_gamma_is_highams(k, u):
     product = k * Fraction(u)
     if product >= 1:

@@ -310,3 +310,7 @@ def test_what_a_layer_cannot_be_is_refused():
     layer = empty_layer(ffn_layout, ResidentFFN("relu"), 1, 1)
     with pytest.raises(IdsError):
         decode_layer(layer, np.zeros(2, np.float32), lambda _: [2, 1], swap_with_last, None, sum_resident)
+
+
+def test_what_is_always_in_dram_has_a_tau_of_zero_unless_one_is_given():
+    assert ResidentFFN("relu") == ResidentFFN("relu", None, None, None, None, 0.0)

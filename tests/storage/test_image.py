@@ -145,6 +145,13 @@ def test_a_bundle_that_is_not_as_it_was_written_is_named(tmp_path, monkeypatch, 
                 )
                 with pytest.raises(ImageError, match=told):
                     require_bundles(open_image(path))
+                # The last bundle is damaged too: the first one is named.
+                end = layout.start + 7 * layout.stride - 2
+                twice = bytearray(path.read_bytes())
+                twice[end] ^= 1
+                path.write_bytes(twice)
+                with pytest.raises(ImageError, match=told):
+                    require_bundles(open_image(path))
 
 
 @pytest.mark.req("IMG-12")
@@ -212,7 +219,14 @@ def with_sums(dtype, width):
     return change
 
 
+def with_one_sum(header):
+    begin, end = header["crc32"]["data_offsets"]
+    header["crc32"].update(shape=[1], data_offsets=[begin, begin + 4])
+    header["pad.99"] = {"dtype": "U8", "shape": [end - begin - 4], "data_offsets": [begin + 4, end]}
+
+
 FOREIGN = {
+    "too few checksums": (with_one_sum, r"the tensor \S+ does not match its checksum"),
     "signed checksums": (with_sums("I32", 4), "has no checksums"),
     "checksums of a byte": (with_sums("U8", 1), "has no checksums"),
     "another format": (in_metadata(format="pt"), "is not a flash image"),
@@ -242,6 +256,13 @@ FOREIGN = {
     "fields out of order": (in_record(fields=["down", "up"]), "metadata do not describe"),
     "another layer": (in_record(layer=0), "metadata do not describe"),
     "a layer of text": (in_record(layer="1"), "metadata do not describe"),
+    "a layer of true": (in_record(layer=True), "is not a whole number"),
+    "a record of more": (in_record(more=1), "is not described by layer"),
+    "a record of less": (in_metadata(bundles='{"layers.1.bundles": {"d": 3}}'), "is not described by layer"),
+    "a record of numbers": (in_metadata(bundles='{"layers.1.bundles": [1]}'), "is not described by layer"),
+    "a block with a zero before": (in_metadata(block="0512"), "does not start on a block of '0512' bytes"),
+    "a block with a blank after": (in_metadata(block="512 "), "does not start on a block of '512 ' bytes"),
+    "bundles without a record": (in_metadata(bundles="{}"), r"layers.\d.bundles\S* is not described\)"),
 }
 
 
@@ -258,11 +279,12 @@ def test_an_image_that_says_what_cannot_be_is_refused(tmp_path, kind):
 def test_blocks_that_are_no_blocks_are_refused_even_without_bundles(tmp_path, monkeypatch):
     made = model(0, layers=())
     raw = packed(tmp_path, made, block=512).read_bytes()
+    odd = refused(tmp_path / "odd", packed(tmp_path, made, block=1536).read_bytes())
     not_aligned = refused(tmp_path / "rewritten", rewritten(raw, in_metadata(block="4096")))
     with monkeypatch.context() as patch:
         patch.setattr("flashref.storage.packing.BLOCKS", (512, 1 << 21))
         too_large = refused(tmp_path / "large", packed(tmp_path, made, block=1 << 21).read_bytes())
-    for message in (not_aligned, too_large):
+    for message in (not_aligned, too_large, odd):
         assert "something does not start on a block" in message
 
 
