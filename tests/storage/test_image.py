@@ -279,7 +279,7 @@ def test_an_image_that_says_what_cannot_be_is_refused(tmp_path, kind):
 def test_blocks_that_are_no_blocks_are_refused_even_without_bundles(tmp_path, monkeypatch):
     made = model(0, layers=())
     raw = packed(tmp_path, made, block=512).read_bytes()
-    odd = refused(tmp_path / "odd", packed(tmp_path, made, block=1536).read_bytes())
+    odd = refused(tmp_path / "odd", packed(tmp_path, made, block=5 * 512).read_bytes())
     not_aligned = refused(tmp_path / "rewritten", rewritten(raw, in_metadata(block="4096")))
     with monkeypatch.context() as patch:
         patch.setattr("flashref.storage.packing.BLOCKS", (512, 1 << 21))
