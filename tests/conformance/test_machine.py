@@ -9,6 +9,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from conftest import PROFILE
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from safetensors.numpy import save_file
@@ -179,3 +181,5 @@ class DecodeMachine(RuleBasedStateMachine):
 
 
 TestDecodeMachine = DecodeMachine.TestCase
+if PROFILE == "dev":
+    TestDecodeMachine.settings = settings(TestDecodeMachine.settings, max_examples=15)

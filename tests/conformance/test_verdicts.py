@@ -63,6 +63,7 @@ KINDS = {
 }
 
 
+@pytest.mark.ci
 def test_each_misbehaviour_has_its_verdict_and_the_run_goes_on(report, adapter):
     code, result = report(adapter(MISBEHAVING), "--requirements", *KINDS, "IOP-5")
     assert code == 1
@@ -171,6 +172,7 @@ def read_plan(*of):
     assert row["kind"] == "not deterministic"
 
 
+@pytest.mark.ci
 def test_an_implementation_that_starts_once_only_crashes(report, adapter, tmp_path):
     source = """
 if os.path.exists("started"): raise RuntimeError("the device is lost")
