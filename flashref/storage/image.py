@@ -284,7 +284,7 @@ def _require_sums(container: Container) -> dict[str, Group]:
     entry = entries.get("crc32")
     if entry is None or entry.dtype != "U32":
         raise ImageError(f"{path}: has no checksums; remove the image and pack it again")
-    sums = tensor_array(container, "crc32").reshape(-1)
+    sums = tensor_array(container, "crc32").ravel()
     header_bytes = next(iter(entries.values())).offset
     if not sums.size or sums[0] != _crc32(byte_pieces(container, 0, header_bytes)):
         raise ImageError(

@@ -5,12 +5,14 @@ import itertools
 import os
 import shutil
 import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import random_images
 from random_images import model, packed, write_checkpoint
 
+from flashref.storage import image
 from flashref.storage.container import tensor_array
 from flashref.storage.image import open_image, pack_image
 from flashref.types import ImageError, same
@@ -64,6 +66,25 @@ def test_what_is_written_is_synced_on_the_way(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(0))
     packed(tmp_path, made)
     assert len(calls) == 2  # at the end, the file and its folder
+
+
+def test_no_more_than_256_mib_wait_for_the_disk(tmp_path, monkeypatch):
+    """Pieces of no content, and no file: what counts is where the file was synced."""
+    made, offsets, synced = model(0), [], []
+    tensors = write_checkpoint(tmp_path / "model.safetensors", made.arrays)
+    plan = image.plan_image(tensors, made.layers, made.config, 4096, None, True)
+    mib, first = np.zeros(1 << 20, np.uint8), (1 << 20) - plan.header_bytes  # then offsets are whole MiB
+    large = np.zeros(300 << 20, np.uint8)  # never touched, so it takes no memory
+    pieces = [mib[:first], *[mib] * 254, mib[:-1], mib[:1], large, *[mib] * 300]
+    given = iter([pieces])
+    monkeypatch.setattr(image, "entry_pieces", lambda *_: next(given, []))
+    monkeypatch.setattr(image, "write_all", lambda _, piece, offset: offsets.append(offset + piece.size))
+    monkeypatch.setattr(image, "create_file", lambda *_: nullcontext(0))
+    monkeypatch.setattr(image, "_digest", lambda *_: "0" * 64)
+    monkeypatch.setattr(image, "all_sums", lambda *_: mib[:0])
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(offsets[-1]))
+    pack_image(tmp_path / "image", tensors, made.layers, made.config, 4096)
+    assert synced == [mibs << 20 for mibs in (256, 256 + 300, 256 + 300 + 256)]
 
 
 def failing_writes(monkeypatch, call, error):
