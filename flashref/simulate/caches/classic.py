@@ -83,9 +83,7 @@ def pinned(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int) -> Rea
     were not used at all.
 
     Args:
-        trace: which units each token activates.
-        sizes: bytes of a unit of each layer, ≥ 1.
-        capacity: bytes of the pool, ≥ 0.
+        trace, sizes, capacity: as `lru` takes them.
 
     Returns:
         What is read and kept.
@@ -105,7 +103,7 @@ def pinned_oracle(trace: ActivationTrace, sizes: tuple[int, ...], capacity: int)
     """Replay `pinned` with the units that the whole trace uses most, which nobody can know beforehand.
 
     Args:
-        trace, sizes, capacity: as `pinned` takes them.
+        trace, sizes, capacity: as `lru` takes them.
 
     Returns:
         What is read and kept.
