@@ -125,7 +125,7 @@ def test_outside_the_spec_a_citation_needs_no_link(tmp_path, write):
 
 
 @pytest.mark.parametrize(
-    "line", ["<<<<<<< HEAD", "||||||| base", "=======", ">>>>>>> branch", "Here @@TODO@@ follows."]
+    "line", ["<<<<<<< HEAD", "||||||| base", "=======", ">>>>>>> branch", "Here @@NAME@@ follows."]
 )
 def test_what_an_unfinished_edit_left_is_named(write, line):
     [complaint] = leftovers(f"# Here\n\nA line.\n\n{line}\n")
