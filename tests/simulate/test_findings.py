@@ -69,3 +69,39 @@ def test_semantics_of_the_callers_own_have_their_functions_name(model):
 )
 def test_rows_of_many_layers_are_summarised(rows, words):
     assert rows_in_words(rows) == words
+
+
+def test_the_table_and_its_verdict_say_what_the_figures_are(model):
+    with open_model(model, memory=0.95) as opened:
+        found = find(opened, opened.generate("In the", 3), "paper_m1max_fig2b")
+    naive, *between, last = found.tables.methods
+    naive = naive._replace(
+        useful_bytes_per_token=3_000_000,
+        flash_bytes_per_token=4_000_000,
+        reads_per_token=5,
+        dram_bytes=6_000,
+        dram_moved_bytes_per_token=7_000,
+        simulated_io_ms_per_token=2.5,
+    )
+
+    def shown(milliseconds):
+        ours = last._replace(
+            useful_bytes_per_token=1_000_000,
+            flash_bytes_per_token=2_500_000,
+            simulated_io_ms_per_token=milliseconds,
+        )
+        tables = found.tables._replace(methods=(naive, *between, ours), scaled=())
+        return method_tables(found._replace(tables=tables))[0]
+
+    assert shown(1.25).rows[0] == ["naive", "3.00 MB", "4.00 MB", "5", "6.00 kB", "7.00 kB", "2.50 ms"]
+    verdict = shown(1.25).notes[-1]
+    assert (
+        "so 2.5 bytes are read for one that is needed" in verdict and "needs 3 times fewer bytes" in verdict
+    )
+    assert "its I/O is 2.0 times faster (2.50 ms → 1.25 ms, simulated)." in verdict
+    assert "its I/O is 2.0 times slower (2.50 ms → 5.00 ms, simulated)." in shown(5.0).notes[-1]
+    assert "its I/O takes as long (2.50 ms → 2.50 ms, simulated)." in shown(2.5).notes[-1]
+    assert found.same_as_dense is (found.text.new_ids == found.dense_ids)
+    other = found._replace(dense_ids=tuple(token + 1 for token in found.text.new_ids))
+    assert other.same_as_dense is False and found._replace(dense_ids=None).same_as_dense is None
+    assert found._replace(dense_ids=found.text.new_ids).same_as_dense is True
