@@ -105,3 +105,14 @@ def test_the_table_and_its_verdict_say_what_the_figures_are(model):
     other = found._replace(dense_ids=tuple(token + 1 for token in found.text.new_ids))
     assert other.same_as_dense is False and found._replace(dense_ids=None).same_as_dense is None
     assert found._replace(dense_ids=found.text.new_ids).same_as_dense is True
+
+
+def test_the_shares_of_opt_are_of_its_whole_ffn(model):
+    with open_model(model, memory=0.95) as opened:
+        found = find(opened, opened.generate("In the", 3), "paper_m1max_fig2b")
+    ffn_bytes = 32 * 16_384 * 2 * 4_096 * 2  # layers, neurons, matrices, width, bytes of fp16
+    useful = (1, 2, ffn_bytes // 4, 3, ffn_bytes // 20)
+    methods = zip(found.tables.methods, useful, strict=True)
+    scaled = tuple(method._replace(useful_bytes_per_token=each) for method, each in methods)
+    _, table = method_tables(found._replace(tables=found.tables._replace(scaled=scaled)))
+    assert "25.0% of the FFN predicted for a token, and 5.0% that must still be read" in table.notes[-1]
